@@ -1,0 +1,369 @@
+"""Where minibatches come from: tensors in memory, or any iterable of batches.
+
+A source's ``state`` and the generators' states are all that a checkpoint needs to go on exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from particlevi._checks import check_choice, check_finite, check_positive_int
+from particlevi.potentials.potential import ModelPotential
+from particlevi.typing import Batch
+
+__all__ = ["BatchSource", "as_source", "as_tensors", "fingerprint"]
+
+
+class BatchSource(Protocol):
+    """An endless stream of batches that can be stopped and taken up again."""
+
+    def next(self, generator: torch.Generator) -> Batch | None:
+        """The batch of the next step."""
+        ...
+
+    def example(self) -> Batch | None:
+        """A batch to try the potential on; draws no random numbers."""
+        ...
+
+    def targets(self) -> Tensor | None:
+        """All targets, where they are at hand: the last element of a tuple of data."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What ``restore`` needs."""
+        ...
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from ``state``."""
+        ...
+
+
+class NoData:
+    """The source of a density without data."""
+
+    def next(self, generator: torch.Generator) -> None:
+        """No batch."""
+
+    def example(self) -> None:
+        """No batch."""
+
+    def targets(self) -> Tensor | None:
+        """None."""
+        return None
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Nothing."""
+
+
+class FullBatch(NoData):
+    """All data at every step, shared by all particles."""
+
+    def __init__(self, data: Any, device: torch.device):
+        self.batch = Batch(pytree.tree_map(lambda leaf: leaf.to(device), data))
+
+    def next(self, generator: torch.Generator) -> Batch:  # type: ignore[override]
+        """The data."""
+        return self.batch
+
+    def example(self) -> Batch:  # type: ignore[override]
+        """The data."""
+        return self.batch
+
+    def targets(self) -> Tensor | None:
+        """The last element of the data."""
+        return _last(self.batch.data)
+
+
+class TensorBatches:
+    """Minibatches of tensors, the indices drawn here.
+
+    Args:
+        data: tensors with first dimension N.
+        batch_size: B.
+        num_particles: P when every particle draws its own minibatch, None when all share one.
+        method: ``"replacement"``: B independent indices. ``"subset"``: a random subset of size B,
+            fresh at every step. ``"epoch"``: the data in random order, B at a time, reshuffled when
+            fewer than B are left.
+        device: of the batches.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        batch_size: int,
+        num_particles: int | None,
+        method: str,
+        device: torch.device,
+    ):
+        self.leaves, self.structure = pytree.tree_flatten(data)
+        self.num_data = len(self.leaves[0])
+        self.batch_size = batch_size
+        self.num_particles = num_particles
+        self.method = method
+        self.device = device
+        self.order = torch.empty(0, 0, dtype=torch.long)
+        self.cursor = self.num_data
+
+    def next(self, generator: torch.Generator) -> Batch:
+        """Leaves ``[P, B, ...]``, or ``[B, ...]`` when shared."""
+        return self._gather(self._indices(generator))
+
+    def example(self) -> Batch:
+        """The first B data, for every particle."""
+        rows = self.num_particles or 1
+        return self._gather(torch.arange(self.batch_size).expand(rows, -1))
+
+    def targets(self) -> Tensor | None:
+        """The last element of the data."""
+        return _last(pytree.tree_unflatten(self.leaves, self.structure))
+
+    def _indices(self, generator: torch.Generator) -> Tensor:
+        rows, size = self.num_particles or 1, self.batch_size
+        if self.method == "replacement":
+            return torch.randint(
+                self.num_data, (rows, size), generator=generator, device=generator.device
+            )
+        if self.method == "subset":
+            return self._shuffled(rows, generator)[:, :size]
+        if self.cursor + size > self.num_data:
+            self.order, self.cursor = self._shuffled(rows, generator), 0
+        indices = self.order[:, self.cursor : self.cursor + size]
+        self.cursor += size
+        return indices
+
+    def _shuffled(self, rows: int, generator: torch.Generator) -> Tensor:
+        keys = torch.rand(rows, self.num_data, generator=generator, device=generator.device)
+        return keys.argsort(dim=1)
+
+    def _gather(self, indices: Tensor) -> Batch:
+        shape = indices.shape if self.num_particles else indices.shape[1:]
+        flat = indices.reshape(-1)
+        parts = [
+            leaf.index_select(0, flat.to(leaf.device)).view(*shape, *leaf.shape[1:]).to(self.device)
+            for leaf in self.leaves
+        ]
+        return Batch(pytree.tree_unflatten(parts, self.structure), self.num_particles is not None)
+
+    def state(self) -> dict[str, Tensor]:
+        """The order of the current epoch and the place in it."""
+        if self.method != "epoch":
+            return {}
+        return {"order": self.order, "cursor": torch.tensor(self.cursor)}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on within an epoch."""
+        if self.method == "epoch":
+            self.order, self.cursor = state["order"], int(state["cursor"])
+
+
+class LoaderBatches:
+    """Batches of an iterable, epoch after epoch, shared by all particles.
+
+    An epoch can be replayed: torch's global generator and the loader's own are remembered as they
+    were when it began. Randomness from elsewhere (numpy, random) is not.
+    """
+
+    def __init__(self, loader: Iterable[Any], potential: ModelPotential):
+        self.loader = loader
+        self.potential = potential
+        self.own_generator = getattr(loader, "generator", None)
+        self.iterator: Iterator[Any] | None = None
+        self.used = 0
+        self.epoch_start = self._generators()
+        self.first: Batch | None = None
+
+    def _generators(self) -> dict[str, Tensor]:
+        states = {"global": torch.get_rng_state()}
+        if self.own_generator is not None:
+            states["own"] = self.own_generator.get_state()
+        return states
+
+    def _begin(self) -> Iterator[Any]:
+        self.epoch_start, self.used = self._generators(), 0
+        return iter(self.loader)
+
+    def next(self, generator: torch.Generator) -> Batch:
+        """The next batch, from the next epoch where this one has ended."""
+        if self.iterator is None:
+            self.iterator = self._begin()
+        item = next(self.iterator, None)
+        if item is None:
+            if self.loader is self.iterator or self.used == 0:
+                raise ValueError(
+                    f"The data ended after {self.used} batches and cannot be read again: pass "
+                    "something that can be iterated over many times, such as a DataLoader or a "
+                    "list of batches."
+                )
+            self.iterator = self._begin()
+            item = next(self.iterator)
+        self.used += 1
+        return self._prepare(item)
+
+    def _prepare(self, item: Any) -> Batch:
+        data = as_tensors(item, self.potential, "a batch")
+        return Batch(pytree.tree_map(lambda leaf: leaf.to(self.potential.device), data))
+
+    def example(self) -> Batch:
+        """The first batch; generators are left as they were."""
+        if self.loader is iter(self.loader):
+            raise ValueError(
+                "The data can be read only once: pass something that can be iterated over many "
+                "times, such as a DataLoader or a list of batches."
+            )
+        before = self._generators()
+        item = next(iter(self.loader), None)
+        self._set_generators(before)
+        if item is None:
+            raise ValueError("The iterable of batches is empty.")
+        return self._prepare(item)
+
+    def targets(self) -> Tensor | None:
+        """Not at hand."""
+        return None
+
+    def _set_generators(self, states: dict[str, Tensor]) -> None:
+        torch.set_rng_state(states["global"])
+        if self.own_generator is not None:
+            self.own_generator.set_state(states["own"])
+
+    def state(self) -> dict[str, Tensor]:
+        """The generators when the epoch began, and how many of its batches are used."""
+        return {**self.epoch_start, "used": torch.tensor(self.used)}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Replay the epoch up to where it was."""
+        used = int(state["used"])
+        if not used:
+            return
+        self._set_generators({key: value for key, value in state.items() if key != "used"})
+        self.iterator = self._begin()
+        for _ in range(used):
+            next(self.iterator)
+        self.used = used
+
+
+def _last(data: Any) -> Tensor | None:
+    last = data[-1] if isinstance(data, tuple) else None
+    return last if isinstance(last, Tensor) else None
+
+
+def as_tensors(data: Any, potential: ModelPotential, name: str = "data") -> Any:
+    """Arrays as tensors, floats in the dtype of the potential; every leaf has the same length.
+
+    Raises:
+        TypeError: a leaf that is no array.
+        ValueError: leaves of different lengths, no leaves, or NaN or infinite values.
+    """
+
+    def convert(leaf: Any) -> Tensor:
+        if isinstance(leaf, np.ndarray):
+            leaf = torch.from_numpy(np.ascontiguousarray(leaf))
+        if not isinstance(leaf, Tensor):
+            raise TypeError(
+                f"{name} must be made of tensors or arrays, got {type(leaf).__name__}."
+            )
+        return leaf.detach().to(potential.dtype) if leaf.is_floating_point() else leaf
+
+    data = pytree.tree_map(convert, tuple(data) if isinstance(data, list) else data)
+    leaves = pytree.tree_leaves(data)
+    if not leaves or any(leaf.ndim == 0 for leaf in leaves):
+        raise ValueError(f"{name} must be tensors whose first dimension counts the data.")
+    lengths = [len(leaf) for leaf in leaves]
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            f"{name} must have one length, got first dimensions {lengths}: "
+            "inputs and targets do not belong together."
+        )
+    for i, leaf in enumerate(leaves):
+        check_finite(f"{name}[{i}]", leaf, "Remove or impute those rows.")
+    return data
+
+
+def _is_tensors(data: Any) -> bool:
+    leaves = pytree.tree_leaves(data)
+    kinds = (Tensor, np.ndarray)
+    return bool(leaves) and all(isinstance(leaf, kinds) for leaf in leaves) and not (
+        isinstance(data, list) and all(isinstance(item, (tuple, list, dict)) for item in data)
+    )
+
+
+def as_source(
+    data: Any,
+    potential: ModelPotential,
+    *,
+    batch_size: int | None,
+    num_particles: int,
+    shared: bool,
+    method: str,
+) -> BatchSource:
+    """The source of the data given to ``sample``; see there for the arguments.
+
+    Raises:
+        ValueError: data missing or superfluous, a number of data other than ``num_data``, a batch
+            size larger than the data.
+    """
+    check_choice("batching", method, ["replacement", "subset", "epoch"])
+    if potential.log_likelihood_fn is None:
+        if data is not None:
+            raise ValueError("The potential is a density without data, but data were given.")
+        return NoData()
+    if data is None:
+        raise ValueError("The potential needs data: sample(sampler, data=(x, y), ...).")
+    if not _is_tensors(data):
+        if not isinstance(data, Iterable):
+            raise TypeError(
+                "data must be a tensor, a tuple or dict of tensors, or an iterable of batches "
+                f"such as a DataLoader, got {type(data).__name__}."
+            )
+        if batch_size is not None:
+            raise ValueError("batch_size is the loader's own: leave it out with a DataLoader.")
+        dataset = getattr(data, "dataset", None)
+        _check_length(len(dataset) if hasattr(dataset, "__len__") else None, potential)
+        return LoaderBatches(data, potential)
+    tensors = as_tensors(data, potential)
+    length = len(pytree.tree_leaves(tensors)[0])
+    _check_length(length, potential)
+    if batch_size is None:
+        return FullBatch(tensors, potential.device)
+    check_positive_int("batch_size", batch_size)
+    if batch_size > length:
+        raise ValueError(
+            f"batch_size must be at most the number of data, {length}, got {batch_size}. "
+            "Leave it out to use all data at every step."
+        )
+    if batch_size == length and method != "replacement":
+        return FullBatch(tensors, potential.device)
+    owners = None if shared else num_particles
+    return TensorBatches(tensors, batch_size, owners, method, potential.device)
+
+
+def _check_length(length: int | None, potential: ModelPotential) -> None:
+    if length is not None and potential.num_data is not None and length != potential.num_data:
+        raise ValueError(
+            f"The potential was made for num_data={potential.num_data}, got {length} data: "
+            "num_data must be the size of the whole training set."
+        )
+
+
+def fingerprint(data: Any) -> Any:
+    """Shapes, dtypes and sums of the data, so that a checkpoint is not resumed on others."""
+    if data is None:
+        return None
+    if not _is_tensors(data):
+        return {"kind": type(data).__name__}
+    found = []
+    for leaf in pytree.tree_leaves(data):
+        tensor = torch.as_tensor(leaf)
+        total = float(tensor.double().sum())
+        found.append({"shape": list(tensor.shape), "dtype": str(tensor.dtype), "sum": total})
+    return found

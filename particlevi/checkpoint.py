@@ -1,0 +1,103 @@
+"""State to file and back: safetensors with JSON metadata, so that loading never runs code.
+
+A checkpoint is a folder. ``state.safetensors`` is replaced atomically; the draws lie in files that
+are written once and named in the state, so that a kill at any moment leaves a checkpoint whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["differences", "flatten", "read", "unflatten", "write"]
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write one file atomically: after a crash there is the old file or the new one."""
+    from safetensors.torch import save
+
+    payload = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(save(payload, {"particlevi": json.dumps(metadata)}))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """Tensors and metadata of one file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file of another kind, or a damaged one.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file, or it is damaged: {error}") from error
+    if "particlevi" not in metadata:
+        raise ValueError(f"{path} was not written by particlevi.")
+    return tensors, json.loads(metadata["particlevi"])
+
+
+def flatten(value: Any, prefix: str) -> dict[str, Tensor]:
+    """A tree of NamedTuples of tensors as a flat dict with dotted names."""
+    if isinstance(value, Tensor):
+        return {prefix: value}
+    flat = {}
+    for name in value._fields:
+        flat.update(flatten(getattr(value, name), f"{prefix}.{name}"))
+    return flat
+
+
+def unflatten(template: Any, tensors: Mapping[str, Tensor], prefix: str) -> Any:
+    """The tree that ``flatten`` took apart, in the shape of ``template``.
+
+    Raises:
+        ValueError: a tensor is missing or has another shape or dtype.
+    """
+    if isinstance(template, Tensor):
+        found = tensors.get(prefix)
+        if found is None or found.shape != template.shape or found.dtype != template.dtype:
+            got = "nothing" if found is None else f"{found.dtype} {list(found.shape)}"
+            raise ValueError(
+                f"The checkpoint's {prefix} must be {template.dtype} {list(template.shape)}, "
+                f"got {got}: it belongs to another sampler."
+            )
+        return found.to(template.device)
+    parts = [
+        unflatten(getattr(template, name), tensors, f"{prefix}.{name}")
+        for name in template._fields
+    ]
+    return type(template)(*parts)
+
+
+def differences(saved: Any, given: Any, name: str) -> list[str]:
+    """Where two JSON values differ, in words."""
+    if isinstance(saved, dict) and isinstance(given, dict):
+        found = []
+        for key in sorted(set(saved) | set(given)):
+            found += differences(saved.get(key), given.get(key), f"{name}.{key}")
+        return found
+    if isinstance(given, tuple):
+        given = list(given)
+    if saved == given:
+        return []
+    return [f"{name} was {_short(saved)}, is {_short(given)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 80 else text[:77] + "..."

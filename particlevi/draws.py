@@ -1,0 +1,453 @@
+"""The result of a run: draws, and what they say about parameters and predictions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from particlevi import checkpoint as files
+from particlevi._checks import check_choice, check_finite
+from particlevi.batches import as_tensors
+from particlevi.potentials.potential import ModelPotential
+from particlevi.typing import Batch
+
+__all__ = ["Draws", "Prediction", "load"]
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The posterior predictive at B inputs, summarised over all draws.
+
+    Iterating gives ``mean, std``.
+
+    Attributes:
+        mean: of a new target, ``[B, ...]``; class probabilities ``[B, C]`` for a categorical.
+        std: standard deviation of a new target, ``[B, ...]``: that of the model's mean between
+            draws and that of the noise, by the law of total variance. For class probabilities,
+            their standard deviation between draws.
+        epistemic_std: that of the model's mean between draws alone.
+        probs: class probabilities ``[B, C]``, or ``P(y = 1)`` for a Bernoulli; None otherwise.
+        quantiles: of a new target, ``[Q, B, ...]``, or None if none were asked for.
+    """
+
+    mean: Tensor
+    std: Tensor
+    epistemic_std: Tensor
+    probs: Tensor | None = None
+    quantiles: Tensor | None = None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield self.mean
+        yield self.std
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Draws of a run.
+
+    Attributes:
+        particles: what was kept, ``[P, T, K]``; all parameters (K = D) unless ``keep`` said
+            otherwise. Chains that diverged are left out.
+        stats: statistics per draw, ``[P, T]`` or ``[T]``: ``potential`` (in nats, on the minibatch
+            of the step that ended in the draw, where its gradient was evaluated), temperatures,
+            ``step``, ``step_size`` and other scheduled scalars.
+        warmup, warmup_stats: the same of the warm-up, if it was kept.
+        chains: which of the chains started are in ``particles``.
+        diverged: chains left out, with the step at which they diverged.
+        interrupted: whether Ctrl-C ended the run.
+        interacting: whether the particles saw each other, so that they are no chains.
+        seconds: that the run took.
+        num_steps: that were made.
+        coordinates: the parameters kept, ``[K]``, if only some were.
+        output_shape: ``[B, ...]`` of the outputs kept in place of parameters, if so.
+        shapes: of the potential's tensors, by name.
+        attrs: sampler, estimator, settings and seed.
+        fingerprint: of the potential.
+        potential: what was sampled; None for draws loaded without it.
+    """
+
+    particles: Tensor
+    stats: dict[str, Tensor]
+    warmup: Tensor | None = None
+    warmup_stats: dict[str, Tensor] = field(default_factory=dict)
+    chains: list[int] = field(default_factory=list)
+    diverged: dict[int, int] = field(default_factory=dict)
+    interrupted: bool = False
+    interacting: bool = False
+    seconds: float = math.nan
+    num_steps: int = 0
+    coordinates: Tensor | None = None
+    output_shape: tuple[int, ...] | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    attrs: dict[str, Any] = field(default_factory=dict)
+    fingerprint: dict[str, Any] = field(default_factory=dict)
+    potential: ModelPotential | None = None
+
+    def __repr__(self) -> str:
+        chains, draws, size = self.particles.shape
+        kind = "particles" if self.interacting else "chains"
+        notes = [f"{self.attrs.get('sampler', '?')}", f"{self.seconds:.1f} s"]
+        notes += ["interrupted"] if self.interrupted else []
+        notes += [f"{len(self.diverged)} diverged"] if self.diverged else []
+        return f"Draws({chains} {kind} x {draws} draws x {size}; {', '.join(notes)})"
+
+    def flat(self, thin: int = 1) -> Tensor:
+        """The posterior sample ``[S, K]``: every ``thin``-th draw of every chain.
+
+        Of interacting particles, only the last draw: the earlier ones are the way to it.
+        """
+        kept = self.particles[:, -1:] if self.interacting else self.particles[:, ::thin]
+        return kept.reshape(-1, kept.shape[-1])
+
+    def constrained(self) -> dict[str, Tensor]:
+        """The draws as the model's own quantities by name, ``[P, T, *shape]``."""
+        model = self._model()
+        chains, draws, size = self.particles.shape
+        flat = self.particles.reshape(-1, size).to(model.dtype)
+        values = model.constrain(flat)
+        return {name: v.reshape(chains, draws, *v.shape[1:]) for name, v in values.items()}
+
+    def outputs(self, inputs: Any, thin: int = 1, chunk_size: int = 64) -> Tensor:
+        """The model's outputs at some inputs for every draw, ``[P, T, B, ...]``.
+
+        Args:
+            inputs: one tensor ``[B, ...]``, or a tuple of them for a module with several inputs.
+            thin: use every ``thin``-th draw.
+            chunk_size: draws evaluated at once.
+        """
+        kept = self.particles[:, -1:] if self.interacting else self.particles[:, ::thin]
+        if self.output_shape is not None:
+            raise ValueError(
+                "These draws are outputs already, at the inputs given to keep=outputs_at(...): "
+                "they are in .particles; predictions elsewhere need the parameters."
+            )
+        flat = kept.reshape(-1, kept.shape[-1])
+        batch = self._inputs(inputs)
+        values = torch.cat([self._outputs(part, batch) for part in flat.split(chunk_size)])
+        return values.reshape(*kept.shape[:2], *values.shape[1:])
+
+    def predict(
+        self,
+        inputs: Any,
+        *,
+        quantiles: tuple[float, ...] = (),
+        thin: int = 1,
+        chunk_size: int = 64,
+        batch_size: int = 1024,
+        seed: int = 0,
+    ) -> Prediction:
+        """The posterior predictive at some inputs: mean, standard deviation, class probabilities.
+
+        Args:
+            inputs: one tensor ``[B, ...]``, or a tuple of them for a module with several inputs.
+            quantiles: of a new target; estimated from one target drawn per draw and input.
+            thin: use every ``thin``-th draw.
+            chunk_size: draws evaluated at once.
+            batch_size: inputs evaluated at once.
+            seed: of the targets drawn for the quantiles.
+
+        Raises:
+            ValueError: draws of a potential without outputs, or of a subset of its parameters.
+
+        >>> import particlevi as pvi
+        >>> net = torch.nn.Linear(1, 1)
+        >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
+        >>> potential = pvi.from_module(net, pvi.Gaussian(scale=0.1), pvi.Normal(1.0), num_data=20)
+        >>> draws = pvi.sample(
+        ...     pvi.sghmc(potential), data=(x, 2 * x), step_size=0.02, num_particles=4,
+        ...     num_warmup=500, num_draws=100, thin=5, progress=False,
+        ... )
+        >>> mean, std = draws.predict(torch.tensor([[0.5]]))
+        >>> bool((mean - 1).abs() < 0.1)
+        True
+        """
+        model = self._model()
+        if model.likelihood is None:
+            raise ValueError(
+                "Predictions need a potential made from a module; draws of a density have "
+                ".particles, and Pyro models .constrained()."
+            )
+        flat = self._parameters(thin)
+        batch = self._inputs(inputs)
+        length = len(pytree.tree_leaves(batch.data)[0])
+        generator = torch.Generator().manual_seed(seed)
+        parts = []
+        for start in range(0, length, batch_size):
+            piece = pytree.tree_map(lambda leaf, a=start: leaf[a : a + batch_size], batch.data)
+            parts.append(self._summary(flat, Batch(piece), quantiles, chunk_size, generator))
+        merged = {}
+        for name in ("mean", "std", "epistemic_std", "probs", "quantiles"):
+            values = [getattr(part, name) for part in parts]
+            dim = 1 if name == "quantiles" else 0
+            merged[name] = None if values[0] is None else torch.cat(values, dim=dim)
+        return Prediction(**merged)
+
+    def _summary(
+        self,
+        flat: Tensor,
+        batch: Batch,
+        quantiles: tuple[float, ...],
+        chunk_size: int,
+        generator: torch.Generator,
+    ) -> Prediction:
+        model = self._model()
+        assert model.likelihood is not None
+        mean = second = noise = torch.zeros(())
+        targets = []
+        reference = None
+        probabilities = False
+        for part in flat.split(chunk_size):
+            outputs = self._outputs(part, batch)
+            law = model.likelihood.distribution(
+                outputs.double(), {k: v.double() for k, v in self._own(part).items()}
+            )
+            probabilities = model.likelihood.classes
+            center = law.probs if probabilities else law.mean
+            reference = center.mean(0) if reference is None else reference
+            mean = mean + (center - reference).sum(0)
+            second = second + (center - reference).square().sum(0)
+            noise = noise + (0.0 if probabilities else law.variance.sum(0))
+            if quantiles:
+                with torch.random.fork_rng():
+                    torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+                    targets.append(law.sample())
+        assert reference is not None
+        mean, second, noise = mean / len(flat), second / len(flat), noise / len(flat)
+        between = (second - mean.square()).clamp(min=0)
+        mean, dtype = mean + reference, model.dtype
+        drawn = None
+        if quantiles:
+            points = torch.tensor(quantiles, dtype=torch.float64, device=mean.device)
+            drawn = torch.cat(targets).double().quantile(points, dim=0).to(dtype)
+        has_probs = model.likelihood.classes or model.likelihood.binary
+        return Prediction(
+            mean=mean.to(dtype),
+            std=(between + noise).sqrt().to(dtype),
+            epistemic_std=between.sqrt().to(dtype),
+            probs=mean.to(dtype) if has_probs else None,
+            quantiles=drawn,
+        )
+
+    def log_likelihood(
+        self, data: Any, *, thin: int = 1, chunk_size: int = 64, batch_size: int = 1024
+    ) -> Tensor:
+        """Log-likelihoods of data under every draw, ``[P, T, N]``, in nats.
+
+        Args:
+            data: as given to ``sample``; other data of the same structure for held-out scores.
+            thin: use every ``thin``-th draw.
+            chunk_size: draws evaluated at once.
+            batch_size: data evaluated at once.
+        """
+        model = self._model()
+        flat = self._parameters(thin)
+        data = as_tensors(data, model)
+        length = len(pytree.tree_leaves(data)[0])
+        columns = []
+        with torch.no_grad():
+            for start in range(0, length, batch_size):
+                piece = pytree.tree_map(
+                    lambda leaf, a=start: leaf[a : a + batch_size].to(model.device), data
+                )
+                rows = [
+                    model.log_likelihood(part, Batch(piece)) for part in flat.split(chunk_size)
+                ]
+                columns.append(torch.cat(rows))
+        values = torch.cat(columns, dim=1)
+        chains = len(self.particles)
+        return values.reshape(chains, -1, length)
+
+    def log_predictive_density(self, data: Any, **options: Any) -> Tensor:
+        """``log (1/S) sum_s p(y_n | x_n, theta_s)`` per datum, ``[N]``, in nats.
+
+        Its mean is the test log-likelihood, its negative mean the NLL.
+
+        Args:
+            data: held-out data of the structure given to ``sample``.
+            options: as for ``log_likelihood``.
+        """
+        values = self.log_likelihood(data, **options).double().flatten(0, 1)
+        return values.logsumexp(0) - math.log(len(values))
+
+    def ess(
+        self, of: str = "parameters", *, inputs: Any = None, method: str = "bulk", num: int = 100
+    ) -> np.ndarray[Any, Any]:
+        """Effective sample sizes, by ArviZ, in blocks of bounded memory.
+
+        Args:
+            of: ``"parameters"`` ``[K]``; ``"projections"``, ``num`` random directions ``[num]``;
+                or ``"predictions"``, the model's outputs at ``inputs``, ``[B, ...]``: the view that
+                does not depend on which hidden unit is which.
+            inputs: probe inputs for predictions.
+            method: of ArviZ: ``"bulk"``, ``"tail"``, ``"mean"``, ``"sd"`` ...
+            num: how many projections.
+
+        Raises:
+            ValueError: interacting particles, or fewer than 4 draws.
+        """
+        from particlevi.diagnostics import arviz
+
+        return arviz.ess(self._series(of, inputs, num, "ESS"), method=method)
+
+    def rhat(
+        self, of: str = "parameters", *, inputs: Any = None, num: int = 100
+    ) -> np.ndarray[Any, Any]:
+        """Rank-normalised split R-hat, by ArviZ; arguments as for ``ess``."""
+        from particlevi.diagnostics import arviz
+
+        return arviz.rhat(self._series(of, inputs, num, "R-hat"))
+
+    def _series(self, of: str, inputs: Any, num: int, what: str) -> Tensor:
+        check_choice("of", of, ["parameters", "projections", "predictions"])
+        if self.interacting:
+            raise ValueError(
+                f"{what} is a statement about Markov chains; these {len(self.particles)} particles "
+                "interact, so they are one set of draws without an order. Compare predictions, or "
+                "the discrepancy to the posterior, instead."
+            )
+        if of == "predictions":
+            if self.output_shape is not None:
+                return self.particles.unflatten(-1, self.output_shape)
+            if inputs is None:
+                raise ValueError("ESS of predictions needs probe inputs: inputs=x_test[:100].")
+            return self.outputs(inputs)
+        if of == "projections":
+            generator = torch.Generator().manual_seed(0)
+            size = self.particles.shape[-1]
+            values = []
+            for _ in range(num):
+                direction = torch.randn(size, generator=generator) / math.sqrt(size)
+                values.append(self.particles.to(direction.dtype) @ direction)
+            return torch.stack(values, dim=-1)
+        return self.particles
+
+    def to_arviz(
+        self,
+        data: Any = None,
+        *,
+        log_likelihood: bool = False,
+        posterior_predictive: bool = False,
+        seed: int = 0,
+    ) -> Any:
+        """An ArviZ InferenceData (a DataTree on ArviZ 1.x).
+
+        Groups: ``posterior`` with the model's quantities under their names, ``sample_stats``
+        (``lp`` is minus the potential on the minibatch of the step that ended in the draw),
+        the same of the warm-up if it was kept, and those asked for. Interacting particles become
+        one chain whose draws are the particles, at the end of the run.
+
+        Args:
+            data: as given to ``sample``, for the groups that need it and ``observed_data``.
+            log_likelihood: add the log-likelihood of each datum under each draw.
+            posterior_predictive: add one target drawn per datum and draw.
+            seed: of those targets.
+        """
+        from particlevi.diagnostics.export import to_arviz
+
+        return to_arviz(self, data, log_likelihood, posterior_predictive, seed)
+
+    def save(self, path: str | Path) -> None:
+        """Write the draws to one safetensors file, which ``pvi.load`` reads without running code."""
+        tensors = {"particles": self.particles}
+        tensors |= {f"stats.{name}": value for name, value in self.stats.items()}
+        tensors |= {f"warmup_stats.{name}": value for name, value in self.warmup_stats.items()}
+        if self.warmup is not None:
+            tensors["warmup"] = self.warmup
+        if self.coordinates is not None:
+            tensors["coordinates"] = self.coordinates
+        meta = {
+            "chains": self.chains,
+            "diverged": self.diverged,
+            "interrupted": self.interrupted,
+            "interacting": self.interacting,
+            "seconds": self.seconds,
+            "num_steps": self.num_steps,
+            "output_shape": self.output_shape,
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+            "attrs": self.attrs,
+            "fingerprint": self.fingerprint,
+        }
+        files.write(Path(path), tensors, meta)
+
+    def select(self, chains: list[int] | slice) -> Draws:
+        """The draws of some of the chains."""
+        picked = {n: v[chains] if v.ndim == 2 else v for n, v in self.stats.items()}
+        return replace(
+            self, particles=self.particles[chains], stats=picked, warmup=None, warmup_stats={}
+        )
+
+    def _model(self) -> ModelPotential:
+        if self.potential is None:
+            raise ValueError(
+                "These draws were loaded without their potential: pvi.load(path, potential=...)."
+            )
+        return self.potential
+
+    def _parameters(self, thin: int) -> Tensor:
+        if self.coordinates is not None or self.output_shape is not None:
+            raise ValueError(
+                "Only a part of the parameters was kept (keep=...), so the model cannot be "
+                "evaluated at these draws: keep all parameters."
+            )
+        return self.flat(thin)
+
+    def _inputs(self, inputs: Any) -> Batch:
+        model = self._model()
+        parts = inputs if isinstance(inputs, tuple) else (inputs,)
+        tensors = as_tensors(parts, model, "inputs")
+        return Batch(pytree.tree_map(lambda leaf: leaf.to(model.device), tensors))
+
+    def _outputs(self, flat: Tensor, batch: Batch) -> Tensor:
+        model = self._model()
+        if self.coordinates is not None:
+            self._parameters(1)
+        with torch.no_grad():
+            return model.outputs(flat.to(model.device, model.dtype), batch)
+
+    def _own(self, flat: Tensor) -> dict[str, Tensor]:
+        model = self._model()
+        return model.likelihood_parameters(flat.to(model.device, model.dtype))
+
+
+def load(path: str | Path, potential: ModelPotential | None = None) -> Draws:
+    """Draws that ``Draws.save`` wrote.
+
+    Args:
+        path: the file.
+        potential: the potential they are of, made again, for predictions.
+
+    Raises:
+        ValueError: the potential is another one; the difference is named.
+    """
+    tensors, meta = files.read(Path(path))
+    if potential is not None:
+        given = dict(potential.fingerprint)
+        found = files.differences(meta["fingerprint"], given, "the potential's")
+        if found:
+            raise ValueError("These draws are of another potential:\n  " + "\n  ".join(found))
+    check_finite("particles", tensors["particles"], "The file is damaged.")
+
+    def group(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    shape = meta.pop("output_shape")
+    return Draws(
+        particles=tensors["particles"],
+        stats=group("stats."),
+        warmup=tensors.get("warmup"),
+        warmup_stats=group("warmup_stats."),
+        coordinates=tensors.get("coordinates"),
+        output_shape=None if shape is None else tuple(shape),
+        potential=potential,
+        shapes={name: tuple(s) for name, s in meta.pop("shapes").items()},
+        diverged={int(chain): step for chain, step in meta.pop("diverged").items()},
+        **meta,
+    )

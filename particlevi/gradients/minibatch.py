@@ -1,0 +1,70 @@
+"""The plain estimator: the gradient of the potential on a minibatch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from particlevi.gradients._evaluate import value_and_grad
+from particlevi.potentials.potential import ModelPotential
+from particlevi.typing import JSON, Batch, Gradient, GradientEstimator, Progress
+
+__all__ = ["as_estimator", "minibatch"]
+
+
+class Stateless(NamedTuple):
+    """The state of an estimator that has none."""
+
+
+@dataclass(frozen=True, eq=False)
+class minibatch:
+    """``g(theta) = -grad log p(theta) - (N/B) sum_b grad log p(x_b | theta)``.
+
+    Unbiased for the gradient of the potential; on the full data, exact.
+
+    Source: Robbins and Monro, "A stochastic approximation method", 1951.
+
+    Args:
+        potential: what is sampled.
+    """
+
+    potential: ModelPotential
+    name: str = field(default="minibatch", init=False)
+    settings: Mapping[str, JSON] = field(default_factory=dict, init=False)
+
+    def init(self, particles: Tensor, generator: torch.Generator) -> Stateless:
+        """Nothing to remember."""
+        return Stateless()
+
+    def draw_noise(self, state: Any, generator: torch.Generator) -> tuple[()]:
+        """No randomness beside the batch."""
+        return ()
+
+    def __call__(self, state: Any, particles: Tensor, batch: Batch | None, noise: Any) -> Gradient:
+        """The gradient at ``particles [P, D]``."""
+        return value_and_grad(self.potential, particles, batch, self.potential.chunk_size)
+
+    def record(self, state: Any, particles: Tensor, progress: Progress) -> Any:
+        """Nothing to remember."""
+        return state
+
+    def nbytes(self, num_particles: int) -> int:
+        """No memory."""
+        return 0
+
+
+def as_estimator(target: ModelPotential | GradientEstimator) -> GradientEstimator:
+    """An estimator as it is; a potential under the plain minibatch estimator."""
+    if isinstance(target, ModelPotential):
+        return minibatch(target)
+    if all(hasattr(target, name) for name in ("init", "draw_noise", "record", "potential")):
+        return target
+    raise TypeError(
+        "A sampler takes a potential (pvi.from_module, from_pyro, from_log_density, "
+        "from_log_likelihood) or a gradient estimator (pvi.control_variate ...), "
+        f"got {type(target).__name__}."
+    )

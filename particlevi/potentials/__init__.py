@@ -1,0 +1,1 @@
+"""What is sampled: potentials from modules, Pyro models and functions."""

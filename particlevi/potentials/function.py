@@ -1,0 +1,144 @@
+"""Potentials from the caller's own functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from particlevi._checks import check_positive_int
+from particlevi.potentials.layout import Layout
+from particlevi.potentials.potential import ModelPotential
+from particlevi.potentials.vectorize import Vectorized
+from particlevi.typing import Batch
+
+__all__ = ["from_log_density", "from_log_likelihood"]
+
+
+def from_log_density(
+    log_density: Callable[[Tensor], Tensor],
+    num_params: int,
+    vectorized: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    chunk_size: int | None = None,
+) -> ModelPotential:
+    """A potential without data: ``U(theta) = -log_density(theta)``.
+
+    Args:
+        log_density: one particle ``[D]`` to a scalar, in nats, up to a constant.
+        num_params: D.
+        vectorized: ``log_density`` takes particles ``[P, D]`` to ``[P]`` itself.
+        dtype: of the particles; torch's default if absent.
+        device: of the particles.
+        chunk_size: at most so many particles are evaluated at once.
+
+    Raises:
+        ValueError: at the first evaluation, if the shape of the result is wrong.
+
+    >>> normal = from_log_density(lambda theta: -0.5 * (theta**2).sum(), num_params=2)
+    >>> normal(torch.tensor([[3.0, 4.0]]))
+    tensor([12.5000])
+    """
+    check_positive_int("num_params", num_params)
+    density = log_density if vectorized else Vectorized(log_density, "log_density")
+
+    def log_prior(particles: Tensor) -> Tensor:
+        values = density(particles) if vectorized else density(particles, None)  # type: ignore[call-arg]
+        return _per_particle(values, particles, "log_density", vectorized)
+
+    return ModelPotential(
+        layout=Layout({"theta": (num_params,)}),
+        num_data=None,
+        log_prior_fn=log_prior,
+        log_likelihood_fn=None,
+        init_fns={"normal": _standard_normal(num_params)},
+        device=torch.device(device),
+        dtype=dtype or torch.get_default_dtype(),
+        chunk_size=chunk_size,
+        fingerprint={"kind": "log_density", "num_params": num_params},
+    )
+
+
+def from_log_likelihood(
+    log_prior: Callable[[Tensor], Tensor],
+    log_likelihood: Callable[..., Tensor],
+    num_params: int,
+    num_data: int,
+    vectorized: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    chunk_size: int | None = None,
+) -> ModelPotential:
+    """A potential with data: ``U(theta) = -log_prior(theta) - (N/B) sum_b log_likelihood_b``.
+
+    Args:
+        log_prior: one particle ``[D]`` to a scalar, in nats.
+        log_likelihood: one particle ``[D]`` and a batch with leaves ``[B, ...]`` to one value per
+            datum, ``[B]``. The batch has the structure of the data given to ``sample``.
+        num_params: D.
+        num_data: N, the number of data in the whole set.
+        vectorized: ``log_prior`` takes particles ``[P, D]`` to ``[P]``, and ``log_likelihood``
+            particles ``[P, D]`` and a batch with leaves ``[P, B, ...]``, or ``[B, ...]`` when all
+            particles share the minibatch, to ``[P, B]``.
+        dtype: of the particles; torch's default if absent.
+        device: of the particles.
+        chunk_size: at most so many particles are evaluated at once.
+
+    Raises:
+        ValueError: at the first evaluation, if the shape of a result is wrong.
+
+    >>> mean = from_log_likelihood(
+    ...     lambda theta: -0.5 * theta.square().sum(),
+    ...     lambda theta, x: -0.5 * (x - theta).square(),
+    ...     num_params=1,
+    ...     num_data=100,
+    ... )
+    >>> mean(torch.zeros(1, 1), Batch(torch.ones(10)))
+    tensor([50.])
+    """
+    check_positive_int("num_params", num_params)
+    check_positive_int("num_data", num_data)
+    prior: Any = log_prior if vectorized else Vectorized(log_prior, "log_prior")
+    likelihood: Any = log_likelihood if vectorized else Vectorized(log_likelihood, "log_likelihood")
+
+    def log_prior_fn(particles: Tensor) -> Tensor:
+        values = prior(particles) if vectorized else prior(particles, None)
+        return _per_particle(values, particles, "log_prior", vectorized)
+
+    def log_likelihood_fn(particles: Tensor, batch: Batch) -> Tensor:
+        values: Tensor = likelihood(particles, batch.data if vectorized else batch)
+        return values
+
+    return ModelPotential(
+        layout=Layout({"theta": (num_params,)}),
+        num_data=num_data,
+        log_prior_fn=log_prior_fn,
+        log_likelihood_fn=log_likelihood_fn,
+        init_fns={"normal": _standard_normal(num_params)},
+        device=torch.device(device),
+        dtype=dtype or torch.get_default_dtype(),
+        chunk_size=chunk_size,
+        fingerprint={"kind": "log_likelihood", "num_params": num_params, "num_data": num_data},
+    )
+
+
+def _per_particle(values: Tensor, particles: Tensor, name: str, vectorized: bool) -> Tensor:
+    if values.shape != particles.shape[:1]:
+        wanted, got = ("[P]", "") if vectorized else ("a scalar", " after stacking particles")
+        raise ValueError(
+            f"{name} must return {wanted}, got {list(values.shape)}{got} "
+            f"for particles {list(particles.shape)}."
+        )
+    return values
+
+
+def _standard_normal(num_params: int) -> Any:
+    def init(num_particles: int, generator: torch.Generator) -> Tensor:
+        return torch.randn(num_particles, num_params, generator=generator)
+
+    return init

@@ -1,0 +1,175 @@
+"""The potential: what is sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from particlevi._checks import check_choice, check_particles, check_positive_int
+from particlevi.potentials.layout import Groups, Layout
+from particlevi.potentials.likelihoods import Likelihood
+from particlevi.typing import JSON, Batch
+
+__all__ = ["ModelPotential"]
+
+
+def _identity(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return tensors
+
+
+@dataclass(frozen=True, eq=False)
+class ModelPotential:
+    """``U(theta) = -log p(theta) - (N/B) sum_b log p(x_b | theta)`` in nats.
+
+    Made by ``from_module``, ``from_pyro``, ``from_log_density`` and ``from_log_likelihood``.
+
+    Attributes:
+        layout: names and shapes of the tensors in a particle.
+        num_data: N, or None for a density without data.
+        log_prior_fn: particles ``[P, D]`` to log prior densities ``[P]``.
+        log_likelihood_fn: particles and a batch to ``[P, B]``; None for a density without data.
+        init_fns: ways to draw starting points, by name, each ``(P, generator) -> [P, D]``; the
+            first is the default.
+        device, dtype: of the particles.
+        outputs_fn: particles and a batch of inputs to model outputs ``[P, B, ...]``, or None.
+        likelihood: the law of a datum given the outputs, or None.
+        constrain_fn: from the tensors that are sampled to those of the model, as in Pyro models
+            with constrained sites and likelihoods with a learned scale.
+        chunk_size: at most so many particles are evaluated at once.
+        fingerprint: what identifies the potential in a checkpoint.
+    """
+
+    layout: Layout
+    num_data: int | None
+    log_prior_fn: Callable[[Tensor], Tensor]
+    log_likelihood_fn: Callable[[Tensor, Batch], Tensor] | None
+    init_fns: Mapping[str, Callable[[int, torch.Generator], Tensor]]
+    device: torch.device
+    dtype: torch.dtype
+    outputs_fn: Callable[[Tensor, Batch], Tensor] | None = None
+    likelihood: Likelihood | None = None
+    constrain_fn: Callable[[dict[str, Tensor]], dict[str, Tensor]] = _identity
+    chunk_size: int | None = None
+    fingerprint: Mapping[str, JSON] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.chunk_size is not None:
+            check_positive_int("chunk_size", self.chunk_size)
+
+    @property
+    def num_params(self) -> int:
+        """D, the number of parameters in a particle."""
+        return self.layout.num_params
+
+    def __call__(self, particles: Tensor, batch: Batch | None = None) -> Tensor:
+        """Energies ``[P]``; on a minibatch of B data the likelihood is scaled by N/B."""
+        energy = -self.log_prior_fn(particles)
+        if self.log_likelihood_fn is None:
+            return energy
+        log_likelihood = self.log_likelihood(particles, batch)
+        return energy - self.scale(log_likelihood.shape[1]) * log_likelihood.sum(1)
+
+    def scale(self, batch_size: int) -> float:
+        """N/B."""
+        return (self.num_data or batch_size) / batch_size
+
+    def log_prior(self, particles: Tensor) -> Tensor:
+        """Log prior densities ``[P]``."""
+        return self.log_prior_fn(particles)
+
+    def log_likelihood(self, particles: Tensor, batch: Batch | None) -> Tensor:
+        """Log-likelihoods ``[P, B]``."""
+        if self.log_likelihood_fn is None or batch is None:
+            raise ValueError(
+                "A log-likelihood needs a potential with data and a batch: got "
+                f"{'no batch' if batch is None else 'a density without data'}."
+            )
+        values = self.log_likelihood_fn(particles, batch)
+        if values.ndim != 2 or values.shape[0] != particles.shape[0]:
+            raise ValueError(
+                "The log-likelihood must return one value per particle and datum, "
+                f"[{particles.shape[0]}, B], got {list(values.shape)}. Do not sum over the data."
+            )
+        return values
+
+    def outputs(self, particles: Tensor, batch: Batch) -> Tensor:
+        """Model outputs ``[P, B, ...]`` at a batch of inputs."""
+        if self.outputs_fn is None:
+            raise ValueError(
+                "This potential has no outputs to predict with: it was made from a density, "
+                "not from a module."
+            )
+        return self.outputs_fn(particles, batch)
+
+    def likelihood_parameters(self, particles: Tensor) -> dict[str, Tensor]:
+        """The likelihood's own parameters in each particle, empty if it has none."""
+        tensors = self.layout.unravel(particles)
+        prefix = "likelihood."
+        return {
+            name.removeprefix(prefix): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(prefix)
+        }
+
+    def init(
+        self, num_particles: int, generator: torch.Generator | None = None, method: str = "default"
+    ) -> Tensor:
+        """Starting points ``[P, D]``, one independent draw per particle.
+
+        Args:
+            num_particles: P.
+            generator: source of the randomness; a generator seeded with 0 if absent.
+            method: ``"module"`` (the module's own initialisation), ``"prior"``, ``"current"`` (the
+                module's present weights in every particle), as far as the potential has them;
+                ``"default"`` is the first of those.
+        """
+        check_positive_int("num_particles", num_particles)
+        generator = generator or torch.Generator().manual_seed(0)
+        methods = list(self.init_fns)
+        check_choice("method", method, ["default", *methods])
+        particles = self.init_fns[methods[0] if method == "default" else method](
+            num_particles, generator
+        )
+        return particles.to(self.device, self.dtype)
+
+    def ravel(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Named tensors ``[..., *shape]`` as particles ``[..., D]``."""
+        return self.layout.ravel(tensors)
+
+    def unravel(self, particles: Tensor) -> dict[str, Tensor]:
+        """Particles ``[..., D]`` as named tensors ``[..., *shape]``."""
+        return self.layout.unravel(particles)
+
+    def constrain(self, particles: Tensor) -> dict[str, Tensor]:
+        """Particles ``[S, D]`` as the model's own quantities ``[S, *shape]`` by name."""
+        check_particles(particles, self.num_params)
+        return self.constrain_fn(self.unravel(particles))
+
+    def groups(self, rule: Groups, seed: int = 0) -> Tensor:
+        """Group numbers ``[D]`` under a rule; see ``Layout.groups``."""
+        return self.layout.groups(rule, seed)
+
+    def check_targets(self, particles: Tensor, batch: Batch, targets: Tensor | None) -> None:
+        """Whether targets are possible under the likelihood, given the outputs on a batch.
+
+        Args:
+            particles: ``[P, D]``; the first is used.
+            batch: whose outputs tell the shapes.
+            targets: ``[N, ...]``, all there are; those of the batch if None.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if self.likelihood is None or self.outputs_fn is None:
+            return
+        inputs = batch.data[:-1]
+        if batch.per_particle:
+            inputs = pytree.tree_map(lambda leaf: leaf[0], inputs)
+        if targets is None:
+            targets = batch.data[-1][0] if batch.per_particle else batch.data[-1]
+        self.likelihood.check(self.outputs(particles[:1], Batch(inputs)), targets)

@@ -1,0 +1,1 @@
+"""How particles move, one file per method."""

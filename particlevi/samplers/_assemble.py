@@ -1,0 +1,136 @@
+"""From a transition to a ``Sampler``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from particlevi._checks import check_particles
+from particlevi.gradients.minibatch import as_estimator
+from particlevi.potentials.potential import ModelPotential
+from particlevi.schedules import as_schedule, describe
+from particlevi.typing import (
+    JSON,
+    Batch,
+    Controls,
+    Gradient,
+    GradientEstimator,
+    Progress,
+    Sampler,
+    SamplerState,
+    Schedule,
+)
+
+__all__ = ["GradientAt", "Nothing", "Target", "assemble", "configurational_temperature", "gaussian"]
+
+Target = ModelPotential | GradientEstimator
+GradientAt = Callable[[Tensor], Gradient]
+"""The gradient estimate of this step at any particles ``[P, D]``."""
+
+Transition = Callable[[Tensor, Any, GradientAt, Any, Controls], tuple[Tensor, Any, Any]]
+"""``(position, memory, gradient_at, noise, controls) -> (position, memory, info)``."""
+
+
+class Nothing(NamedTuple):
+    """The memory of a method that has none."""
+
+
+def no_memory(position: Tensor, generator: torch.Generator) -> Nothing:
+    """Nothing to remember."""
+    return Nothing()
+
+
+def gaussian(state: SamplerState, generator: torch.Generator) -> Tensor:
+    """Standard normal noise ``[P, D]``."""
+    position = state.position
+    return torch.randn(
+        position.shape, generator=generator, dtype=position.dtype, device=position.device
+    )
+
+
+def no_noise(state: SamplerState, generator: torch.Generator) -> tuple[()]:
+    """A deterministic method."""
+    return ()
+
+
+def configurational_temperature(position: Tensor, gradient: Tensor) -> Tensor:
+    """``theta . grad U(theta) / D`` per particle, whose mean is the temperature (virial theorem).
+
+    It depends on the origin of coordinates: the equality needs ``theta p(theta)`` to vanish at
+    infinity, as it does under proper priors.
+    """
+    return (position * gradient).mean(-1)
+
+
+def assemble(
+    name: str,
+    target: Target,
+    transition: Transition,
+    *,
+    settings: Mapping[str, JSON],
+    schedules: Mapping[str, float | Schedule] | None = None,
+    memory: Callable[[Tensor, torch.Generator], Any] = no_memory,
+    noise: Callable[[SamplerState, torch.Generator], Any] = no_noise,
+    remember: Callable[[Any, Progress], Any] | None = None,
+    interacting: bool = False,
+) -> Sampler:
+    """A sampler from its transition; the estimator's state and noise are threaded through.
+
+    Args:
+        name: the method.
+        target: a potential or a gradient estimator.
+        transition: ``(position, memory, gradient_at, noise, controls) -> (position, memory,
+            info)``; ``gradient_at(theta)`` is this step's estimate at ``theta``.
+        settings: the method's arguments, for the record.
+        schedules: its scheduled scalars; they reach the transition in ``controls``.
+        memory: the method's first memory from the starting points.
+        noise: the method's random numbers.
+        remember: ``(memory, progress) -> memory`` between steps.
+        interacting: whether particles see each other.
+    """
+    estimator = as_estimator(target)
+    scheduled = {key: as_schedule(key, value) for key, value in (schedules or {}).items()}
+
+    def init(particles: Tensor, generator: torch.Generator) -> SamplerState:
+        check_particles(particles, estimator.potential.num_params)
+        position = particles.detach().clone()
+        return SamplerState(
+            position, memory(position, generator), estimator.init(position, generator)
+        )
+
+    def draw_noise(state: SamplerState, generator: torch.Generator) -> Any:
+        return noise(state, generator), estimator.draw_noise(state.estimator, generator)
+
+    def step(
+        state: SamplerState, batch: Batch | None, noise: Any, controls: Controls
+    ) -> tuple[SamplerState, Any]:
+        own, masks = noise
+
+        def gradient_at(particles: Tensor) -> Gradient:
+            return estimator(state.estimator, particles, batch, masks)
+
+        position, memory, info = transition(
+            state.position, state.memory, gradient_at, own, controls
+        )
+        return SamplerState(position, memory, state.estimator), info
+
+    def record(state: SamplerState, progress: Progress) -> SamplerState:
+        memory = state.memory if remember is None else remember(state.memory, progress)
+        return SamplerState(
+            state.position, memory, estimator.record(state.estimator, state.position, progress)
+        )
+
+    return Sampler(
+        name=name,
+        estimator=estimator,
+        init=init,
+        draw_noise=draw_noise,
+        step=step,
+        record=record,
+        schedules=scheduled,
+        settings={**settings, **{key: describe(value) for key, value in scheduled.items()}},
+        interacting=interacting,
+    )

@@ -1,0 +1,160 @@
+"""How a scalar changes over steps: functions ``int -> float``, the step counted from 0.
+
+Each is a frozen dataclass, so that a checkpoint can write it down and read it back.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from particlevi._checks import check_fraction, check_nonnegative, check_positive, check_positive_int
+from particlevi.typing import JSON, Schedule
+
+__all__ = ["as_schedule", "constant", "cosine", "cyclical", "describe", "polynomial", "restore"]
+
+
+@dataclass(frozen=True)
+class constant:
+    """``value`` at every step.
+
+    >>> constant(0.1)(1000)
+    0.1
+    """
+
+    value: float
+
+    def __post_init__(self) -> None:
+        check_nonnegative("value", self.value)
+
+    def __call__(self, step: int) -> float:
+        return self.value
+
+
+@dataclass(frozen=True)
+class polynomial:
+    """``initial * (1 + step / delay) ** -power``.
+
+    With ``power`` in (0.5, 1] and no minibatch bias left in the limit, SGLD with this schedule
+    converges to the posterior.
+
+    Source: Welling and Teh, "Bayesian learning via stochastic gradient Langevin dynamics", 2011,
+    with ``a (b + t)^-power`` and ``initial = a b^-power``, ``delay = b``.
+
+    >>> polynomial(0.1, delay=10, power=1.0)(10)
+    0.05
+    """
+
+    initial: float
+    delay: float = 1000.0
+    power: float = 0.55
+
+    def __post_init__(self) -> None:
+        check_positive("initial", self.initial)
+        check_positive("delay", self.delay)
+        check_nonnegative("power", self.power)
+
+    def __call__(self, step: int) -> float:
+        return float(self.initial * (1.0 + step / self.delay) ** -self.power)
+
+
+@dataclass(frozen=True)
+class cosine:
+    """From ``initial`` to ``final`` over ``num_steps`` by half a cosine wave, then ``final``.
+
+    >>> schedule = cosine(1.0, num_steps=100)
+    >>> schedule(0), round(schedule(50), 12), schedule(100), schedule(500)
+    (1.0, 0.5, 0.0, 0.0)
+    """
+
+    initial: float
+    num_steps: int
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_positive("initial", self.initial)
+        check_positive_int("num_steps", self.num_steps)
+        check_nonnegative("final", self.final)
+
+    def __call__(self, step: int) -> float:
+        if step >= self.num_steps:
+            return self.final
+        wave = 0.5 * (1.0 + math.cos(math.pi * step / self.num_steps))
+        return self.final + (self.initial - self.final) * wave
+
+
+@dataclass(frozen=True)
+class cyclical:
+    """``peak/2 (cos(pi r) + 1)`` with ``r`` the fraction of the current cycle that is done.
+
+    The first ``exploration`` of each cycle is for moving: ``keep`` is False there and the loop
+    keeps no draws, and the temperature of ``temperature()`` is zero.
+
+    Source: Zhang, Li, Zhang, Chen and Wilson, "Cyclical stochastic gradient MCMC for Bayesian
+    deep learning", 2020.
+
+    >>> schedule = cyclical(0.1, period=100, exploration=0.8)
+    >>> schedule(0), round(schedule(50), 12), schedule(100)
+    (0.1, 0.05, 0.1)
+    >>> schedule.keep(79), schedule.keep(80)
+    (False, True)
+    """
+
+    peak: float
+    period: int
+    exploration: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_positive("peak", self.peak)
+        check_positive_int("period", self.period)
+        check_fraction("exploration", self.exploration)
+
+    def __call__(self, step: int) -> float:
+        return 0.5 * self.peak * (math.cos(math.pi * (step % self.period) / self.period) + 1.0)
+
+    def keep(self, step: int) -> bool:
+        """Whether ``step`` is in the sampling part of its cycle."""
+        return (step % self.period) / self.period >= self.exploration
+
+    def temperature(self, value: float = 1.0) -> Schedule:
+        """The temperature to go with it: 0 while exploring, ``value`` while sampling."""
+        return _CyclicalTemperature(value, self.period, self.exploration)
+
+
+@dataclass(frozen=True)
+class _CyclicalTemperature:
+    value: float
+    period: int
+    exploration: float
+
+    def __call__(self, step: int) -> float:
+        return self.value if (step % self.period) / self.period >= self.exploration else 0.0
+
+
+_KINDS: dict[str, Any] = {
+    kind.__name__: kind for kind in (constant, polynomial, cosine, cyclical, _CyclicalTemperature)
+}
+
+
+def as_schedule(name: str, value: float | Schedule) -> Schedule:
+    """``value`` itself if it is callable, else a constant."""
+    if callable(value):
+        return value
+    check_nonnegative(name, value)
+    return constant(float(value))
+
+
+def describe(schedule: Schedule) -> JSON:
+    """A schedule as JSON; ``restore`` reads it back unless it is the caller's own function."""
+    kind = type(schedule).__name__
+    if kind in _KINDS:
+        return {"kind": kind, **asdict(schedule)}  # type: ignore[call-overload]
+    return {"kind": "custom", "name": getattr(schedule, "__name__", kind)}
+
+
+def restore(description: dict[str, Any]) -> Schedule | None:
+    """The schedule that ``describe`` wrote down, or None for the caller's own function."""
+    fields = dict(description)
+    kind = fields.pop("kind")
+    return _KINDS[kind](**fields) if kind in _KINDS else None

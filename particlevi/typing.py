@@ -1,0 +1,165 @@
+"""The five concepts as types: read this first.
+
+``Potential -> GradientEstimator -> Sampler``, driven by ``Schedule``, run by ``sample()``.
+
+Shape letters used everywhere: P particles or chains, D parameters, N data, B batch, T draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "JSON",
+    "Batch",
+    "Controls",
+    "Gradient",
+    "GradientEstimator",
+    "Potential",
+    "Progress",
+    "Sampler",
+    "SamplerState",
+    "Schedule",
+]
+
+JSON: TypeAlias = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
+Schedule: TypeAlias = Callable[[int], float]
+"""A scalar as a function of the step, counted from 0 and including warm-up."""
+
+Controls: TypeAlias = Mapping[str, Tensor]
+"""The scalars of one step as 0-d tensors: ``step_size`` and whatever the sampler schedules."""
+
+
+class Batch(NamedTuple):
+    """A minibatch.
+
+    Attributes:
+        data: a tensor, or a tuple, list or dict of them. Leaves are ``[P, B, ...]`` when every
+            particle has its own minibatch, ``[B, ...]`` when all share one.
+        per_particle: which of the two.
+    """
+
+    data: Any
+    per_particle: bool = False
+
+
+@runtime_checkable
+class Potential(Protocol):
+    """What is sampled: ``U(theta) = -log p(theta, data)`` in nats, total, not mean."""
+
+    num_params: int
+    num_data: int | None
+
+    def __call__(self, particles: Tensor, batch: Batch | None = None) -> Tensor:
+        """Energies ``[P]`` of particles ``[P, D]``, unbiased on a minibatch."""
+        ...
+
+    def log_prior(self, particles: Tensor) -> Tensor:
+        """Log prior densities ``[P]``."""
+        ...
+
+    def log_likelihood(self, particles: Tensor, batch: Batch) -> Tensor:
+        """Log-likelihoods ``[P, B]``, one per particle and datum."""
+        ...
+
+
+class Gradient(NamedTuple):
+    """An estimate of the gradient ``[P, D]`` of the potential, and of the potential ``[P]``."""
+
+    gradient: Tensor
+    potential: Tensor
+
+
+class Progress(NamedTuple):
+    """Where the loop stands after a step."""
+
+    step: int
+    """Steps done so far."""
+    num_warmup: int
+    num_steps: int
+
+
+class GradientEstimator(Protocol):
+    """How the gradient of a potential is estimated. Interchangeable under every sampler.
+
+    ``__call__`` is pure and compiled; ``draw_noise`` holds all the randomness; ``record`` runs
+    between steps, outside compiled code, and may reuse the storage of the state it is given.
+    """
+
+    name: str
+    potential: Any
+    settings: Mapping[str, JSON]
+
+    def init(self, particles: Tensor, generator: torch.Generator) -> Any:
+        """The estimator's state: a NamedTuple of tensors, empty if it has none."""
+        ...
+
+    def draw_noise(self, state: Any, generator: torch.Generator) -> Any:
+        """The random numbers of one evaluation: a tensor, a tuple of them, or ``()``."""
+        ...
+
+    def __call__(self, state: Any, particles: Tensor, batch: Batch | None, noise: Any) -> Gradient:
+        """The estimate at ``particles [P, D]``."""
+        ...
+
+    def record(self, state: Any, particles: Tensor, progress: Progress) -> Any:
+        """The state after a step that ended at ``particles``."""
+        ...
+
+    def nbytes(self, num_particles: int) -> int:
+        """Memory of the state in bytes."""
+        ...
+
+
+class SamplerState(NamedTuple):
+    """What the next step needs.
+
+    Attributes:
+        position: particles ``[P, D]``.
+        memory: the method's own tensors (momenta, preconditioners ...), a NamedTuple.
+        estimator: the state of the gradient estimator.
+    """
+
+    position: Tensor
+    memory: Any
+    estimator: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Sampler:
+    """How particles move: three pure functions and what the loop has to know about them.
+
+    Attributes:
+        name: the method.
+        estimator: how the gradient is estimated; ``estimator.potential`` is what is sampled.
+        init: ``(particles [P, D], generator) -> SamplerState``.
+        draw_noise: ``(state, generator) -> noise``: the only randomness of a step.
+        step: ``(state, batch, noise, controls) -> (state, info)``, a function of its arguments
+            and nothing else. ``info`` is a NamedTuple of ``[P]`` tensors whose first field is
+            ``potential``.
+        record: ``(state, progress) -> state``, called between steps, outside compiled code; it
+            may reuse the storage of its argument.
+        schedules: scalars other than the step size that change over steps, by name.
+        settings: the arguments of the method, for the record.
+        interacting: whether particles see each other, so that they are no chains.
+    """
+
+    name: str
+    estimator: GradientEstimator
+    init: Callable[[Tensor, torch.Generator], SamplerState]
+    draw_noise: Callable[[SamplerState, torch.Generator], Any]
+    step: Callable[[SamplerState, Batch | None, Any, Controls], tuple[SamplerState, Any]]
+    record: Callable[[SamplerState, Progress], SamplerState]
+    schedules: Mapping[str, Schedule] = field(default_factory=dict)
+    settings: Mapping[str, JSON] = field(default_factory=dict)
+    interacting: bool = False
+
+    @property
+    def potential(self) -> Any:
+        """What is sampled."""
+        return self.estimator.potential
