@@ -141,8 +141,7 @@ def sample(
     """
     if not isinstance(sampler, Sampler):
         raise TypeError(
-            "sample() takes a sampler, such as pvi.sghmc(potential), "
-            f"got {type(sampler).__name__}."
+            f"sample() takes a sampler, such as pvi.sghmc(potential), got {type(sampler).__name__}."
         )
     check_positive_int("num_draws", num_draws)
     check_positive_int("num_warmup", num_warmup, minimum=0)
@@ -370,9 +369,7 @@ class _Run:
                 watch.observe(info.potential)
                 if self.step - 1 == keep[self.storage.count]:
                     scalars = {"step": float(self.step), **self.scalars}
-                    self.storage.append(
-                        self.recorder(self.state.position), info._asdict(), scalars
-                    )
+                    self.storage.append(self.recorder(self.state.position), info._asdict(), scalars)
                 last = self.step == self.num_steps or interrupt.requested
                 if last or self.step % settings.check_every == 0:
                     self._check(began, bar, info)
