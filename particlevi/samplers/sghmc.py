@@ -85,7 +85,10 @@ def sghmc(
         temperature: T, a number or a schedule.
         gradient_noise: an estimate of the variance ``s^2`` of the gradient noise, one number or
             one per parameter ``[D]``. The injected variance ``T (1 - c^2)`` is lowered by
-            ``c^2 h^2 s^2``, but never below zero.
+            ``h^2 s^2 (1 + c)^2 / 4``, but never below zero. This keeps the diffusion of theta, so
+            that what is left of the noise's bias on a Gaussian is of third order in ``h``,
+            ``h^4 s^2 (1 + c) / (4 (1 - c) (4 - h^2 l))``; the kinetic temperature then lies
+            ``h^2 s^2 / 2`` below T to leading order.
 
     Raises:
         ValueError: a friction that is not positive, a negative temperature or gradient noise.
@@ -112,7 +115,7 @@ def sghmc(
         g, potential = gradient_at(position)
         configurational = configurational_temperature(position, g)
         c = (-friction * h).exp()
-        injected = temperature * (1 - c**2) - (c * h) ** 2 * gradient_noise
+        injected = temperature * (1 - c**2) - (0.5 * (1 + c) * h) ** 2 * gradient_noise
         p = memory.momentum - h * g
         position = position + 0.5 * h * p
         p = c * p + injected.clamp(min=0).sqrt() * noise

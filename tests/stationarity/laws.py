@@ -1,0 +1,224 @@
+"""Exact laws of a sampler's step, found without Monte Carlo.
+
+On a quadratic potential a step is affine in (position, memory, noise). Its matrices are read off
+the sampler's own ``step`` at basis points, the discrete Lyapunov equation gives the stationary
+covariance, and the closed forms below, which know nothing of the code, tell what it must be.
+On a one-dimensional potential of any shape, the stationary density comes from the transition
+matrix on a grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy.linalg import solve_discrete_lyapunov
+from torch import Tensor
+
+import particlevi as pvi
+from particlevi.potentials.potential import ModelPotential
+from particlevi.typing import Batch, Controls, Gradient, Progress, Sampler, SamplerState
+
+Array = np.ndarray[Any, Any]
+
+
+def quadratic(hessian: Array, mean: Array | None = None) -> ModelPotential:
+    """``U = (theta - mean)' H (theta - mean) / 2`` in double precision."""
+    matrix = torch.as_tensor(hessian, dtype=torch.float64)
+    center = torch.zeros(len(matrix), dtype=torch.float64)
+    if mean is not None:
+        center = torch.as_tensor(mean, dtype=torch.float64)
+
+    def log_density(theta: Tensor) -> Tensor:
+        away = theta - center
+        return -0.5 * ((away @ matrix) * away).sum(-1)
+
+    return pvi.from_log_density(log_density, len(matrix), vectorized=True, dtype=torch.float64)
+
+
+def random_hessian(size: int, smallest: float, largest: float, seed: int) -> Array:
+    """A correlated Hessian with eigenvalues spread from ``smallest`` to ``largest``."""
+    rng = np.random.default_rng(seed)
+    q, _ = np.linalg.qr(rng.normal(size=(size, size)))
+    hessian: Array = (q * np.geomspace(smallest, largest, size)) @ q.T
+    return 0.5 * (hessian + hessian.T)
+
+
+class Rows(NamedTuple):
+    """An empty tensor ``[P, 0]`` that tells how many particles there are."""
+
+    like: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class NoisyGradient:
+    """The exact gradient plus ``s`` times standard normal noise: a stochastic-gradient stand-in."""
+
+    potential: ModelPotential
+    s: float
+    name: str = "noisy_gradient"
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def init(self, particles: Tensor, generator: torch.Generator) -> Rows:
+        return Rows(particles[:, :0].clone())
+
+    def draw_noise(self, state: Rows, generator: torch.Generator) -> Tensor:
+        shape = (len(state.like), self.potential.num_params)
+        return torch.randn(shape, generator=generator, dtype=self.potential.dtype)
+
+    def __call__(
+        self, state: Rows, particles: Tensor, batch: Batch | None, noise: Tensor
+    ) -> Gradient:
+        gradient, energy = pvi.minibatch(self.potential)(state, particles, batch, ())
+        return Gradient(gradient + self.s * noise, energy)
+
+    def record(self, state: Rows, particles: Tensor, progress: Progress) -> Rows:
+        return state
+
+    def nbytes(self, num_particles: int) -> int:
+        return 0
+
+
+def controls_of(sampler: Sampler, step_size: float) -> Controls:
+    """What the loop hands to the first step."""
+    values = {"step_size": step_size}
+    values |= {name: schedule(0) for name, schedule in sampler.schedules.items()}
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+
+
+class Affine(NamedTuple):
+    """``z' = A z + B xi + b`` with ``z`` the position and then the named parts of the memory."""
+
+    a: Array
+    b: Array
+    offset: Array
+
+
+def affine_step(
+    sampler: Sampler,
+    step_size: float,
+    varying: tuple[str, ...] = (),
+    memory: Any = None,
+    warmed_up: bool = False,
+) -> Affine:
+    """The matrices of one step, from the step itself at basis points, all in one call.
+
+    Args:
+        sampler: on a ``quadratic`` potential.
+        step_size: h.
+        varying: fields of the memory ``[P, D]`` that belong to the chain's state.
+        memory: values of the other fields for one particle, if not those of ``init``.
+        warmed_up: let the sampler record the end of the warm-up first.
+    """
+    size = sampler.potential.num_params
+    generator = torch.Generator().manual_seed(0)
+    probe = sampler.init(torch.zeros(1, size, dtype=torch.float64), generator)
+    own, others = sampler.draw_noise(probe, generator)
+    sizes = [size if isinstance(part, Tensor) else 0 for part in (own, others)]
+    state_size = size * (1 + len(varying))
+    total = state_size + sum(sizes)
+    rng = np.random.default_rng(1)
+    inputs = np.concatenate([np.zeros((1, total)), np.eye(total), rng.normal(size=(3, total))])
+    points = torch.from_numpy(inputs)
+    rows = len(points)
+
+    state = sampler.init(points[:, :size].contiguous(), generator)
+    if memory is not None:
+        expanded = [part.expand(rows, -1) if part.ndim == 2 else part for part in memory]
+        state = state._replace(memory=type(memory)(*expanded))
+    if warmed_up:
+        state = sampler.record(state, Progress(10, 10, 20))
+    moved = {name: points[:, size * (k + 1) : size * (k + 2)] for k, name in enumerate(varying)}
+    state = SamplerState(state.position, state.memory._replace(**moved), state.estimator)
+    cut = state_size + sizes[0]
+    noise = (
+        points[:, state_size:cut] if sizes[0] else own,
+        points[:, cut:] if sizes[1] else others,
+    )
+    after, _ = sampler.step(state, None, noise, controls_of(sampler, step_size))
+    outputs = torch.cat(
+        [after.position, *(getattr(after.memory, name) for name in varying)], dim=1
+    ).numpy()
+    offset = outputs[0]
+    matrix = (outputs[1 : total + 1] - offset).T
+    predicted = inputs[total + 1 :] @ matrix.T + offset
+    np.testing.assert_allclose(outputs[total + 1 :], predicted, rtol=1e-10, atol=1e-10)
+    return Affine(matrix[:, :state_size], matrix[:, state_size:], offset)
+
+
+class Law(NamedTuple):
+    """Stationary mean and covariance."""
+
+    mean: Array
+    covariance: Array
+
+
+def stationary(step: Affine) -> Law:
+    """The stationary law of ``z' = A z + B xi + b``.
+
+    Raises:
+        AssertionError: the step is not stable.
+    """
+    radius = np.abs(np.linalg.eigvals(step.a)).max()
+    assert radius < 1, f"the step is not stable: spectral radius {radius}"
+    covariance = solve_discrete_lyapunov(step.a, step.b @ step.b.T, method="direct")
+    mean = np.linalg.solve(np.eye(len(step.a)) - step.a, step.offset)
+    return Law(mean, covariance)
+
+
+def spectral_radius(step: Affine) -> float:
+    """Below 1 if and only if the step is stable."""
+    return float(np.abs(np.linalg.eigvals(step.a)).max())
+
+
+def of_hessian(hessian: Array, variance: Any) -> Array:
+    """``f(H)`` for a closed form ``f(l)`` of the curvature."""
+    values, vectors = np.linalg.eigh(hessian)
+    return np.asarray((vectors * variance(values)) @ vectors.T)
+
+
+def law_on_grid(sampler: Sampler, step_size: float, grid: Array, memory: Any = None) -> Array:
+    """Stationary density of a one-dimensional sampler whose step is ``m(x) + sd(x) xi``.
+
+    ``m`` and ``sd`` are read off the sampler's own step; the density is the fixed point of the
+    transition matrix on the grid (trapezoidal rule, which is spectrally accurate for smooth
+    densities that vanish at the ends).
+    """
+    generator = torch.Generator().manual_seed(0)
+    points = torch.from_numpy(grid).unsqueeze(1)
+    state = sampler.init(points, generator)
+    if memory is not None:
+        state = state._replace(memory=memory)
+    noise = sampler.draw_noise(state, generator)
+    controls = controls_of(sampler, step_size)
+
+    def at(value: float) -> Array:
+        after, _ = sampler.step(state, None, (torch.full_like(noise[0], value), ()), controls)
+        return np.asarray(after.position.squeeze(1).numpy())
+
+    mean, one, two = at(0.0), at(1.0), at(2.0)
+    np.testing.assert_allclose(two - mean, 2 * (one - mean), atol=1e-12)
+    sd = np.abs(one - mean)
+    width = grid[1] - grid[0]
+    assert sd.min() > 1.5 * width, "the grid is too coarse for this step size"
+    away = (grid[:, None] - mean[None, :]) / sd[None, :]
+    kernel = np.exp(-0.5 * away**2) / (np.sqrt(2 * np.pi) * sd[None, :]) * width
+    kernel /= kernel.sum(0)
+    values = np.linalg.solve(
+        np.vstack([(kernel - np.eye(len(grid)))[:-1], np.ones(len(grid))]),
+        np.append(np.zeros(len(grid) - 1), 1.0),
+    )
+    return np.asarray(values / width)
+
+
+def moment(grid: Array, density: Array, function: Any) -> float:
+    """``E f(x)``."""
+    return float((function(grid) * density).sum() / density.sum())
+
+
+def order(errors: list[float]) -> list[float]:
+    """Observed orders of convergence when the step size is halved each time."""
+    return [float(np.log2(abs(a / b))) for a, b in pairwise(errors)]
