@@ -11,10 +11,17 @@ from particlevi.potentials.priors import Laplace, Normal
 from particlevi.potentials.pyro import from_pyro
 from particlevi.potentials.student_t import StudentT
 from particlevi.recording import outputs_at
+from particlevi.samplers.baoab import baoab
+from particlevi.samplers.hmc import hmc
+from particlevi.samplers.leimkuhler_matthews import leimkuhler_matthews
+from particlevi.samplers.obabo import obabo
+from particlevi.samplers.parallel_tempering import parallel_tempering
+from particlevi.samplers.psghmc import psghmc
 from particlevi.samplers.psgld import psgld
 from particlevi.samplers.sgd import sgd
 from particlevi.samplers.sghmc import sghmc
 from particlevi.samplers.sgld import sgld
+from particlevi.samplers.sgnht import sgnht
 from particlevi.samplers.svgd import svgd
 from particlevi.sampling import resume, sample
 from particlevi.schedules import constant, cosine, cyclical, polynomial
@@ -34,6 +41,7 @@ __all__ = [
     "Poisson",
     "Prediction",
     "StudentT",
+    "baoab",
     "constant",
     "control_variate",
     "cosine",
@@ -43,12 +51,17 @@ __all__ = [
     "from_log_likelihood",
     "from_module",
     "from_pyro",
+    "hmc",
+    "leimkuhler_matthews",
     "linear",
     "load",
     "median",
     "minibatch",
+    "obabo",
     "outputs_at",
+    "parallel_tempering",
     "polynomial",
+    "psghmc",
     "psgld",
     "rbf",
     "resume",
@@ -56,5 +69,6 @@ __all__ = [
     "sgd",
     "sghmc",
     "sgld",
+    "sgnht",
     "svgd",
 ]

@@ -14,9 +14,11 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.sparse.linalg
 import torch
 from scipy.linalg import solve_discrete_lyapunov
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import particlevi as pvi
 from particlevi.potentials.potential import ModelPotential
@@ -116,8 +118,8 @@ def affine_step(
     size = sampler.potential.num_params
     generator = torch.Generator().manual_seed(0)
     probe = sampler.init(torch.zeros(1, size, dtype=torch.float64), generator)
-    own, others = sampler.draw_noise(probe, generator)
-    sizes = [size if isinstance(part, Tensor) else 0 for part in (own, others)]
+    parts, structure = tree_flatten(sampler.draw_noise(probe, generator))
+    sizes = [size if part.shape == (1, size) else 0 for part in parts]
     state_size = size * (1 + len(varying))
     total = state_size + sum(sizes)
     rng = np.random.default_rng(1)
@@ -133,10 +135,9 @@ def affine_step(
         state = sampler.record(state, Progress(10, 10, 20))
     moved = {name: points[:, size * (k + 1) : size * (k + 2)] for k, name in enumerate(varying)}
     state = SamplerState(state.position, state.memory._replace(**moved), state.estimator)
-    cut = state_size + sizes[0]
-    noise = (
-        points[:, state_size:cut] if sizes[0] else own,
-        points[:, cut:] if sizes[1] else others,
+    columns = points[:, state_size:].split(sizes, dim=1)
+    noise = tree_unflatten(
+        [col if col.shape[1] else part for col, part in zip(columns, parts, strict=True)], structure
     )
     after, _ = sampler.step(state, None, noise, controls_of(sampler, step_size))
     outputs = torch.cat(
@@ -196,7 +197,9 @@ def law_on_grid(sampler: Sampler, step_size: float, grid: Array, memory: Any = N
     controls = controls_of(sampler, step_size)
 
     def at(value: float) -> Array:
-        after, _ = sampler.step(state, None, (torch.full_like(noise[0], value), ()), controls)
+        (_, *rest), structure = tree_flatten(noise)
+        own = tree_unflatten([torch.full_like(state.position, value), *rest], structure)
+        after, _ = sampler.step(state, None, own, controls)
         return np.asarray(after.position.squeeze(1).numpy())
 
     mean, one, two = at(0.0), at(1.0), at(2.0)
@@ -212,6 +215,59 @@ def law_on_grid(sampler: Sampler, step_size: float, grid: Array, memory: Any = N
         np.append(np.zeros(len(grid) - 1), 1.0),
     )
     return np.asarray(values / width)
+
+
+class Outcome(NamedTuple):
+    """One way a step can end: with what probability, and where, from every node of a grid."""
+
+    weight: Any
+    point: Array
+
+
+def invariant_weights(outcomes: list[Outcome], axes: list[Array]) -> Array:
+    """The law left invariant by a step on one or two coordinates, as weights of grid nodes.
+
+    Test functions are interpolated by local cubic polynomials, so the error is of fourth order in
+    the grid's width.
+
+    Args:
+        outcomes: endpoints ``[n, k]`` from the n nodes of the grid, and their probabilities.
+        axes: k uniform axes; nodes are in the order of ``np.meshgrid(*axes, indexing="ij")``.
+    """
+    shape = [len(axis) for axis in axes]
+    size = int(np.prod(shape))
+    matrix = scipy.sparse.csr_matrix((size, size))
+    for weight, point in outcomes:
+        stencils = [_cubic(axis, point[:, k]) for k, axis in enumerate(axes)]
+        columns, values = stencils[0]
+        for more, factors in stencils[1:]:
+            columns = (columns[:, :, None] * len(axes[1]) + more[:, None, :]).reshape(size, -1)
+            values = (values[:, :, None] * factors[:, None, :]).reshape(size, -1)
+        values = values * np.broadcast_to(weight, size)[:, None]
+        rows = np.repeat(np.arange(size), columns.shape[1])
+        matrix += scipy.sparse.csr_matrix(
+            (values.ravel(), (rows, columns.ravel())), shape=(size, size)
+        )
+    system = (matrix.T - scipy.sparse.identity(size)).tocsc()
+    _, vectors = scipy.sparse.linalg.eigs(system, k=1, sigma=1e-6, v0=np.ones(size))
+    law = vectors[:, 0].real
+    return np.asarray(law / law.sum())
+
+
+def _cubic(axis: Array, x: Array) -> tuple[Array, Array]:
+    """Nodes ``[n, 4]`` around each x and the Lagrange weights of the values there."""
+    width = axis[1] - axis[0]
+    place = np.clip((x - axis[0]) / width, 0, len(axis) - 1)
+    first = np.clip(np.floor(place).astype(int) - 1, 0, len(axis) - 4)
+    t = place - first
+    weights = [np.prod([(t - j) / (k - j) for j in range(4) if j != k], axis=0) for k in range(4)]
+    return first[:, None] + np.arange(4), np.stack(weights, axis=1)
+
+
+def gauss_hermite(num: int) -> tuple[Array, Array]:
+    """Nodes and weights of expectations over a standard normal number."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(num)
+    return nodes, weights / weights.sum()
 
 
 def moment(grid: Array, density: Array, function: Any) -> float:
