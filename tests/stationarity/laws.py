@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.sparse.linalg
+import scipy.sparse
 import torch
 from scipy.linalg import solve_discrete_lyapunov
 from torch import Tensor
@@ -237,6 +237,7 @@ def invariant_weights(outcomes: list[Outcome], axes: list[Array]) -> Array:
     shape = [len(axis) for axis in axes]
     size = int(np.prod(shape))
     matrix = scipy.sparse.csr_matrix((size, size))
+    nodes = np.arange(size)
     for weight, point in outcomes:
         stencils = [_cubic(axis, point[:, k]) for k, axis in enumerate(axes)]
         columns, values = stencils[0]
@@ -244,14 +245,20 @@ def invariant_weights(outcomes: list[Outcome], axes: list[Array]) -> Array:
             columns = (columns[:, :, None] * len(axes[1]) + more[:, None, :]).reshape(size, -1)
             values = (values[:, :, None] * factors[:, None, :]).reshape(size, -1)
         values = values * np.broadcast_to(weight, size)[:, None]
-        rows = np.repeat(np.arange(size), columns.shape[1])
+        rows = np.repeat(nodes, columns.shape[1])
         matrix += scipy.sparse.csr_matrix(
             (values.ravel(), (rows, columns.ravel())), shape=(size, size)
         )
-    system = (matrix.T - scipy.sparse.identity(size)).tocsc()
-    _, vectors = scipy.sparse.linalg.eigs(system, k=1, sigma=1e-6, v0=np.ones(size))
-    law = vectors[:, 0].real
-    return np.asarray(law / law.sum())
+    forward = matrix.T.tocsr()
+    law = np.full(size, 1 / size)
+    for _ in range(3000):
+        new = forward @ law
+        new /= new.sum()
+        change = np.abs(new - law).sum()
+        law = new
+        if change < 1e-10:
+            return law
+    raise AssertionError("no invariant law was reached")
 
 
 def _cubic(axis: Array, x: Array) -> tuple[Array, Array]:
