@@ -23,7 +23,8 @@ everywhere. As D grows the thermostat comes to rest; then, on a Gaussian with cu
 gradient noise of variance ``s^2``, it rests where
 ``A / x = 1 - 2 h^2 s^2 (1 + c^2) / (T (1 - c^2) (4 - h^2 l))``, that is at ``A + h s^2 / (2 T)``
 to leading order, and ``Var theta = T/l - h^2 s^2 (1 - c) / (l (1 + c) (4 - h^2 l))``, a bias of
-third order in ``h``. Stable for ``h^2 l < 4``.
+third order in ``h``; the kinetic temperature is T in the mean of the two halves of the step, and at
+the end of it ``T - 2 h^2 s^2 / (4 - h^2 l)``. Stable for ``h^2 l < 4``.
 
 Step size: ``h`` is the time step; a learning rate on the mean loss is about ``h^2 N``.
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import particlevi as pvi
-from tests.stationarity.laws import law_on_grid, moment, order
+from tests.stationarity.laws import controls_of, law_on_grid, moment, order
 
 GRID = np.linspace(-9.0, 9.0, 1801)
 
@@ -60,3 +60,40 @@ def test_psgld_with_a_moving_preconditioner_samples_another_law(regularisation):
     if regularisation == 1.0:
         assert expected == pytest.approx(1.4438, abs=5e-5)
     assert extrapolated(values) == pytest.approx(expected, rel=2e-3)
+
+
+def test_psgld_with_the_divergence_samples_the_target():
+    sampler = pvi.psgld(normal(), decay=0.0, regularisation=1.0, freeze=False, divergence=True)
+    values = [
+        moment(GRID, law_on_grid(sampler, h, GRID), np.square) for h in np.array([0.04, 0.02, 0.01])
+    ]
+    assert extrapolated(values) == pytest.approx(1.0, rel=2e-3)
+
+
+def test_psgld_divergence_is_the_derivative_of_the_preconditioner():
+    """``d G_i / d theta_i`` by hand, where the Hessian is diagonal and V has a memory."""
+    curvature = torch.tensor([1.0, 5.0, 0.3], dtype=torch.float64)
+    target = pvi.from_log_density(
+        lambda x: -0.5 * (curvature * x**2).sum(-1), 3, vectorized=True, dtype=torch.float64
+    )
+    a, lam, h, T = 0.9, 0.2, 0.01, 0.7
+    theta = torch.tensor([[0.4, -1.3, 2.0]], dtype=torch.float64)
+    old = torch.tensor([[0.5, 1.0, 0.2]], dtype=torch.float64)
+    noise = (torch.zeros_like(theta), torch.tensor([[1.0, -1.0, 1.0]], dtype=torch.float64))
+    moved = []
+    for divergence in (False, True):
+        sampler = pvi.psgld(
+            target, T, decay=a, regularisation=lam, freeze=False, divergence=divergence
+        )
+        state = sampler.init(theta, torch.Generator())
+        memory = state.memory._replace(second_moment=old, weight=torch.tensor(a))
+        state = state._replace(memory=memory)
+        xi = noise if divergence else noise[0]
+        after, _ = sampler.step(state, None, (xi, ()), controls_of(sampler, h))
+        moved.append(after.position)
+
+    def preconditioner(x):
+        return 1 / (lam + (a * old + (1 - a) * (curvature * x) ** 2).sqrt())
+
+    _, derivative = torch.func.jvp(preconditioner, (theta,), (torch.ones_like(theta),))
+    torch.testing.assert_close(moved[1] - moved[0], h * T * derivative, rtol=1e-6, atol=0)
