@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ __all__ = ["resume", "sample"]
 _STATE = "state.safetensors"
 _SECONDS_BETWEEN_CHECKPOINTS = 60.0
 _unique = itertools.count()
+_compiled_steps: WeakKeyDictionary[Sampler, Callable[..., Any]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,9 @@ def sample(
     storage_dtype: torch.dtype | None = None,
     check_every: int = 50,
 ) -> Draws:
-    """Run a sampler: ``num_warmup`` steps, then ``num_draws * thin`` steps of which every
-    ``thin``-th ends in a draw.
+    """Run a sampler and keep its draws.
 
+    After ``num_warmup`` steps, ``num_draws * thin`` more, of which every ``thin``-th ends in a draw.
     Ctrl-C ends the run and returns what was drawn. Chains that become non-finite or run away are
     left out of the result, with a warning that tells the step at which it happened.
 
@@ -352,7 +354,7 @@ class _Run:
     def loop(self, progress: bool) -> Draws:
         """Run to the end, to Ctrl-C, or until nothing is left to run."""
         sampler, settings = self.sampler, self.settings
-        move = _compiled(sampler.step) if settings.compile else sampler.step
+        move = _compiled(sampler) if settings.compile else sampler.step
         generator, source, watch = self.generator, self.source, self.watch
         keep = self.kept_steps
         began, saved_at = time.perf_counter() - self.seconds, time.perf_counter()
@@ -551,19 +553,21 @@ def _kept_steps(settings: _Settings, schedules: dict[str, Schedule]) -> list[int
     return kept + list(itertools.islice(every, settings.num_draws))
 
 
-def _compiled(step: Callable[..., Any]) -> Callable[..., Any]:
-    """The step compiled whole; a graph break is an error.
+def _compiled(sampler: Sampler) -> Callable[..., Any]:
+    """The sampler's step compiled whole, once per sampler; a graph break is an error.
 
     The code object is made anew, because torch.compile counts compilations per code object and
     gives up after a few, and all samplers share theirs.
     """
-    assert isinstance(step, types.FunctionType)
-    code = step.__code__.replace(co_name=f"step_{next(_unique)}")
-    fresh = types.FunctionType(
-        code, step.__globals__, step.__name__, step.__defaults__, step.__closure__
-    )
-    compiled: Callable[..., Any] = torch.compile(fresh, fullgraph=True, dynamic=False)
-    return compiled
+    if sampler not in _compiled_steps:
+        step = sampler.step
+        assert isinstance(step, types.FunctionType)
+        code = step.__code__.replace(co_name=f"step_{next(_unique)}")
+        fresh = types.FunctionType(
+            code, step.__globals__, step.__name__, step.__defaults__, step.__closure__
+        )
+        _compiled_steps[sampler] = torch.compile(fresh, fullgraph=True, dynamic=False)
+    return _compiled_steps[sampler]
 
 
 @contextmanager
