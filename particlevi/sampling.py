@@ -7,7 +7,7 @@ import itertools
 import time
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from particlevi import checkpoint as files
 from particlevi._checks import check_finite, check_nonnegative, check_particles, check_positive_int
@@ -31,14 +32,14 @@ from particlevi.monitor import (
 from particlevi.potentials.chunks import chunks
 from particlevi.recording import Recorder, Storage, check_memory
 from particlevi.schedules import as_schedule, describe, restore
-from particlevi.typing import Controls, Progress, Sampler, SamplerState, Schedule
+from particlevi.typing import Batch, Controls, Progress, Sampler, SamplerState, Schedule
 
 __all__ = ["resume", "sample"]
 
 _STATE = "state.safetensors"
 _SECONDS_BETWEEN_CHECKPOINTS = 60.0
 _unique = itertools.count()
-_compiled_steps: WeakKeyDictionary[Sampler, Callable[..., Any]] = WeakKeyDictionary()
+_compiled_steps: WeakKeyDictionary[Sampler, dict[str, Callable[..., Any]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def sample(
 ) -> Draws:
     """Run a sampler and keep its draws.
 
-    After ``num_warmup`` steps, ``num_draws * thin`` more, of which every ``thin``-th ends in a draw.
+    After ``num_warmup`` steps come ``num_draws * thin`` more; every ``thin``-th ends in a draw.
     Ctrl-C ends the run and returns what was drawn. Chains that become non-finite or run away are
     left out of the result, with a warning that tells the step at which it happened.
 
@@ -354,7 +355,7 @@ class _Run:
     def loop(self, progress: bool) -> Draws:
         """Run to the end, to Ctrl-C, or until nothing is left to run."""
         sampler, settings = self.sampler, self.settings
-        move = _compiled(sampler) if settings.compile else sampler.step
+        move = _compiled(sampler, source.example()) if settings.compile else sampler.step
         generator, source, watch = self.generator, self.source, self.watch
         keep = self.kept_steps
         began, saved_at = time.perf_counter() - self.seconds, time.perf_counter()
@@ -553,21 +554,29 @@ def _kept_steps(settings: _Settings, schedules: dict[str, Schedule]) -> list[int
     return kept + list(itertools.islice(every, settings.num_draws))
 
 
-def _compiled(sampler: Sampler) -> Callable[..., Any]:
-    """The sampler's step compiled whole, once per sampler; a graph break is an error.
+def _compiled(sampler: Sampler, example: Batch | None) -> Callable[..., Any]:
+    """The sampler's step compiled whole, once per sampler and kind of batch.
 
-    The code object is made anew, because torch.compile counts compilations per code object and
-    gives up after a few, and all samplers share theirs.
+    A graph break is an error. The code object is made anew, because torch.compile counts
+    compilations per code object and gives up after a few, and all samplers share theirs. Within
+    one compilation only the tensors' shapes can change, so only they are guarded.
     """
-    if sampler not in _compiled_steps:
+    kind = str(pytree.tree_structure(example))
+    compilations = _compiled_steps.setdefault(sampler, {})
+    if kind not in compilations:
         step = sampler.step
         assert isinstance(step, types.FunctionType)
         code = step.__code__.replace(co_name=f"step_{next(_unique)}")
         fresh = types.FunctionType(
             code, step.__globals__, step.__name__, step.__defaults__, step.__closure__
         )
-        _compiled_steps[sampler] = torch.compile(fresh, fullgraph=True, dynamic=False)
-    return _compiled_steps[sampler]
+        options: dict[str, Any] = {"guard_filter_fn": _shapes_only, "size_asserts": False}
+        compilations[kind] = torch.compile(fresh, fullgraph=True, dynamic=False, options=options)
+    return compilations[kind]
+
+
+def _shapes_only(guards: Iterable[Any]) -> list[bool]:
+    return [guard.guard_type == "TENSOR_MATCH" for guard in guards]
 
 
 @contextmanager
