@@ -374,8 +374,8 @@ class _Run:
     def loop(self, progress: bool) -> Draws:
         """Run to the end, to Ctrl-C, or until nothing is left to run."""
         sampler, settings = self.sampler, self.settings
-        move = _compiled(sampler, source.example()) if settings.compile else sampler.step
         source, watch = self.source, self.watch
+        move = _compiled(sampler, source.example()) if settings.compile else sampler.step
         keep = self.kept_steps
         began, saved_at = time.perf_counter() - self.seconds, time.perf_counter()
         bar = progress_bar(sampler.name, self.step, self.num_steps, progress)
