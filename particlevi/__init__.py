@@ -1,5 +1,6 @@
 """Sampling posteriors with particles, and SGD as an approximate posterior sampler."""
 
+from particlevi.diagnostics.step_size import gradient_noise, largest_curvature, suggest_step_size
 from particlevi.draws import Draws, Prediction, load
 from particlevi.gradients.control_variate import control_variate
 from particlevi.gradients.minibatch import minibatch
@@ -51,7 +52,9 @@ __all__ = [
     "from_log_likelihood",
     "from_module",
     "from_pyro",
+    "gradient_noise",
     "hmc",
+    "largest_curvature",
     "leimkuhler_matthews",
     "linear",
     "load",
@@ -70,5 +73,6 @@ __all__ = [
     "sghmc",
     "sgld",
     "sgnht",
+    "suggest_step_size",
     "svgd",
 ]

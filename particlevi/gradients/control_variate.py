@@ -11,6 +11,7 @@ from torch import Tensor
 
 from particlevi._checks import check_finite, check_positive_int
 from particlevi.gradients._evaluate import value_and_grad
+from particlevi.gradients.full import likelihood_gradient
 from particlevi.potentials.potential import ModelPotential
 from particlevi.typing import JSON, Batch, Gradient, Progress
 
@@ -110,17 +111,8 @@ class control_variate:
         return self._at(center if self.refresh is None else center.expand_as(particles).clone())
 
     def _at(self, centers: Tensor) -> State:
-        gradient = torch.zeros_like(centers)
-        potential = centers.new_zeros(len(centers))
-        for start in range(0, self.potential.num_data or 0, self.chunk_size):
-            part = torch.utils._pytree.tree_map(
-                lambda leaf, a=start: leaf[a : a + self.chunk_size], self.data
-            )
-            size = self.potential.chunk_size
-            piece = value_and_grad(self._likelihood_energy, centers, Batch(part), size)
-            gradient += piece.gradient
-            potential += piece.potential
-        return State(centers, gradient, potential)
+        found = likelihood_gradient(self.potential, centers, self.data, self.chunk_size)
+        return State(centers, found.gradient, found.potential)
 
     def draw_noise(self, state: State, generator: torch.Generator) -> tuple[()]:
         """No randomness beside the batch."""
