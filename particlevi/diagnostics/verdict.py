@@ -57,7 +57,8 @@ def diagnose(draws: Any, data: Any = None, inputs: Any = None, thin: int = 1) ->
 
     Args:
         draws: from ``sample``.
-        data: as given to ``sample``: adds the configurational temperature, on all the data.
+        data: as given to ``sample``: adds the configurational temperature, on all the data. (A
+            density without data needs none.)
         inputs: probe inputs: R-hat and ESS are those of the model's outputs there, the view that
             does not depend on which hidden unit is which. Otherwise they are those of the
             parameters, or of 50 random projections if there are more than 200.
@@ -165,7 +166,9 @@ def _temperatures(
         found = temperatures.kinetic(draws)
         facts["kinetic temperature"] = found.mean
         _judge("kinetic", found, target, findings)
-    if data is not None and draws.coordinates is None and draws.output_shape is None:
+    model = draws.potential
+    whole = draws.coordinates is None and draws.output_shape is None
+    if model is not None and whole and (data is not None or model.log_likelihood_fn is None):
         found = temperatures.configurational(draws, data, thin=thin)["all"]
         facts["configurational temperature"] = found.mean
         _judge("configurational", found, target, findings)
