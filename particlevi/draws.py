@@ -150,8 +150,8 @@ class Draws:
 
         Args:
             inputs: one tensor ``[B, ...]``, or a tuple of them for a module with several inputs.
-            quantiles: of a new target; estimated from targets drawn from the predictive, one per draw
-                and at least a thousand in all.
+            quantiles: of a new target; estimated from targets drawn from the predictive, one per
+                draw and at least a thousand in all.
             thin: use every ``thin``-th draw.
             chunk_size: draws evaluated at once.
             batch_size: inputs evaluated at once.
@@ -290,8 +290,9 @@ class Draws:
 
         Args:
             of: ``"parameters"`` ``[K]``; ``"projections"``, ``num`` random directions ``[num]``;
-                or ``"predictions"``, the model's outputs at ``inputs``, ``[B, ...]``: the view that
-                does not depend on which hidden unit is which.
+                or ``"predictions"``, the model's outputs at ``inputs``, ``[B, ...]`` (for classes
+                their log-probabilities): the view that does not depend on which hidden unit is
+                which.
             inputs: probe inputs for predictions.
             method: of ArviZ: ``"bulk"``, ``"tail"``, ``"mean"``, ``"sd"`` ...
             num: how many projections.
@@ -322,12 +323,7 @@ class Draws:
                 "the discrepancy to the posterior, instead."
             )
         if of == "predictions":
-            if self.output_shape is not None:
-                kept = self.particles
-                return kept.reshape(*kept.shape[:2], *self.output_shape)
-            if inputs is None:
-                raise ValueError("ESS of predictions needs probe inputs: inputs=x_test[:100].")
-            return self.outputs(inputs)
+            return self._identified(self._outputs_at(inputs))
         if of == "projections":
             generator = torch.Generator().manual_seed(0)
             size = self.particles.shape[-1]
@@ -337,6 +333,20 @@ class Draws:
                 values.append(self.particles.to(direction.dtype) @ direction)
             return torch.stack(values, dim=-1)
         return self.particles
+
+    def _outputs_at(self, inputs: Any) -> Tensor:
+        if self.output_shape is not None:
+            return self.particles.reshape(*self.particles.shape[:2], *self.output_shape)
+        if inputs is None:
+            raise ValueError("ESS of predictions needs probe inputs: inputs=x_test[:100].")
+        return self.outputs(inputs)
+
+    def _identified(self, outputs: Tensor) -> Tensor:
+        """Outputs without the directions that the likelihood does not see."""
+        likelihood = None if self.potential is None else self.potential.likelihood
+        if likelihood is not None and likelihood.classes:
+            return outputs.double().log_softmax(-1)
+        return outputs
 
     def to_arviz(
         self,

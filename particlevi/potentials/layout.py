@@ -52,7 +52,7 @@ class Layout:
         leading = particles.shape[:-1]
         parts = particles.split(self.sizes, dim=-1)
         return {
-            name: part.view(*leading, *shape)
+            name: part.view((*leading, *shape))
             for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }
 

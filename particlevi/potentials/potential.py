@@ -39,6 +39,9 @@ class ModelPotential:
         likelihood: the law of a datum given the outputs, or None.
         constrain_fn: from the tensors that are sampled to those of the model, as in Pyro models
             with constrained sites and likelihoods with a learned scale.
+        predictive_fn: from constrained quantities ``[S, *shape]``, model arguments and a seed to
+            draws of the observed sites ``[S, ...]``, for models that draw their own targets.
+        compilable: whether ``torch.compile`` can trace it without a graph break.
         chunk_size: at most so many particles are evaluated at once.
         fingerprint: what identifies the potential in a checkpoint.
     """
@@ -53,6 +56,8 @@ class ModelPotential:
     outputs_fn: Callable[[Tensor, Batch], Tensor] | None = None
     likelihood: Likelihood | None = None
     constrain_fn: Callable[[dict[str, Tensor]], dict[str, Tensor]] = _identity
+    predictive_fn: Callable[[dict[str, Tensor], Any, int], dict[str, Tensor]] | None = None
+    compilable: bool = True
     chunk_size: int | None = None
     fingerprint: Mapping[str, JSON] = field(default_factory=dict)
 
@@ -124,8 +129,8 @@ class ModelPotential:
             num_particles: P.
             generator: source of the randomness; a generator seeded with 0 if absent.
             method: ``"module"`` (the module's own initialisation), ``"prior"``, ``"current"`` (the
-                module's present weights in every particle), as far as the potential has them;
-                ``"default"`` is the first of those.
+                module's present weights in every particle), ``"uniform"`` (unconstrained values in
+                (-2, 2)), as far as the potential has them; ``"default"`` is its own first choice.
         """
         check_positive_int("num_particles", num_particles)
         generator = generator or torch.Generator().manual_seed(0)
