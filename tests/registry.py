@@ -155,3 +155,10 @@ def grid() -> list[tuple[str, str, str]]:
         for problem in PROBLEMS
         if not (case.needs_data and problem == "density")
     ]
+
+
+def independent(sampler: str, estimator: str, problem: str) -> bool:
+    """Whether the particles of a case of the grid are chains that do not see each other."""
+    made = PROBLEMS[problem](torch.float64)
+    interacting = SAMPLERS[sampler](ESTIMATORS[estimator].make(made)).interacting
+    return ESTIMATORS[estimator].independent and not interacting
