@@ -169,24 +169,22 @@ class TensorBatches:
 class LoaderBatches:
     """Batches of an iterable, epoch after epoch, shared by all particles.
 
-    An epoch can be replayed: torch's global generator and the loader's own are remembered as they
-    were when it began. Randomness from elsewhere (numpy, random) is not.
+    An epoch can be replayed: torch's global generator and those of the loader and its samplers are
+    remembered as they were when it began. Randomness from elsewhere (numpy, random) is not.
     """
 
     def __init__(self, loader: Iterable[Any], potential: ModelPotential):
         self.loader = loader
         self.potential = potential
-        self.own_generator = getattr(loader, "generator", None)
+        self.own = _generators_of(loader)
         self.iterator: Iterator[Any] | None = None
         self.used = 0
         self.epoch_start = self._generators()
         self.first: Batch | None = None
 
     def _generators(self) -> dict[str, Tensor]:
-        states = {"global": torch.get_rng_state()}
-        if self.own_generator is not None:
-            states["own"] = self.own_generator.get_state()
-        return states
+        own = {name: generator.get_state() for name, generator in self.own.items()}
+        return {"global": torch.get_rng_state(), **own}
 
     def _begin(self) -> Iterator[Any]:
         self.epoch_start, self.used = self._generators(), 0
@@ -205,7 +203,7 @@ class LoaderBatches:
                     "list of batches."
                 )
             self.iterator = self._begin()
-            item = next(self.iterator)
+            return self.next(generator)
         self.used += 1
         return self._prepare(item)
 
@@ -233,8 +231,8 @@ class LoaderBatches:
 
     def _set_generators(self, states: dict[str, Tensor]) -> None:
         torch.set_rng_state(states["global"])
-        if self.own_generator is not None:
-            self.own_generator.set_state(states["own"])
+        for name, generator in self.own.items():
+            generator.set_state(states[name])
 
     def state(self) -> dict[str, Tensor]:
         """The generators when the epoch began, and how many of its batches are used."""
@@ -242,14 +240,37 @@ class LoaderBatches:
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Replay the epoch up to where it was."""
-        used = int(state["used"])
+        state = dict(state)
+        used = int(state.pop("used"))
+        if state.keys() != self._generators().keys():
+            raise ValueError(
+                f"The run's loader had the generators {sorted(state)}, this one has "
+                f"{sorted(self._generators())}: make it as in the first run."
+            )
         if not used:
             return
-        self._set_generators({key: value for key, value in state.items() if key != "used"})
+        self._set_generators(state)
         self.iterator = self._begin()
         for _ in range(used):
-            next(self.iterator)
+            if next(self.iterator, None) is None:
+                raise ValueError(
+                    f"The run had read {used} batches of its epoch, but the data end before: "
+                    "pass the data of the first run."
+                )
         self.used = used
+
+
+def _generators_of(loader: Any) -> dict[str, torch.Generator]:
+    """The generators of a DataLoader and of its samplers, by where they are found."""
+    found: dict[str, torch.Generator] = {}
+    for path in ("", "sampler", "batch_sampler", "batch_sampler.sampler"):
+        holder = loader
+        for name in path.split(".") if path else ():
+            holder = getattr(holder, name, None)
+        generator = getattr(holder, "generator", None)
+        if isinstance(generator, torch.Generator) and generator not in found.values():
+            found[f"{path}.generator".lstrip(".")] = generator
+    return found
 
 
 def _last(data: Any) -> Tensor | None:
