@@ -5,7 +5,7 @@ A source's ``state`` and the generators' states are all that a checkpoint needs 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any, Protocol
 
 import numpy as np
@@ -146,12 +146,9 @@ class TensorBatches:
         return keys.argsort(dim=1)
 
     def _gather(self, indices: Tensor) -> Batch:
-        shape = indices.shape if self.num_particles else indices.shape[1:]
-        flat = indices.reshape(-1)
-        parts = [
-            leaf.index_select(0, flat.to(leaf.device)).view(*shape, *leaf.shape[1:]).to(self.device)
-            for leaf in self.leaves
-        ]
+        if self.num_particles is None:
+            indices = indices[0]
+        parts = [leaf[indices.to(leaf.device)].to(self.device) for leaf in self.leaves]
         return Batch(pytree.tree_unflatten(parts, self.structure), self.num_particles is not None)
 
     def state(self) -> dict[str, Tensor]:
@@ -290,9 +287,7 @@ def as_tensors(data: Any, potential: ModelPotential, name: str = "data") -> Any:
         if isinstance(leaf, np.ndarray):
             leaf = torch.from_numpy(np.ascontiguousarray(leaf))
         if not isinstance(leaf, Tensor):
-            raise TypeError(
-                f"{name} must be made of tensors or arrays, got {type(leaf).__name__}."
-            )
+            raise TypeError(f"{name} must be made of tensors or arrays, got {type(leaf).__name__}.")
         return leaf.detach().to(potential.dtype) if leaf.is_floating_point() else leaf
 
     data = pytree.tree_map(convert, tuple(data) if isinstance(data, list) else data)
@@ -313,8 +308,12 @@ def as_tensors(data: Any, potential: ModelPotential, name: str = "data") -> Any:
 def _is_tensors(data: Any) -> bool:
     leaves = pytree.tree_leaves(data)
     kinds = (Tensor, np.ndarray)
-    return bool(leaves) and all(isinstance(leaf, kinds) for leaf in leaves) and not (
-        isinstance(data, list) and all(isinstance(item, (tuple, list, dict)) for item in data)
+    return (
+        bool(leaves)
+        and all(isinstance(leaf, kinds) for leaf in leaves)
+        and not (
+            isinstance(data, list) and all(isinstance(item, (tuple, list, dict)) for item in data)
+        )
     )
 
 
@@ -349,7 +348,7 @@ def as_source(
         if batch_size is not None:
             raise ValueError("batch_size is the loader's own: leave it out with a DataLoader.")
         dataset = getattr(data, "dataset", None)
-        _check_length(len(dataset) if hasattr(dataset, "__len__") else None, potential)
+        _check_length(len(dataset) if isinstance(dataset, Sized) else None, potential)
         return LoaderBatches(data, potential)
     tensors = as_tensors(data, potential)
     length = len(pytree.tree_leaves(tensors)[0])

@@ -78,8 +78,7 @@ def unflatten(template: Any, tensors: Mapping[str, Tensor], prefix: str) -> Any:
             )
         return found.to(template.device)
     parts = [
-        unflatten(getattr(template, name), tensors, f"{prefix}.{name}")
-        for name in template._fields
+        unflatten(getattr(template, name), tensors, f"{prefix}.{name}") for name in template._fields
     ]
     return type(template)(*parts)
 

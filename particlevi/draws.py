@@ -183,12 +183,16 @@ class Draws:
         for start in range(0, length, batch_size):
             piece = pytree.tree_map(lambda leaf, a=start: leaf[a : a + batch_size], batch.data)
             parts.append(self._summary(flat, Batch(piece), quantiles, chunk_size, generator))
-        merged = {}
-        for name in ("mean", "std", "epistemic_std", "probs", "quantiles"):
-            values = [getattr(part, name) for part in parts]
-            dim = 1 if name == "quantiles" else 0
-            merged[name] = None if values[0] is None else torch.cat(values, dim=dim)
-        return Prediction(**merged)
+        has_probs, has_quantiles = parts[0].probs is not None, parts[0].quantiles is not None
+        return Prediction(
+            mean=torch.cat([part.mean for part in parts]),
+            std=torch.cat([part.std for part in parts]),
+            epistemic_std=torch.cat([part.epistemic_std for part in parts]),
+            probs=torch.cat([part.mean for part in parts]) if has_probs else None,
+            quantiles=torch.cat([part.quantiles for part in parts if part.quantiles is not None], 1)
+            if has_quantiles
+            else None,
+        )
 
     def _summary(
         self,
@@ -257,9 +261,7 @@ class Draws:
                 piece = pytree.tree_map(
                     lambda leaf, a=start: leaf[a : a + batch_size].to(model.device), data
                 )
-                rows = [
-                    model.log_likelihood(part, Batch(piece)) for part in flat.split(chunk_size)
-                ]
+                rows = [model.log_likelihood(part, Batch(piece)) for part in flat.split(chunk_size)]
                 columns.append(torch.cat(rows))
         values = torch.cat(columns, dim=1)
         chains = len(self.particles)
@@ -295,7 +297,8 @@ class Draws:
         """
         from particlevi.diagnostics import arviz
 
-        return arviz.ess(self._series(of, inputs, num, "ESS"), method=method)
+        found: np.ndarray[Any, Any] = arviz.ess(self._series(of, inputs, num, "ESS"), method=method)
+        return found
 
     def rhat(
         self, of: str = "parameters", *, inputs: Any = None, num: int = 100
@@ -303,7 +306,8 @@ class Draws:
         """Rank-normalised split R-hat, by ArviZ; arguments as for ``ess``."""
         from particlevi.diagnostics import arviz
 
-        return arviz.rhat(self._series(of, inputs, num, "R-hat"))
+        found: np.ndarray[Any, Any] = arviz.rhat(self._series(of, inputs, num, "R-hat"))
+        return found
 
     def _series(self, of: str, inputs: Any, num: int, what: str) -> Tensor:
         check_choice("of", of, ["parameters", "projections", "predictions"])
@@ -315,7 +319,8 @@ class Draws:
             )
         if of == "predictions":
             if self.output_shape is not None:
-                return self.particles.unflatten(-1, self.output_shape)
+                kept = self.particles
+                return kept.reshape(*kept.shape[:2], *self.output_shape)
             if inputs is None:
                 raise ValueError("ESS of predictions needs probe inputs: inputs=x_test[:100].")
             return self.outputs(inputs)
@@ -355,7 +360,7 @@ class Draws:
         return to_arviz(self, data, log_likelihood, posterior_predictive, seed)
 
     def save(self, path: str | Path) -> None:
-        """Write the draws to one safetensors file, which ``pvi.load`` reads without running code."""
+        """Write the draws to one safetensors file; ``pvi.load`` reads it and runs no code."""
         tensors = {"particles": self.particles}
         tensors |= {f"stats.{name}": value for name, value in self.stats.items()}
         tensors |= {f"warmup_stats.{name}": value for name, value in self.warmup_stats.items()}

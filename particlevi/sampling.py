@@ -7,14 +7,16 @@ import itertools
 import time
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from particlevi import checkpoint as files
 from particlevi._checks import check_finite, check_nonnegative, check_particles, check_positive_int
@@ -30,13 +32,14 @@ from particlevi.monitor import (
 from particlevi.potentials.chunks import chunks
 from particlevi.recording import Recorder, Storage, check_memory
 from particlevi.schedules import as_schedule, describe, restore
-from particlevi.typing import Controls, Progress, Sampler, SamplerState, Schedule
+from particlevi.typing import Batch, Controls, Progress, Sampler, SamplerState, Schedule
 
 __all__ = ["resume", "sample"]
 
 _STATE = "state.safetensors"
 _SECONDS_BETWEEN_CHECKPOINTS = 60.0
 _unique = itertools.count()
+_compiled_steps: WeakKeyDictionary[Sampler, dict[str, Callable[..., Any]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,9 @@ def sample(
     storage_dtype: torch.dtype | None = None,
     check_every: int = 50,
 ) -> Draws:
-    """Run a sampler: ``num_warmup`` steps, then ``num_draws * thin`` steps of which every
-    ``thin``-th ends in a draw.
+    """Run a sampler and keep its draws.
 
+    After ``num_warmup`` steps come ``num_draws * thin`` more; every ``thin``-th ends in a draw.
     Ctrl-C ends the run and returns what was drawn. Chains that become non-finite or run away are
     left out of the result, with a warning that tells the step at which it happened.
 
@@ -141,8 +144,7 @@ def sample(
     """
     if not isinstance(sampler, Sampler):
         raise TypeError(
-            "sample() takes a sampler, such as pvi.sghmc(potential), "
-            f"got {type(sampler).__name__}."
+            f"sample() takes a sampler, such as pvi.sghmc(potential), got {type(sampler).__name__}."
         )
     check_positive_int("num_draws", num_draws)
     check_positive_int("num_warmup", num_warmup, minimum=0)
@@ -353,7 +355,7 @@ class _Run:
     def loop(self, progress: bool) -> Draws:
         """Run to the end, to Ctrl-C, or until nothing is left to run."""
         sampler, settings = self.sampler, self.settings
-        move = _compiled(sampler.step) if settings.compile else sampler.step
+        move = _compiled(sampler, source.example()) if settings.compile else sampler.step
         generator, source, watch = self.generator, self.source, self.watch
         keep = self.kept_steps
         began, saved_at = time.perf_counter() - self.seconds, time.perf_counter()
@@ -370,9 +372,7 @@ class _Run:
                 watch.observe(info.potential)
                 if self.step - 1 == keep[self.storage.count]:
                     scalars = {"step": float(self.step), **self.scalars}
-                    self.storage.append(
-                        self.recorder(self.state.position), info._asdict(), scalars
-                    )
+                    self.storage.append(self.recorder(self.state.position), info._asdict(), scalars)
                 last = self.step == self.num_steps or interrupt.requested
                 if last or self.step % settings.check_every == 0:
                     self._check(began, bar, info)
@@ -554,19 +554,29 @@ def _kept_steps(settings: _Settings, schedules: dict[str, Schedule]) -> list[int
     return kept + list(itertools.islice(every, settings.num_draws))
 
 
-def _compiled(step: Callable[..., Any]) -> Callable[..., Any]:
-    """The step compiled whole; a graph break is an error.
+def _compiled(sampler: Sampler, example: Batch | None) -> Callable[..., Any]:
+    """The sampler's step compiled whole, once per sampler and kind of batch.
 
-    The code object is made anew, because torch.compile counts compilations per code object and
-    gives up after a few, and all samplers share theirs.
+    A graph break is an error. The code object is made anew, because torch.compile counts
+    compilations per code object and gives up after a few, and all samplers share theirs. Within
+    one compilation only the tensors' shapes can change, so only they are guarded.
     """
-    assert isinstance(step, types.FunctionType)
-    code = step.__code__.replace(co_name=f"step_{next(_unique)}")
-    fresh = types.FunctionType(
-        code, step.__globals__, step.__name__, step.__defaults__, step.__closure__
-    )
-    compiled: Callable[..., Any] = torch.compile(fresh, fullgraph=True, dynamic=False)
-    return compiled
+    kind = str(pytree.tree_structure(example))
+    compilations = _compiled_steps.setdefault(sampler, {})
+    if kind not in compilations:
+        step = sampler.step
+        assert isinstance(step, types.FunctionType)
+        code = step.__code__.replace(co_name=f"step_{next(_unique)}")
+        fresh = types.FunctionType(
+            code, step.__globals__, step.__name__, step.__defaults__, step.__closure__
+        )
+        options: dict[str, Any] = {"guard_filter_fn": _shapes_only, "size_asserts": False}
+        compilations[kind] = torch.compile(fresh, fullgraph=True, dynamic=False, options=options)
+    return compilations[kind]
+
+
+def _shapes_only(guards: Iterable[Any]) -> list[bool]:
+    return [guard.guard_type == "TENSOR_MATCH" for guard in guards]
 
 
 @contextmanager

@@ -29,6 +29,7 @@ class constant:
         check_nonnegative("value", self.value)
 
     def __call__(self, step: int) -> float:
+        """The value at a step."""
         return self.value
 
 
@@ -56,6 +57,7 @@ class polynomial:
         check_nonnegative("power", self.power)
 
     def __call__(self, step: int) -> float:
+        """The value at a step."""
         return float(self.initial * (1.0 + step / self.delay) ** -self.power)
 
 
@@ -78,6 +80,7 @@ class cosine:
         check_nonnegative("final", self.final)
 
     def __call__(self, step: int) -> float:
+        """The value at a step."""
         if step >= self.num_steps:
             return self.final
         wave = 0.5 * (1.0 + math.cos(math.pi * step / self.num_steps))
@@ -111,6 +114,7 @@ class cyclical:
         check_fraction("exploration", self.exploration)
 
     def __call__(self, step: int) -> float:
+        """The value at a step."""
         return 0.5 * self.peak * (math.cos(math.pi * (step % self.period) / self.period) + 1.0)
 
     def keep(self, step: int) -> bool:
@@ -129,6 +133,7 @@ class _CyclicalTemperature:
     exploration: float
 
     def __call__(self, step: int) -> float:
+        """The value at a step."""
         return self.value if (step % self.period) / self.period >= self.exploration else 0.0
 
 

@@ -27,7 +27,7 @@ __all__ = [
     "Schedule",
 ]
 
-JSON: TypeAlias = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
+JSON: TypeAlias = bool | int | float | str | list["JSON"] | dict[str, "JSON"] | None
 Schedule: TypeAlias = Callable[[int], float]
 """A scalar as a function of the step, counted from 0 and including warm-up."""
 
@@ -91,9 +91,20 @@ class GradientEstimator(Protocol):
     between steps, outside compiled code, and may reuse the storage of the state it is given.
     """
 
-    name: str
-    potential: Any
-    settings: Mapping[str, JSON]
+    @property
+    def name(self) -> str:
+        """The estimator."""
+        ...
+
+    @property
+    def potential(self) -> Any:
+        """What is sampled."""
+        ...
+
+    @property
+    def settings(self) -> Mapping[str, JSON]:
+        """Its arguments, for the record."""
+        ...
 
     def init(self, particles: Tensor, generator: torch.Generator) -> Any:
         """The estimator's state: a NamedTuple of tensors, empty if it has none."""

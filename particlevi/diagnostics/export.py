@@ -31,9 +31,11 @@ def to_arviz(
         groups["warmup_sample_stats"] = _stats(draws.warmup_stats, draws.interacting)
     if log_likelihood:
         values = draws.log_likelihood(data)
-        groups["log_likelihood"] = {"y": _array(values.transpose(0, 1), False)} if (
-            draws.interacting
-        ) else {"y": _array(values, False)}
+        groups["log_likelihood"] = (
+            {"y": _array(values.transpose(0, 1), False)}
+            if (draws.interacting)
+            else {"y": _array(values, False)}
+        )
     if data is not None:
         leaves = pytree.tree_leaves(data)
         groups["observed_data"] = {"y": np.asarray(leaves[-1])}

@@ -104,7 +104,7 @@ def from_module(
 
     def forward(particle: Tensor, inputs: Any) -> Tensor:
         weights = module_layout.unravel(particle[:num_module_params])
-        kwargs = inputs[0] if len(inputs) == 1 and isinstance(inputs[0], Mapping) else None
+        kwargs = dict(inputs[0]) if len(inputs) == 1 and isinstance(inputs[0], Mapping) else None
         args = () if kwargs is not None else inputs
         outputs: Tensor = torch.func.functional_call(module, weights, args, kwargs)
         return outputs
@@ -116,7 +116,7 @@ def from_module(
         inputs, targets = split_targets(batch.data)
         outputs = outputs_fn(particles, Batch(inputs, batch.per_particle))
         values = {
-            name: tensor[:, :].view(-1, *own[name].shape)
+            name: tensor.view(-1, *own[name].shape)
             for name, tensor in _tail(particles, own).items()
         }
         return log_prob(likelihood, outputs, targets, values, batch.per_particle)
@@ -222,9 +222,8 @@ def _init_fns(
         with seeded(draw_seed(generator)):
             draws = []
             for part in parts:
-                event = (num_particles,)
-                if not part.distribution.batch_shape:
-                    event = (num_particles, part.size)
+                scalar = not part.distribution.batch_shape
+                event = (num_particles, part.size) if scalar else (num_particles,)
                 draws.append(part.distribution.sample(event).view(num_particles, part.size))
         return torch.cat(draws, dim=-1)
 

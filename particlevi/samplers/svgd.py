@@ -33,7 +33,7 @@ class Memory(NamedTuple):
 
     first: Tensor
     second: Tensor
-    count: Tensor
+    num_steps: Tensor
 
 
 class Info(NamedTuple):
@@ -77,7 +77,7 @@ def svgd(target: Target, kernel: Kernel | None = None, optimizer: str = "plain")
         g, potential = gradient_at(position)
         attraction, repulsion = chosen.direction(position, -g)
         phi = attraction + repulsion
-        count = memory.count + 1
+        count = memory.num_steps + 1
         first, second, direction = memory.first, memory.second, phi
         if optimizer == "adagrad":
             second = second + phi.square()
