@@ -112,6 +112,11 @@ class cyclical:
         check_positive("peak", self.peak)
         check_positive_int("period", self.period)
         check_fraction("exploration", self.exploration)
+        if not self.keep(self.period - 1):
+            raise ValueError(
+                f"exploration={self.exploration} leaves no step of a period of {self.period} for "
+                "sampling: lower it, or lengthen the period."
+            )
 
     def __call__(self, step: int) -> float:
         """The value at a step."""
@@ -143,10 +148,10 @@ _KINDS: dict[str, Any] = {
 
 
 def as_schedule(name: str, value: float | Schedule) -> Schedule:
-    """``value`` itself if it is callable, else a constant."""
+    """``value`` itself if it is callable, else a constant; only a step size must not be 0."""
     if callable(value):
         return value
-    check_nonnegative(name, value)
+    (check_positive if name == "step_size" else check_nonnegative)(name, value)
     return constant(float(value))
 
 
