@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from particlevi._checks import check_choice, check_finite, check_positive_int
 from particlevi.potentials.potential import ModelPotential
-from particlevi.typing import Batch
+from particlevi.typing import JSON, Batch
 
 __all__ = ["BatchSource", "as_source", "as_tensors", "fingerprint"]
 
@@ -423,10 +423,15 @@ def fingerprint(data: Any) -> Any:
         return None
     if not _is_tensors(data):
         return {"kind": type(data).__name__}
-    found = []
-    for leaf in pytree.tree_leaves(data):
-        tensor = torch.as_tensor(leaf)
-        values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        kind = {"shape": list(tensor.shape), "dtype": str(tensor.dtype)}
-        found.append({**kind, "crc32": zlib.crc32(memoryview(values))})
-    return found
+    return [_checksum(leaf) for leaf in pytree.tree_leaves(data)]
+
+
+def _checksum(leaf: Any) -> dict[str, JSON]:
+    if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
+        values = leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    elif isinstance(leaf, np.ndarray) and not leaf.dtype.hasobject:
+        values = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
+    else:
+        return {"kind": type(leaf).__name__}
+    kind = str(leaf.dtype).removeprefix("torch.")
+    return {"shape": list(leaf.shape), "dtype": kind, "crc32": zlib.crc32(values.data)}
