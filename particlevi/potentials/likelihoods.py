@@ -87,6 +87,7 @@ def log_prob(
 def same_shape(outputs: Tensor, targets: Tensor, per_particle: bool) -> Tensor:
     """Targets in the shape of the outputs; a last dimension of 1 may be left out."""
     lead = 2 if per_particle else 1
+    _check_batch(outputs, targets, lead)
     wanted, got = outputs.shape[2:], targets.shape[lead:]
     if wanted == got:
         return targets
@@ -98,6 +99,14 @@ def same_shape(outputs: Tensor, targets: Tensor, per_particle: bool) -> Tensor:
         f"One target has shape {list(got)} but the model's output for one datum has shape "
         f"{list(wanted)}: they must agree (a last dimension of 1 may be left out)."
     )
+
+
+def _check_batch(outputs: Tensor, targets: Tensor, lead: int) -> None:
+    if outputs.ndim < 2 or outputs.shape[1] != targets.shape[lead - 1]:
+        raise ValueError(
+            f"The model must give one output per datum: it gave {list(outputs.shape[1:])} for "
+            f"{targets.shape[lead - 1]} data. Keep the first dimension of its inputs."
+        )
 
 
 def no_parameters() -> dict[str, LikelihoodParameter]:
@@ -139,10 +148,11 @@ class Gaussian:
         if isinstance(self.scale, str) and self.scale != "learned":
             raise ValueError(f'scale must be a number, numbers or "learned", got {self.scale!r}.')
         if isinstance(self.scale, (Tensor, list)):
-            values = [float(v) for v in torch.as_tensor(self.scale).flatten()]
-            object.__setattr__(self, "scale", tuple(values) if len(values) > 1 else values[0])
+            flat = self.scale.flatten().tolist() if isinstance(self.scale, Tensor) else self.scale
+            object.__setattr__(self, "scale", flat[0] if len(flat) == 1 else tuple(flat))
         if not isinstance(self.scale, str):
-            for value in self.scale if isinstance(self.scale, tuple) else (self.scale,):
+            values = self.scale if isinstance(self.scale, tuple) else (self.scale,)
+            for value in values or (None,):
                 check_positive("scale", value)
         check_positive_int("num_outputs", self.num_outputs)
 
@@ -165,9 +175,9 @@ class Gaussian:
         import pyro.distributions as dist
 
         if self.scale == "learned":
-            scale: Any = parameters["log_scale"].exp().unsqueeze(1)
-            if outputs.ndim == 2:
-                scale = scale.squeeze(-1)
+            scale: Any = parameters["log_scale"].exp()
+            between = [1] * (outputs.ndim - 2)
+            scale = scale.view(-1, *between, self.num_outputs) if between else scale
         elif isinstance(self.scale, tuple):
             scale = outputs.new_tensor(self.scale)
         else:
@@ -241,6 +251,7 @@ class Categorical:
     def align(self, outputs: Tensor, targets: Tensor, per_particle: bool) -> Tensor:
         """Class numbers without a dimension for the classes."""
         lead = 2 if per_particle else 1
+        _check_batch(outputs, targets, lead)
         wanted, got = outputs.shape[2:-1], targets.shape[lead:]
         if outputs.ndim < 3 or wanted != got:
             raise ValueError(

@@ -115,6 +115,8 @@ class ModelPotential:
                 "This potential has no outputs to predict with: it was made from a density, "
                 "not from a module."
             )
+        if particles.ndim != 2 or particles.shape[1] != self.num_params:
+            check_particles(particles, self.num_params)
         return self.outputs_fn(particles, batch)
 
     def likelihood_parameters(self, particles: Tensor) -> dict[str, Tensor]:
