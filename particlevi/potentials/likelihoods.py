@@ -79,6 +79,12 @@ def log_prob(
     per_particle: bool,
 ) -> Tensor:
     """Log-likelihoods ``[P, B]`` of targets, summed over the dimensions of one datum."""
+    num_data = targets.shape[1 if per_particle else 0]
+    if outputs.ndim < 2 or outputs.shape[1] != num_data:
+        raise ValueError(
+            f"The model must give one output per datum: it gave {list(outputs.shape[1:])} for "
+            f"{num_data} data. Keep the first dimension of its inputs."
+        )
     targets = likelihood.align(outputs, targets, per_particle)
     values: Tensor = likelihood.distribution(outputs, parameters).log_prob(targets)
     return values.flatten(2).sum(-1) if values.ndim > 2 else values
@@ -87,7 +93,6 @@ def log_prob(
 def same_shape(outputs: Tensor, targets: Tensor, per_particle: bool) -> Tensor:
     """Targets in the shape of the outputs; a last dimension of 1 may be left out."""
     lead = 2 if per_particle else 1
-    _check_batch(outputs, targets, lead)
     wanted, got = outputs.shape[2:], targets.shape[lead:]
     if wanted == got:
         return targets
@@ -99,14 +104,6 @@ def same_shape(outputs: Tensor, targets: Tensor, per_particle: bool) -> Tensor:
         f"One target has shape {list(got)} but the model's output for one datum has shape "
         f"{list(wanted)}: they must agree (a last dimension of 1 may be left out)."
     )
-
-
-def _check_batch(outputs: Tensor, targets: Tensor, lead: int) -> None:
-    if outputs.ndim < 2 or outputs.shape[1] != targets.shape[lead - 1]:
-        raise ValueError(
-            f"The model must give one output per datum: it gave {list(outputs.shape[1:])} for "
-            f"{targets.shape[lead - 1]} data. Keep the first dimension of its inputs."
-        )
 
 
 def no_parameters() -> dict[str, LikelihoodParameter]:
@@ -251,7 +248,6 @@ class Categorical:
     def align(self, outputs: Tensor, targets: Tensor, per_particle: bool) -> Tensor:
         """Class numbers without a dimension for the classes."""
         lead = 2 if per_particle else 1
-        _check_batch(outputs, targets, lead)
         wanted, got = outputs.shape[2:-1], targets.shape[lead:]
         if outputs.ndim < 3 or wanted != got:
             raise ValueError(
