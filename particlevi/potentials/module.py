@@ -216,7 +216,7 @@ def _set_batch_norm(module: nn.Module, batch_norm: str) -> None:
         if batch_norm == "batch":
             layer.track_running_stats = False
             layer.running_mean = layer.running_var = layer.num_batches_tracked = None
-        elif layer.num_batches_tracked is not None and int(layer.num_batches_tracked) == 0:
+        elif bool((layer.running_mean == 0).all() and (layer.running_var == 1).all()):
             raise ValueError(
                 f"The batch normalisation {name!r} has no running statistics yet: run the module "
                 "on data in training mode first (with torch.no_grad(): module.train()(x)), or "
