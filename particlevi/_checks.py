@@ -35,10 +35,9 @@ def is_integer(value: Any) -> bool:
 
 
 def _is_finite(value: Any) -> bool:
-    try:
-        return is_number(value) and math.isfinite(value)
-    except OverflowError:
-        return False
+    if is_integer(value):
+        return bool(abs(int(value)) < 2**63)
+    return is_number(value) and math.isfinite(value)
 
 
 def check_positive(name: str, value: Any) -> None:

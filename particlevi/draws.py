@@ -121,7 +121,7 @@ class Draws:
                 f"There are no draws, particles are {list(self.particles.shape)}: the run ended "
                 "before the first."
             )
-        return self.particles[:, -1:] if self.interacting else self.particles[:, ::thin]
+        return self.particles[:, -1:] if self.interacting else self.particles[:, :: int(thin)]
 
     def constrained(self) -> dict[str, Tensor]:
         """The draws as the model's own quantities by name, ``[P, T, *shape]``."""
@@ -148,7 +148,7 @@ class Draws:
             )
         flat = kept.reshape(-1, kept.shape[-1])
         batch = self._inputs(inputs)
-        values = torch.cat([self._outputs(part, batch) for part in flat.split(chunk_size)])
+        values = torch.cat([self._outputs(part, batch) for part in flat.split(int(chunk_size))])
         return values.reshape(*kept.shape[:2], *values.shape[1:])
 
     def predict(
@@ -203,8 +203,8 @@ class Draws:
         length = len(pytree.tree_leaves(batch.data)[0])
         generator = torch.Generator().manual_seed(int(seed))
         parts = []
-        for start in range(0, length, batch_size):
-            piece = pytree.tree_map(lambda leaf, a=start: leaf[a : a + batch_size], batch.data)
+        for start in range(0, length, int(batch_size)):
+            piece = pytree.tree_map(lambda leaf, a=start: leaf[a : a + int(batch_size)], batch.data)
             parts.append(self._summary(flat, Batch(piece), quantiles, chunk_size, generator))
         has_probs, has_quantiles = parts[0].probs is not None, parts[0].quantiles is not None
         return Prediction(
@@ -231,7 +231,7 @@ class Draws:
         targets = []
         reference = None
         probabilities = False
-        for part in flat.split(chunk_size):
+        for part in flat.split(int(chunk_size)):
             outputs = self._outputs(part, batch)
             law = model.likelihood.distribution(
                 outputs.double(), {k: v.double() for k, v in self._own(part).items()}
@@ -286,13 +286,13 @@ class Draws:
         length = len(pytree.tree_leaves(data)[0])
         columns = []
         with torch.no_grad():
-            for start in range(0, length, batch_size):
+            for start in range(0, length, int(batch_size)):
                 piece = pytree.tree_map(
-                    lambda leaf, a=start: leaf[a : a + batch_size].to(model.device), data
+                    lambda leaf, a=start: leaf[a : a + int(batch_size)].to(model.device), data
                 )
                 rows = [
                     model.log_likelihood(part.to(model.device, model.dtype), Batch(piece))
-                    for part in flat.split(chunk_size)
+                    for part in flat.split(int(chunk_size))
                 ]
                 columns.append(torch.cat(rows))
         values = torch.cat(columns, dim=1)

@@ -63,6 +63,7 @@ class control_variate:
         if self.potential.log_likelihood_fn is None:
             raise ValueError("control_variate needs a potential with data, got one without.")
         check_positive_int("chunk_size", self.chunk_size)
+        object.__setattr__(self, "chunk_size", int(self.chunk_size))
         object.__setattr__(self, "data", as_tensors(self.data, self.potential))
         if not isinstance(self.center, Tensor):
             raise TypeError(f"center must be a tensor [D], got {type(self.center).__name__}.")

@@ -51,7 +51,7 @@ def from_log_density(
         return _per_particle(density(particles, None), particles, "log_density", vectorized)
 
     return ModelPotential(
-        layout=Layout({"theta": (num_params,)}),
+        layout=Layout({"theta": (int(num_params),)}),
         num_data=None,
         log_prior_fn=log_prior,
         log_likelihood_fn=None,
@@ -122,8 +122,8 @@ def from_log_likelihood(
         return values
 
     return ModelPotential(
-        layout=Layout({"theta": (num_params,)}),
-        num_data=num_data,
+        layout=Layout({"theta": (int(num_params),)}),
+        num_data=int(num_data),
         log_prior_fn=log_prior_fn,
         log_likelihood_fn=log_likelihood_fn,
         init_fns={"normal": _standard_normal(num_params)},

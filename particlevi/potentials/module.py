@@ -134,7 +134,7 @@ def from_module(
 
     return ModelPotential(
         layout=layout,
-        num_data=num_data,
+        num_data=int(num_data),
         log_prior_fn=lambda particles: _log_prior(parts, particles),
         log_likelihood_fn=log_likelihood,
         init_fns=_init_fns(module, names, parts, own),
@@ -209,6 +209,11 @@ def _set_dropout(module: nn.Module, dropout: str | None) -> None:
             layer.training = True
 
 
+def _untouched(layer: Any) -> bool:
+    """Whether the running statistics are those of a fresh layer; not all kinds count batches."""
+    return not bool(layer.running_mean.any()) and bool((layer.running_var == 1).all())
+
+
 def _set_batch_norm(module: nn.Module, batch_norm: str) -> None:
     for name, layer in module.named_modules():
         if not isinstance(layer, _NormBase) or not layer.track_running_stats:
@@ -216,7 +221,7 @@ def _set_batch_norm(module: nn.Module, batch_norm: str) -> None:
         if batch_norm == "batch":
             layer.track_running_stats = False
             layer.running_mean = layer.running_var = layer.num_batches_tracked = None
-        elif bool((layer.running_mean == 0).all() and (layer.running_var == 1).all()):
+        elif _untouched(layer):
             raise ValueError(
                 f"The batch normalisation {name!r} has no running statistics yet: run the module "
                 "on data in training mode first (with torch.no_grad(): module.train()(x)), or "

@@ -59,6 +59,7 @@ class ModelPotential:
     def __post_init__(self) -> None:
         if self.chunk_size is not None:
             check_positive_int("chunk_size", self.chunk_size)
+            object.__setattr__(self, "chunk_size", int(self.chunk_size))
 
     @property
     def num_params(self) -> int:
@@ -117,7 +118,14 @@ class ModelPotential:
             )
         if particles.ndim != 2 or particles.shape[1] != self.num_params:
             check_particles(particles, self.num_params)
-        return self.outputs_fn(particles, batch)
+        values = self.outputs_fn(particles, batch)
+        num_data = pytree.tree_leaves(batch.data)[0].shape[1 if batch.per_particle else 0]
+        if values.ndim < 2 or values.shape[1] != num_data:
+            raise ValueError(
+                f"The model must give one output per datum: it gave {list(values.shape[1:])} for "
+                f"{num_data} inputs, whose first dimension counts the data."
+            )
+        return values
 
     def likelihood_parameters(self, particles: Tensor) -> dict[str, Tensor]:
         """The likelihood's own parameters in each particle, empty if it has none."""
