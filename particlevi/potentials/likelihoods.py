@@ -182,8 +182,8 @@ class Gaussian:
         return dist.Normal(outputs, scale, validate_args=False)
 
     def align(self, outputs: Tensor, targets: Tensor, per_particle: bool) -> Tensor:
-        """Targets in the shape of the outputs."""
-        return same_shape(outputs, targets, per_particle)
+        """Targets as floats in the shape of the outputs."""
+        return same_shape(outputs, targets, per_particle).to(outputs.dtype)
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """The number of scales fits the number of outputs."""
