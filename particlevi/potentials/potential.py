@@ -64,6 +64,7 @@ class ModelPotential:
     def __post_init__(self) -> None:
         if self.chunk_size is not None:
             check_positive_int("chunk_size", self.chunk_size)
+            object.__setattr__(self, "chunk_size", int(self.chunk_size))
 
     @property
     def num_params(self) -> int:
@@ -72,6 +73,8 @@ class ModelPotential:
 
     def __call__(self, particles: Tensor, batch: Batch | None = None) -> Tensor:
         """Energies ``[P]``; on a minibatch of B data the likelihood is scaled by N/B."""
+        if particles.ndim != 2 or particles.shape[1] != self.num_params:
+            check_particles(particles, self.num_params)
         energy = -self.log_prior_fn(particles)
         if self.log_likelihood_fn is None:
             return energy
@@ -79,8 +82,18 @@ class ModelPotential:
         return energy - self.scale(log_likelihood.shape[1]) * log_likelihood.sum(1)
 
     def scale(self, batch_size: int) -> float:
-        """N/B."""
-        return (self.num_data or batch_size) / batch_size
+        """N/B.
+
+        Raises:
+            ValueError: a batch of more than N data, or of none.
+        """
+        num_data = batch_size if self.num_data is None else self.num_data
+        if not 1 <= batch_size <= num_data:
+            raise ValueError(
+                f"A batch holds 1 to num_data={num_data} data, got {batch_size}: num_data must be "
+                "the size of the whole training set."
+            )
+        return num_data / batch_size
 
     def log_prior(self, particles: Tensor) -> Tensor:
         """Log prior densities ``[P]``."""
@@ -108,7 +121,16 @@ class ModelPotential:
                 "This potential has no outputs to predict with: it was made from a density, "
                 "not from a module."
             )
-        return self.outputs_fn(particles, batch)
+        if particles.ndim != 2 or particles.shape[1] != self.num_params:
+            check_particles(particles, self.num_params)
+        values = self.outputs_fn(particles, batch)
+        num_data = pytree.tree_leaves(batch.data)[0].shape[1 if batch.per_particle else 0]
+        if values.ndim < 2 or values.shape[1] != num_data:
+            raise ValueError(
+                f"The model must give one output per datum: it gave {list(values.shape[1:])} for "
+                f"{num_data} inputs, whose first dimension counts the data."
+            )
+        return values
 
     def likelihood_parameters(self, particles: Tensor) -> dict[str, Tensor]:
         """The likelihood's own parameters in each particle, empty if it has none."""
@@ -170,6 +192,8 @@ class ModelPotential:
             ValueError: they are not.
         """
         if self.likelihood is None or self.outputs_fn is None:
+            return
+        if not isinstance(batch.data, tuple) or len(batch.data) < 2:
             return
         inputs = batch.data[:-1]
         if batch.per_particle:
