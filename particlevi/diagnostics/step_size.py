@@ -73,7 +73,7 @@ def _hessian_product(model: ModelPotential, point: Tensor, data: Any, chunk_size
 
         add(lambda leaf: -model.log_prior(leaf))
         if model.log_likelihood_fn is not None:
-            for batch in pieces(data, model.num_data or 0, chunk_size):
+            for batch in pieces(data, model.num_data or 0, chunk_size, point.device):
                 add(lambda leaf, batch=batch: -model.log_likelihood(leaf, batch).sum(1))
         return total.double().cpu().numpy().ravel()
 

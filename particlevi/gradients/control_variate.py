@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_finite, check_positive_int
+from particlevi.batches import as_tensors
 from particlevi.gradients._evaluate import value_and_grad
 from particlevi.gradients.full import likelihood_gradient
 from particlevi.potentials.potential import ModelPotential
@@ -70,11 +71,18 @@ class control_variate:
         return {"refresh": self.refresh}
 
     def __post_init__(self) -> None:
+        if not isinstance(self.potential, ModelPotential):
+            raise TypeError(
+                f"control_variate takes a potential, got {type(self.potential).__name__}."
+            )
         if self.potential.log_likelihood_fn is None:
             raise ValueError("control_variate needs a potential with data, got one without.")
         check_positive_int("chunk_size", self.chunk_size)
+        object.__setattr__(self, "chunk_size", int(self.chunk_size))
+        object.__setattr__(self, "data", as_tensors(self.data, self.potential))
         if self.refresh is not None:
             check_positive_int("refresh", self.refresh)
+            object.__setattr__(self, "refresh", int(self.refresh))
         elif self.center is None:
             raise ValueError(
                 "control_variate needs a center [D] near the mode, for instance the best iterate "
@@ -89,7 +97,9 @@ class control_variate:
                 f"got {length}."
             )
 
-    def _check_center(self, center: Tensor) -> None:
+    def _check_center(self, center: Any) -> None:
+        if not isinstance(center, Tensor):
+            raise TypeError(f"center must be a tensor [D], got {type(center).__name__}.")
         if center.shape != (self.potential.num_params,):
             raise ValueError(
                 f"center must be one parameter vector [{self.potential.num_params}], "

@@ -16,11 +16,11 @@ from particlevi.typing import Batch, Gradient
 __all__ = ["full_gradient", "likelihood_gradient", "pieces"]
 
 
-def pieces(data: Any, num_data: int, chunk_size: int) -> Iterator[Batch]:
+def pieces(data: Any, num_data: int, chunk_size: int, device: torch.device) -> Iterator[Batch]:
     """The data in order, ``chunk_size`` at a time, shared by all particles."""
     for start in range(0, num_data, chunk_size):
         stop = start + chunk_size
-        yield Batch(pytree.tree_map(lambda leaf, a=start, b=stop: leaf[a:b], data))
+        yield Batch(pytree.tree_map(lambda leaf, a=start, b=stop: leaf[a:b].to(device), data))
 
 
 def likelihood_gradient(
@@ -33,7 +33,7 @@ def likelihood_gradient(
 
     gradient = torch.zeros_like(particles)
     value = particles.new_zeros(len(particles))
-    for batch in pieces(data, potential.num_data or 0, chunk_size):
+    for batch in pieces(data, potential.num_data or 0, chunk_size, particles.device):
         part = value_and_grad(energy, particles, batch, potential.chunk_size)
         gradient += part.gradient
         value += part.potential

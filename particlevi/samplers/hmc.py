@@ -88,14 +88,14 @@ def hmc(
     def noise(state: SamplerState, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         position = state.position
         uniform = torch.rand(
-            2, len(position), generator=generator, dtype=position.dtype, device=position.device
+            len(position), 2, generator=generator, dtype=position.dtype, device=position.device
         )
         return standard_normal(position, generator), uniform
 
     def transition(
         position: Tensor, memory: Memory, gradient_at: GradientAt, noise: Any, controls: Controls
     ) -> tuple[Tensor, Memory, Info]:
-        xi, (u, spread) = noise
+        xi, u, spread = noise[0], noise[1][:, 0], noise[1][:, 1]
         temperature, begun = controls["temperature"], memory.begun
         h = (controls["step_size"] * begun * (1 + jitter * (2 * spread - 1))).unsqueeze(-1)
         p = temperature.sqrt() * xi

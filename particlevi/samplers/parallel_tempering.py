@@ -1,8 +1,7 @@
 """Parallel tempering (replica exchange) over the particle axis.
 
-R temperatures ``T_0 < T_1 < ...``, C independent ladders of R replicas each; particle ``r C + j``
-is the replica of ladder ``j`` at temperature ``T_r``, so that the first C particles are those at
-``T_0``. Each replica moves by the B A O A B step of ``baoab`` at its temperature. Then, every so
+R temperatures ``T_0 < T_1 < ...``; particle ``i`` is at ``T_{i mod R}``, and R particles in a row
+are a ladder of replicas, independent of the other ladders (the last one may lack its hot end). Each replica moves by the B A O A B step of ``baoab`` at its temperature. Then, every so
 many steps, replicas of neighbouring temperatures exchange places with probability ``min(1, e^S)``,
 
     S = (1/T_r - 1/T_{r+1}) (U_r - U_{r+1}) - (1/T_r - 1/T_{r+1})^2 v
@@ -75,9 +74,8 @@ def parallel_tempering(
 ) -> Sampler:
     """Replicas at several temperatures that exchange places, each moving by ``baoab``.
 
-    With R temperatures, ``num_particles`` must be a multiple C of R; the first C particles are at
-    the first temperature: ``draws.select(slice(0, C))`` are C independent chains of the posterior
-    if that temperature is 1.
+    With R temperatures, every R-th particle is at the first of them:
+    ``draws.select(slice(0, None, R))`` are independent chains of the posterior if that is 1.
 
     Source: Deng, Feng, Gao, Liang and Lin, "Non-convex learning via replica exchange stochastic
     gradient MCMC", 2020.
@@ -91,8 +89,7 @@ def parallel_tempering(
             for replicas with minibatches of their own (``shared_batch=False``, the default).
 
     Raises:
-        ValueError: an argument out of its range; at the start, a number of particles that is not
-            a multiple of the number of temperatures.
+        ValueError: an argument out of its range.
     """
     ladder = [float(t) for t in temperatures]
     for t in ladder:
@@ -107,14 +104,9 @@ def parallel_tempering(
     levels = torch.tensor(ladder, dtype=potential.dtype, device=potential.device)
 
     def temperature_of(position: Tensor) -> Tensor:
-        return levels.repeat_interleave(len(position) // rungs)
+        return levels[torch.arange(len(position), device=levels.device) % rungs]
 
     def memory(position: Tensor, generator: torch.Generator) -> Memory:
-        if len(position) % rungs:
-            raise ValueError(
-                f"num_particles must be a multiple of the {rungs} temperatures, "
-                f"got {len(position)}."
-            )
         spread = temperature_of(position).sqrt().unsqueeze(-1)
         momentum = standard_normal(position, generator) * spread
         acceptance = position.new_ones(len(position))
@@ -130,14 +122,15 @@ def parallel_tempering(
     def swap(potential: Tensor, temperature: Tensor, u: Tensor, steps: Tensor) -> Any:
         """Whom each particle takes over from, if it was proposed, and the acceptance, ``[P]``."""
         size = len(potential)
-        ladders = size // rungs
         index = torch.arange(size, device=potential.device)
-        rung = index // ladders
+        rung = index % rungs
         due = torch.remainder(steps, swap_every) == 0
         parity = torch.remainder(torch.div(steps, swap_every, rounding_mode="floor"), 2)
         lower = torch.remainder(rung, 2) == parity
-        partner = index + torch.where(lower, ladders, -ladders)
-        paired = (partner >= 0) & (partner < size) & due
+        step = torch.where(lower, 1, -1)
+        partner = index + step
+        inside = (rung + step >= 0) & (rung + step < rungs) & (partner < size)
+        paired = inside & due
         partner = torch.where(paired, partner, index)
         gap = 1 / temperature - 1 / temperature[partner]
         probability = (gap * (potential - potential[partner]) - gap**2 * energy_noise).exp()

@@ -106,7 +106,9 @@ def psgld(
 
     def curvature(position: Tensor, g: Tensor, gradient_at: GradientAt, signs: Tensor) -> Tensor:
         """``gbar Hbar_ii``, unbiased; exact for a diagonal Hessian."""
-        width = torch.finfo(position.dtype).eps ** (1 / 3) * (1 + position.abs().amax())
+        width = torch.finfo(position.dtype).eps ** (1 / 3) * (
+            1 + position.abs().amax(-1, keepdim=True)
+        )
         ahead = gradient_at(position + width * signs).gradient
         behind = gradient_at(position - width * signs).gradient
         diagonal: Tensor = signs * (ahead - behind) / (2 * width)

@@ -160,7 +160,7 @@ def test_hmc_is_exact():
     for z, w in zip(nodes, weights, strict=True):
         xi = torch.full_like(position, z)
         for draw in (0.0, 1.0):
-            uniform = torch.stack([torch.full_like(u, draw), torch.full_like(u, 0.5)])
+            uniform = torch.stack([torch.full_like(u, draw), torch.full_like(u, 0.5)], dim=1)
             after, info = sampler.step(state, None, ((xi, uniform), ()), controls_of(sampler, 0.5))
             probability = info.acceptance.numpy()
             share = probability if draw == 0 else 1 - probability
