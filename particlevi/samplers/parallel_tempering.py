@@ -1,8 +1,9 @@
 """Parallel tempering (replica exchange) over the particle axis.
 
 R temperatures ``T_0 < T_1 < ...``; particle ``i`` is at ``T_{i mod R}``, and R particles in a row
-are a ladder of replicas, independent of the other ladders (the last one may lack its hot end). Each replica moves by the B A O A B step of ``baoab`` at its temperature. Then, every so
-many steps, replicas of neighbouring temperatures exchange places with probability ``min(1, e^S)``,
+are a ladder of replicas, independent of the other ladders (the last one may lack its hot end). Each
+replica moves by the B A O A B step of ``baoab`` at its temperature. Then, every so many steps,
+replicas of neighbouring temperatures exchange places with probability ``min(1, e^S)``,
 
     S = (1/T_r - 1/T_{r+1}) (U_r - U_{r+1}) - (1/T_r - 1/T_{r+1})^2 v
 
