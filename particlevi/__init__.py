@@ -1,5 +1,6 @@
 """Sampling posteriors with particles, and SGD as an approximate posterior sampler."""
 
+from particlevi.diagnostics.step_size import gradient_noise, largest_curvature, suggest_step_size
 from particlevi.draws import Draws, Prediction, load
 from particlevi.gradients.control_variate import control_variate
 from particlevi.gradients.minibatch import minibatch
@@ -11,10 +12,17 @@ from particlevi.potentials.priors import Laplace, Normal
 from particlevi.potentials.pyro import from_pyro
 from particlevi.potentials.student_t import StudentT
 from particlevi.recording import outputs_at
+from particlevi.samplers.baoab import baoab
+from particlevi.samplers.hmc import hmc
+from particlevi.samplers.leimkuhler_matthews import leimkuhler_matthews
+from particlevi.samplers.obabo import obabo
+from particlevi.samplers.parallel_tempering import parallel_tempering
+from particlevi.samplers.psghmc import psghmc
 from particlevi.samplers.psgld import psgld
 from particlevi.samplers.sgd import sgd
 from particlevi.samplers.sghmc import sghmc
 from particlevi.samplers.sgld import sgld
+from particlevi.samplers.sgnht import sgnht
 from particlevi.samplers.svgd import svgd
 from particlevi.sampling import resume, sample
 from particlevi.schedules import constant, cosine, cyclical, polynomial
@@ -37,6 +45,7 @@ __all__ = [
     "Prediction",
     "Sampler",
     "StudentT",
+    "baoab",
     "constant",
     "control_variate",
     "cosine",
@@ -46,12 +55,19 @@ __all__ = [
     "from_log_likelihood",
     "from_module",
     "from_pyro",
+    "gradient_noise",
+    "hmc",
+    "largest_curvature",
+    "leimkuhler_matthews",
     "linear",
     "load",
     "median",
     "minibatch",
+    "obabo",
     "outputs_at",
+    "parallel_tempering",
     "polynomial",
+    "psghmc",
     "psgld",
     "rbf",
     "resume",
@@ -59,5 +75,7 @@ __all__ = [
     "sgd",
     "sghmc",
     "sgld",
+    "sgnht",
+    "suggest_step_size",
     "svgd",
 ]
