@@ -2,7 +2,9 @@
 
 from particlevi.draws import Draws, Prediction, load
 from particlevi.gradients.control_variate import control_variate
+from particlevi.gradients.history import history
 from particlevi.gradients.minibatch import minibatch
+from particlevi.gradients.structured import structured, structured_dropout
 from particlevi.monitor import DivergenceError
 from particlevi.potentials.function import from_log_density, from_log_likelihood
 from particlevi.potentials.likelihoods import Bernoulli, Categorical, Gaussian, Poisson
@@ -43,6 +45,7 @@ __all__ = [
     "from_log_likelihood",
     "from_module",
     "from_pyro",
+    "history",
     "linear",
     "load",
     "median",
@@ -56,5 +59,7 @@ __all__ = [
     "sgd",
     "sghmc",
     "sgld",
+    "structured",
+    "structured_dropout",
     "svgd",
 ]

@@ -40,6 +40,7 @@ class ModelPotential:
         constrain_fn: from the tensors that are sampled to those of the model, as in Pyro models
             with constrained sites and likelihoods with a learned scale.
         chunk_size: at most so many particles are evaluated at once.
+        factorised_prior: whether the prior is known to be a product over coordinates.
         fingerprint: what identifies the potential in a checkpoint.
     """
 
@@ -54,6 +55,7 @@ class ModelPotential:
     likelihood: Likelihood | None = None
     constrain_fn: Callable[[dict[str, Tensor]], dict[str, Tensor]] = _identity
     chunk_size: int | None = None
+    factorised_prior: bool = False
     fingerprint: Mapping[str, JSON] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
