@@ -96,8 +96,9 @@ class _SelfAveraged(ABC):
         rows = self.history.rows(state, self.num_composites, self.num_groups, generator)
         bank = state.values.flatten(0, 1)
         values = self.partition.gather(bank, rows.flatten(0, 1).to(bank.device))
-        like = self.potential
-        return values.view(*rows.shape[:2], -1).to(like.device, like.dtype)
+        spread = values.view(*rows.shape[:2], -1)
+        found: Tensor = spread.to(self.potential.device, self.potential.dtype)
+        return found
 
     def _plain_gradient(self, particles: Tensor, batch: Batch | None) -> Gradient:
         return value_and_grad(self.potential, particles, batch, self.potential.chunk_size)
@@ -184,7 +185,7 @@ class structured(_SelfAveraged):
     ...     pvi.structured(normal, groups="parameter", history=pvi.history(pooled=True))
     ... )
     >>> draws = pvi.sample(
-    ...     sampler, step_size=0.05, num_particles=500, num_warmup=100, num_draws=100, thin=10,
+    ...     sampler, step_size=0.05, num_particles=500, num_warmup=50, num_draws=25, thin=10,
     ...     progress=False,
     ... )
     >>> abs(torch.corrcoef(draws.flat().T)[0, 1].item()) < 0.02  # -0.5 in the density itself
