@@ -67,11 +67,19 @@ class _SelfAveraged(ABC):
         """The bank."""
         return self.history.init(particles)
 
-    def draw_noise(self, state: Bank, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Masks and historical values ``[S, P, D]`` of S composites, empty for a plain step."""
+    def draw_noise(self, state: Bank, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Masks ``[S, P, M]`` and historical values ``[S, P, D]`` of S composites.
+
+        S is 0 for a plain step: compiled code tells the two by their shapes.
+        """
+        num_particles = len(state.offset)
         if self._plain() or int(state.seen) == 0:
-            return ()
-        return self._draw(state, generator)
+            nothing = torch.empty(
+                0, num_particles, 1, dtype=self.potential.dtype, device=self.potential.device
+            )
+            return nothing, nothing
+        masks = self._masks(num_particles, generator)
+        return masks, self._values(state, generator)
 
     def record(self, state: Bank, particles: Tensor, progress: Progress) -> Bank:
         """The bank with one more entry, when one is due."""
@@ -88,8 +96,8 @@ class _SelfAveraged(ABC):
         """Whether nothing is ever replaced."""
 
     @abstractmethod
-    def _draw(self, state: Bank, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """The random numbers of one evaluation."""
+    def _masks(self, num_particles: int, generator: torch.Generator) -> Tensor:
+        """Masks ``[S, P, M]``, or ``[S, 1, M]`` where all particles share them."""
 
     def _values(self, state: Bank, generator: torch.Generator) -> Tensor:
         """Historical values ``[S, P, D]``, an entry of its own for every composite and group."""
@@ -206,24 +214,24 @@ class structured(_SelfAveraged):
         self.num_history = num_history
         self.num_composites = num_history * self.num_groups
         own = torch.eye(self.num_groups, dtype=potential.dtype, device=potential.device)
-        self.mask = own.repeat(num_history, 1).unsqueeze(1)
+        self.one_hot = own.repeat(num_history, 1).unsqueeze(1)
         self.settings = {"num_history": num_history, **self._common_settings(groups)}
 
     def _plain(self) -> bool:
         return self.num_groups == 1
 
-    def _draw(self, state: Bank, generator: torch.Generator) -> tuple[Tensor, ...]:
-        return (self._values(state, generator),)
+    def _masks(self, num_particles: int, generator: torch.Generator) -> Tensor:
+        return self.one_hot
 
     def __call__(
-        self, state: Bank, particles: Tensor, batch: Batch | None, noise: tuple[Tensor, ...]
+        self, state: Bank, particles: Tensor, batch: Batch | None, noise: tuple[Tensor, Tensor]
     ) -> Gradient:
         """The gradient at ``particles [P, D]``."""
-        if not noise:
+        masks, values = noise
+        if len(values) == 0:
             return self._plain_gradient(particles, batch)
-        (values,) = noise
-        mask = self.partition.spread(self.mask)
-        composites = torch.lerp(values, particles.expand_as(values), mask.expand_as(values))
+        mask = self.partition.spread(masks).expand_as(values)
+        composites = torch.lerp(values, particles.expand_as(values), mask)
         gradient, potential = self._evaluate(composites, batch)
         own = self.partition.own(gradient.unflatten(0, (self.num_history, self.num_groups)))
         return self._with_prior(particles, own.mean(0), potential.mean(0))
@@ -295,12 +303,8 @@ class structured_dropout(_SelfAveraged):
     def _plain(self) -> bool:
         return self.keep is not None and (self.keep == 1 or self.num_groups == 1)
 
-    def _draw(self, state: Bank, generator: torch.Generator) -> tuple[Tensor, ...]:
-        shape = (self.num_composites, len(state.offset), self.num_groups)
-        return self._masks(shape, generator), self._values(state, generator)
-
-    def _masks(self, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
-        """Masks ``[L, P, M]``."""
+    def _masks(self, num_particles: int, generator: torch.Generator) -> Tensor:
+        shape = (self.num_composites, num_particles, self.num_groups)
         dtype, device = self.potential.dtype, self.potential.device
         if isinstance(self.mask, tuple):
             return _beta(*self.mask[1:], shape, generator, device).to(dtype)
@@ -308,12 +312,12 @@ class structured_dropout(_SelfAveraged):
         return uniform if self.keep is None else (uniform < self.keep).to(dtype)
 
     def __call__(
-        self, state: Bank, particles: Tensor, batch: Batch | None, noise: tuple[Tensor, ...]
+        self, state: Bank, particles: Tensor, batch: Batch | None, noise: tuple[Tensor, Tensor]
     ) -> Gradient:
         """The gradient at ``particles [P, D]``."""
-        if not noise:
-            return self._plain_gradient(particles, batch)
         masks, values = noise
+        if len(values) == 0:
+            return self._plain_gradient(particles, batch)
         mask = self.partition.spread(masks)
         composites = torch.lerp(values, particles.expand_as(values), mask)
         gradient, potential = self._evaluate(composites, batch)

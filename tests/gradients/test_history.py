@@ -88,7 +88,7 @@ def test_dtype_of_the_bank(dtype):
     estimator = pvi.structured(potential, "parameter", history=options)
     state = estimator.init(torch.zeros(4, 3), torch.Generator())
     assert state.values.dtype == dtype
-    (values,) = estimator.draw_noise(state, torch.Generator())
+    _, values = estimator.draw_noise(state, torch.Generator())
     assert values.dtype == torch.float32
     assert (values == torch.tensor(1 / 3, dtype=dtype).float()).all()
 
@@ -249,25 +249,12 @@ def test_warmup_is_that_of_the_plain_sampler(name):
     assert not torch.equal(plain[:, 5], other[:, 5])
 
 
-@pytest.mark.parametrize(
-    ("name", "sampler"), [("structured", "sghmc"), ("dropout", "sgld"), ("beta", "psgld")]
-)
-def test_compiles_whole(name, sampler):
-    """Before and after the first entry, without a graph break, to the same numbers."""
-    made = getattr(pvi, sampler)(ESTIMATORS[name]())
-    generator = torch.Generator().manual_seed(0)
-    controls = {"step_size": torch.tensor(1e-3), "temperature": torch.tensor(1.0)}
-    controls |= {key: torch.tensor(value(0)) for key, value in made.schedules.items()}
-    batch = pvi.typing.Batch(data())
-    torch._dynamo.reset()
-    compiled = torch.compile(made.step, backend="aot_eager", fullgraph=True, dynamic=False)
-    with torch.no_grad():
-        state = made.init(made.potential.init(3), generator)
-        for step in range(1, 4):
-            noise = made.draw_noise(state, generator)
-            eager, info = made.step(state, batch, noise, controls)
-            other, other_info = compiled(state, batch, noise, controls)
-            torch.testing.assert_close(eager.position, other.position)
-            torch.testing.assert_close(info.potential, other_info.potential)
-            state = made.record(eager, Progress(step, 2, 100))
-        assert int(state.estimator.seen) == 1
+@pytest.mark.parametrize(("name", "sampler"), [("structured", "sghmc"), ("beta", "psgld")])
+def test_compiled_runs_agree(name, sampler):
+    """Before and after the first entry, without a graph break: up to rounding the same draws."""
+
+    def draw(compile):
+        made = getattr(pvi, sampler)(ESTIMATORS[name]())
+        return pvi.sample(made, **arguments(num_draws=8), compile=compile).particles
+
+    torch.testing.assert_close(draw(False), draw(True), rtol=1e-4, atol=1e-5)

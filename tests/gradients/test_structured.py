@@ -281,7 +281,7 @@ def one_hot_law(precision, groups, bank, num_history, h, temperature):
         rows.view(len(rows), composites, num_groups)[:, :, groups], torch.arange(len(precision))
     ].transpose(0, 1)
     sampler = pvi.sgld(estimator, temperature=temperature)
-    a, b, diffusion = affine(sampler, (values,), len(rows), h, temperature)
+    a, b, diffusion = affine(sampler, (estimator.one_hot, values), len(rows), h, temperature)
     weights = torch.full((len(rows),), 1 / len(rows), dtype=D64)
     return law(weights, a, b, diffusion)
 
@@ -498,7 +498,7 @@ def test_structured_is_the_sum_over_groups(chunk_size, per_particle, rule):
     batch = Batch((x[index], y[index]), per_particle)
     values = torch.randn(2 * num_groups, 3, 26, generator=generator, dtype=D64)
     estimator = pvi.structured(potential, rule, num_history=2)
-    found = estimator(None, particles, batch, (values,))
+    found = estimator(None, particles, batch, (estimator.one_hot, values))
     wanted, _ = one_hot_pieces(potential, particles, batch, values, 2, groups)
     assert torch.allclose(found.gradient, wanted, rtol=1e-10, atol=1e-10)
 
@@ -513,7 +513,7 @@ def test_one_hot_masks_times_m_are_the_structured_gradient():
     structured = pvi.structured(gaussian(precision), groups, history=frozen(4))
     dropout = pvi.structured_dropout(gaussian(precision), groups, 1 / 3, 3, history=frozen(4))
     masks = torch.eye(3, dtype=D64).unsqueeze(1).expand(3, 5, 3)
-    one = structured(None, particles, None, (values,))
+    one = structured(None, particles, None, (structured.one_hot, values))
     other = dropout(None, particles, None, (masks, values))
     assert torch.allclose(one.gradient, other.gradient, rtol=1e-12)
     assert torch.allclose(one.potential, other.potential, rtol=1e-12)
@@ -546,8 +546,9 @@ def test_a_prior_that_may_not_factorise_goes_through_the_composites():
     particles = torch.randn(3, 2, generator=generator, dtype=D64)
     values = torch.randn(2, 3, 2, generator=generator, dtype=D64)
     batch = Batch(torch.ones(4, dtype=D64))
-    one = pvi.structured(with_data, "parameter")(None, particles, batch, (values,))
-    other = pvi.structured(without, "parameter")(None, particles, None, (values,))
+    noise = (pvi.structured(without, "parameter").one_hot, values)
+    one = pvi.structured(with_data, "parameter")(None, particles, batch, noise)
+    other = pvi.structured(without, "parameter")(None, particles, None, noise)
     assert torch.allclose(one.gradient, other.gradient, rtol=1e-12)
 
 
@@ -586,7 +587,7 @@ def test_beta_masks_have_their_law(a, b):
     estimator = pvi.structured_dropout(
         gaussian(torch.eye(2, dtype=D64)), "parameter", mask=("beta", a, b), history=frozen(2)
     )
-    masks = estimator._masks((4, 5000, 2), torch.Generator().manual_seed(0)).flatten()
+    masks = estimator._masks(5000, torch.Generator().manual_seed(0)).flatten()
     assert torch.isfinite(masks).all()
     mean, var = a / (a + b), a * b / ((a + b) ** 2 * (a + b + 1))
     assert abs(masks.mean() - mean) < 5 * math.sqrt(var / 40_000)
