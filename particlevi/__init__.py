@@ -1,5 +1,6 @@
 """Sampling posteriors with particles, and SGD as an approximate posterior sampler."""
 
+from particlevi.diagnostics.groups import group_diagnostics
 from particlevi.draws import Draws, Prediction, load
 from particlevi.gradients.control_variate import control_variate
 from particlevi.gradients.history import history
@@ -45,6 +46,7 @@ __all__ = [
     "from_log_likelihood",
     "from_module",
     "from_pyro",
+    "group_diagnostics",
     "history",
     "linear",
     "load",

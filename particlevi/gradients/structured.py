@@ -113,7 +113,8 @@ class _SelfAveraged(ABC):
 
     def _likelihood_energy(self, particles: Tensor, batch: Batch | None) -> Tensor:
         values: Tensor = self.potential.log_likelihood(particles, batch)
-        return -self.potential.scale(values.shape[1]) * values.sum(1)
+        scale: float = self.potential.scale(values.shape[1])
+        return -scale * values.sum(1)
 
     def _prior_energy(self, particles: Tensor, batch: Batch | None) -> Tensor:
         values: Tensor = self.potential.log_prior(particles)
