@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from particlevi._checks import check_choice, check_positive, check_positive_int, is_number
-from particlevi.gradients._evaluate import value_and_grad
+from particlevi.gradients._evaluate import value_and_grad, values_and_grads
 from particlevi.gradients._partition import Partition
 from particlevi.gradients.history import Bank, history
+from particlevi.potentials.chunks import chunks
 from particlevi.potentials.layout import Groups
 from particlevi.potentials.potential import ModelPotential
 from particlevi.typing import JSON, Batch, Gradient, Progress
@@ -68,9 +69,10 @@ class _SelfAveraged(ABC):
         return self.history.init(particles)
 
     def draw_noise(self, state: Bank, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Masks ``[S, P, M]`` and historical values ``[S, P, D]`` of S composites.
+        """Masks and historical values ``[S, P, D]`` of S composites.
 
-        S is 0 for a plain step: compiled code tells the two by their shapes.
+        Masks are ``[L, P, M]`` with dropout and one-hot ``[S, 1, D]`` without. S is 0 for a plain
+        step: compiled code tells the two by their shapes.
         """
         num_particles = len(state.offset)
         if self._plain() or int(state.seen) == 0:
@@ -97,7 +99,7 @@ class _SelfAveraged(ABC):
 
     @abstractmethod
     def _masks(self, num_particles: int, generator: torch.Generator) -> Tensor:
-        """Masks ``[S, P, M]``, or ``[S, 1, M]`` where all particles share them."""
+        """Masks of S composites."""
 
     def _values(self, state: Bank, generator: torch.Generator) -> Tensor:
         """Historical values ``[S, P, D]``, an entry of its own for every composite and group."""
@@ -120,25 +122,40 @@ class _SelfAveraged(ABC):
         values: Tensor = self.potential.log_prior(particles)
         return -values
 
-    def _evaluate(self, composites: Tensor, batch: Batch | None) -> Gradient:
-        """Gradients ``[S, P, D]`` and energies ``[S, P]`` at composites ``[S, P, D]``."""
+    def _evaluate(
+        self, particles: Tensor, composites: Tensor, batch: Batch | None
+    ) -> tuple[Gradient, Gradient | None]:
+        """Gradients ``[S, P, D]`` and energies ``[S, P]`` at composites ``[S, P, D]``.
+
+        The second is that of the prior at the particles, where it is taken apart.
+        """
         energy = self._likelihood_energy if self.prior_apart else self.potential
-        count, num_particles, _ = composites.shape
-        limit = self.potential.chunk_size
-        block = count if limit is None else max(1, limit // num_particles)
-        parts = [
-            value_and_grad(energy, part.flatten(0, 1), _repeated(batch, len(part)), limit)
-            for part in composites.split(block)
-        ]
+        pending: list[Any] = [(self._prior_energy, particles, None)] if self.prior_apart else []
+        prior: Gradient | None = None
+        parts = []
+        for piece, part in self._pieces(composites, batch):
+            found = values_and_grads([(energy, piece, part), *pending])
+            parts.append(found[0])
+            prior = found[1] if pending else prior
+            pending = []
         gradient = torch.cat([p.gradient for p in parts]) if len(parts) > 1 else parts[0].gradient
         values = torch.cat([p.potential for p in parts]) if len(parts) > 1 else parts[0].potential
-        return Gradient(gradient.view(composites.shape), values.view(count, num_particles))
+        return Gradient(gradient.view(composites.shape), values.view(composites.shape[:2])), prior
 
-    def _with_prior(self, particles: Tensor, gradient: Tensor, potential: Tensor) -> Gradient:
-        if not self.prior_apart:
-            return Gradient(gradient, potential)
-        prior = value_and_grad(self._prior_energy, particles, None, self.potential.chunk_size)
-        return Gradient(prior.gradient + gradient, prior.potential + potential)
+    def _pieces(
+        self, composites: Tensor, batch: Batch | None
+    ) -> Iterator[tuple[Tensor, Batch | None]]:
+        """As many composites at once as the potential's chunk size allows."""
+        limit = self.potential.chunk_size
+        block = len(composites) if limit is None else max(1, limit // composites.shape[1])
+        for part in composites.split(block):
+            yield from chunks(part.flatten(0, 1), _repeated(batch, len(part)), limit)
+
+
+def _with_prior(gradient: Tensor, potential: Tensor, prior: Gradient | None) -> Gradient:
+    if prior is None:
+        return Gradient(gradient, potential)
+    return Gradient(prior.gradient + gradient, prior.potential + potential)
 
 
 def _repeated(batch: Batch | None, times: int) -> Batch | None:
@@ -215,13 +232,14 @@ class structured(_SelfAveraged):
         self.num_history = num_history
         self.num_composites = num_history * self.num_groups
         own = torch.eye(self.num_groups, dtype=potential.dtype, device=potential.device)
-        self.one_hot = own.repeat(num_history, 1).unsqueeze(1)
+        self.one_hot = self.partition.spread(own).repeat(num_history, 1).unsqueeze(1)
         self.settings = {"num_history": num_history, **self._common_settings(groups)}
 
     def _plain(self) -> bool:
         return self.num_groups == 1
 
     def _masks(self, num_particles: int, generator: torch.Generator) -> Tensor:
+        """One-hot ``[S, 1, D]``: composite m keeps group m."""
         return self.one_hot
 
     def __call__(
@@ -231,11 +249,10 @@ class structured(_SelfAveraged):
         masks, values = noise
         if len(values) == 0:
             return self._plain_gradient(particles, batch)
-        mask = self.partition.spread(masks).expand_as(values)
-        composites = torch.lerp(values, particles.expand_as(values), mask)
-        gradient, potential = self._evaluate(composites, batch)
-        own = self.partition.own(gradient.unflatten(0, (self.num_history, self.num_groups)))
-        return self._with_prior(particles, own.mean(0), potential.mean(0))
+        composites = torch.lerp(values, particles.expand_as(values), masks.expand_as(values))
+        found, prior = self._evaluate(particles, composites, batch)
+        own = self.partition.own(found.gradient.unflatten(0, (self.num_history, self.num_groups)))
+        return _with_prior(own.mean(0), found.potential.mean(0), prior)
 
 
 class structured_dropout(_SelfAveraged):
@@ -305,6 +322,7 @@ class structured_dropout(_SelfAveraged):
         return self.keep is not None and (self.keep == 1 or self.num_groups == 1)
 
     def _masks(self, num_particles: int, generator: torch.Generator) -> Tensor:
+        """Random ``[L, P, M]``."""
         shape = (self.num_composites, num_particles, self.num_groups)
         dtype, device = self.potential.dtype, self.potential.device
         if isinstance(self.mask, tuple):
@@ -321,9 +339,9 @@ class structured_dropout(_SelfAveraged):
             return self._plain_gradient(particles, batch)
         mask = self.partition.spread(masks)
         composites = torch.lerp(values, particles.expand_as(values), mask)
-        gradient, potential = self._evaluate(composites, batch)
-        averaged = (mask * gradient).mean(0) / self.mean_mask
-        return self._with_prior(particles, averaged, potential.mean(0))
+        found, prior = self._evaluate(particles, composites, batch)
+        averaged = (mask * found.gradient).mean(0) / self.mean_mask
+        return _with_prior(averaged, found.potential.mean(0), prior)
 
 
 def _checked_mask(
