@@ -23,10 +23,12 @@ from particlevi.sampling import resume, sample
 from particlevi.schedules import constant, cosine, cyclical, polynomial
 from particlevi.stein.bandwidths import fixed, median
 from particlevi.stein.kernels import linear, rbf
+from particlevi.typing import Batch, Sampler
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Batch",
     "Bernoulli",
     "Categorical",
     "DivergenceError",
@@ -36,6 +38,7 @@ __all__ = [
     "Normal",
     "Poisson",
     "Prediction",
+    "Sampler",
     "StudentT",
     "constant",
     "control_variate",
