@@ -18,6 +18,7 @@ variable ``PARTICLEVI_DATA``; without them scikit-learn's digits and diabetes ta
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import multiprocessing
@@ -37,6 +38,7 @@ from particlevi.diagnostics import arviz
 from particlevi.typing import Batch
 
 CHAINS = 4
+NOISE = 0.3
 METHODS = ["plain", "structured", "dropout 0.1", "dropout 0.5", "dropout 0.9"]
 SAMPLERS = ["sgld", "psgld", "sghmc"]
 
@@ -76,11 +78,11 @@ def classification(folder: Path, seed: int) -> Task:
         x, y = raw.data[order[400:]], raw.target[order[400:]]
         x_test, y_test = raw.data[order[:400]], raw.target[order[:400]]
 
-    def prepared(images: Any, labels: Any) -> tuple[Tensor, Tensor]:
+    def tensors(images: Any, labels: Any) -> tuple[Tensor, Tensor]:
         pixels = torch.as_tensor(np.asarray(images, dtype=np.float32) / top).flatten(1)
         return (pixels - 0.13) / 0.31, torch.as_tensor(np.asarray(labels, dtype=np.int64))
 
-    train, test = prepared(x, y), prepared(x_test, y_test)
+    train, test = tensors(x, y), tensors(x_test, y_test)
     net = nn.Sequential(nn.Linear(train[0].shape[1], 20), nn.ReLU(), nn.Linear(20, 10))
     prior = pvi.Normal(1.0, fan_in=True)
     potential = pvi.from_module(net, pvi.Categorical(), prior, num_data=len(train[0]))
@@ -111,7 +113,7 @@ def regression(folder: Path, seed: int) -> Task:
     x, y = (x - mean) / sd, (y - middle) / unit
     net = nn.Sequential(nn.Linear(x.shape[1], 50), nn.Tanh(), nn.Linear(50, 1))
     prior = pvi.Normal(1.0, fan_in=True)
-    potential = pvi.from_module(net, pvi.Gaussian(scale=0.3), prior, num_data=len(rows))
+    potential = pvi.from_module(net, pvi.Gaussian(scale=NOISE), prior, num_data=len(rows))
     steps = {"sgld": 3e-5, "psgld": 3e-7, "sghmc": 4e-3}
     return Task(
         name, potential, (x[rows], y[rows]), (x[held], y[held]), 100, steps, 20.0, float(unit)
@@ -135,8 +137,15 @@ def make_sampler(name: str, task: Task, aim: Any) -> Any:
     return getattr(pvi, name)(aim, **options)
 
 
+@functools.lru_cache(maxsize=1)
+def prepared(name: str, folder: str, seed: int, mode_steps: int) -> tuple[Task, Tensor]:
+    """The task and its starting points, made once per process and shared by its runs."""
+    task = TASKS[name](Path(folder), seed)
+    return task, near_the_mode(task, seed, mode_steps)
+
+
 def near_the_mode(task: Task, seed: int, steps: int) -> Tensor:
-    """Adam on the potential from the module's own initialisation, per chain."""
+    """Adam on the minibatch potential from the module's own initialisation, per chain."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     particles = task.potential.init(CHAINS, generator).requires_grad_()
@@ -154,8 +163,7 @@ def near_the_mode(task: Task, seed: int, steps: int) -> Tensor:
 
 def one_run(job: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(1)
-    task = TASKS[job["task"]](Path(job["data"]), job["seed"])
-    start = near_the_mode(task, job["seed"], job["mode_steps"])
+    task, start = prepared(job["task"], job["data"], job["seed"], job["mode_steps"])
 
     def run(steps: int, warmup: int, thin: int) -> pvi.Draws:
         span = max(1, warmup // 2)
@@ -188,10 +196,8 @@ def measures(task: Task, draws: pvi.Draws, thin: int, seed: int) -> dict[str, fl
     generator = torch.Generator().manual_seed(seed)
     columns = torch.randperm(draws.particles.shape[-1], generator=generator)[:300]
     weights = arviz.ess(draws.particles[..., columns], method="mean")
-    outputs = draws.outputs(task.test[0][:20])
-    predictions = arviz.ess(outputs, method="mean")
+    predictions = arviz.ess(draws.outputs(task.test[0][:20]), method="mean")
     total = draws.particles.shape[0] * draws.particles.shape[1]
-    step = max(1, draws.particles.shape[1] // 50)
     found = {
         "seconds": draws.seconds,
         "ess_per_second": float(np.nanmedian(weights)) / draws.seconds,
@@ -199,28 +205,33 @@ def measures(task: Task, draws: pvi.Draws, thin: int, seed: int) -> dict[str, fl
         "iac_steps": float(np.nanmedian(total / weights)) * thin,
         "prediction_iac_steps": float(np.nanmedian(total / predictions)) * thin,
     }
-    found |= scores(task, draws, step)
-    count = len(draws.flat(step))
-    mixed = draws.recombine(count, "layer", seed)
+    every = max(1, draws.particles.shape[1] // 25)
+    found |= scores(task, draws, every)
+    mixed = draws.recombine(len(draws.flat(every)), "layer", seed)
     found["recombined_nll"] = scores(task, mixed, 1)["nll"]
     return found
 
 
 def scores(task: Task, draws: pvi.Draws, thin: int) -> dict[str, float]:
+    """Of the averaged predictive, in one pass over the draws."""
     x, y = task.test
-    nll = -float(draws.log_predictive_density((x, y), thin=thin).mean()) + math.log(task.scale)
-    prediction = draws.predict(x, thin=thin)
-    if prediction.probs is not None:
-        confidence, label = prediction.probs.max(-1)
-        right = (label == y).double()
-        return {"error": 1 - float(right.mean()), "nll": nll, "ece": ece(confidence, right)}
-    rmse = float((prediction.mean - y).square().mean().sqrt()) * task.scale
     outputs = draws.outputs(x, thin=thin).flatten(0, 1).double()
-    noise = torch.distributions.Normal(outputs, 0.3)
-    level = noise.cdf(y.double()).mean(0).flatten()
+    if y.ndim == 1:
+        log_probs = outputs.log_softmax(-1).logsumexp(0) - math.log(len(outputs))
+        confidence, label = log_probs.exp().max(-1)
+        right = (label == y).double()
+        nll = -float(log_probs.gather(1, y.unsqueeze(1)).mean())
+        return {"error": 1 - float(right.mean()), "nll": nll, "ece": ece(confidence, right)}
+    law = torch.distributions.Normal(outputs, NOISE)
+    log_density = law.log_prob(y.double()).logsumexp(0) - math.log(len(outputs))
+    level = law.cdf(y.double()).mean(0).flatten()
     wanted = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
     covered = ((level - 0.5).abs().unsqueeze(1) * 2 <= wanted).double().mean(0)
-    return {"error": rmse, "nll": nll, "ece": float((covered - wanted).abs().mean())}
+    return {
+        "error": float((outputs.mean(0) - y).square().mean().sqrt()) * task.scale,
+        "nll": math.log(task.scale) - float(log_density.mean()),
+        "ece": float((covered - wanted).abs().mean()),
+    }
 
 
 def ece(confidence: Tensor, right: Tensor, bins: int = 15) -> float:
