@@ -25,6 +25,7 @@ import multiprocessing
 import os
 import statistics
 import time
+import warnings
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,7 +87,7 @@ def classification(folder: Path, seed: int) -> Task:
     net = nn.Sequential(nn.Linear(train[0].shape[1], 20), nn.ReLU(), nn.Linear(20, 10))
     prior = pvi.Normal(1.0, fan_in=True)
     potential = pvi.from_module(net, pvi.Categorical(), prior, num_data=len(train[0]))
-    steps = {"sgld": 1e-5, "psgld": 1e-8, "sghmc": 2e-3}
+    steps = {"sgld": 3e-6, "psgld": 1e-8, "sghmc": 1e-3}
     return Task(name, potential, train, test, 200, steps, 30.0, 1.0)
 
 
@@ -114,7 +115,7 @@ def regression(folder: Path, seed: int) -> Task:
     net = nn.Sequential(nn.Linear(x.shape[1], 50), nn.Tanh(), nn.Linear(50, 1))
     prior = pvi.Normal(1.0, fan_in=True)
     potential = pvi.from_module(net, pvi.Gaussian(scale=NOISE), prior, num_data=len(rows))
-    steps = {"sgld": 3e-5, "psgld": 3e-7, "sghmc": 4e-3}
+    steps = {"sgld": 1e-5, "psgld": 1e-7, "sghmc": 2e-3}
     return Task(
         name, potential, (x[rows], y[rows]), (x[held], y[held]), 100, steps, 20.0, float(unit)
     )
@@ -183,11 +184,16 @@ def one_run(job: dict[str, Any]) -> dict[str, Any]:
         return draws
 
     trial = 60
-    per_step = run(trial, 2, trial - 2).seconds / trial
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        per_step = run(trial, 2, trial - 2).seconds / trial
     steps = max(100, int(job["seconds"] / per_step))
     warmup = steps // 5
     thin = max(1, (steps - warmup) // job["draws"])
-    draws = run(steps, warmup, thin)
+    try:
+        draws = run(steps, warmup, thin)
+    except pvi.DivergenceError as error:  # it holds draws, which do not travel between processes
+        raise RuntimeError(f"{job}: {error}") from None
     return {**job, "data": task.name, "steps": steps, **measures(task, draws, thin, job["seed"])}
 
 

@@ -445,7 +445,9 @@ class _Run:
         shown = {"potential": f"{float(info.potential[alive].mean()):.4g}"}
         for name, value in info._asdict().items():
             if name.endswith("temperature"):
-                shown["T_" + name.removesuffix("_temperature")[:6]] = f"{float(value[alive].mean()):.3g}"
+                shown["T_" + name.removesuffix("_temperature")[:6]] = (
+                    f"{float(value[alive].mean()):.3g}"
+                )
         bar.set_postfix(shown, refresh=False)
 
     def _divergence_message(self, new: dict[int, int]) -> str:

@@ -69,19 +69,20 @@ class _SelfAveraged(ABC):
         return self.history.init(particles)
 
     def draw_noise(self, state: Bank, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Masks and historical values ``[S, P, D]`` of S composites.
+        """Masks and historical values ``[P, S, D]`` of S composites.
 
-        Masks are ``[L, P, M]`` with dropout and one-hot ``[S, 1, D]`` without. S is 0 for a plain
-        step: compiled code tells the two by their shapes.
+        Masks are ``[P, L, M]`` with dropout and one-hot ``[S, 1, D]`` without. S is 0 for a plain
+        step: compiled code tells the two by their shapes. In memory composites come first, so
+        that they can be evaluated in blocks.
         """
         num_particles = len(state.offset)
         if self._plain() or int(state.seen) == 0:
             nothing = torch.empty(
-                0, num_particles, 1, dtype=self.potential.dtype, device=self.potential.device
+                num_particles, 0, 1, dtype=self.potential.dtype, device=self.potential.device
             )
             return nothing, nothing
         masks = self._masks(num_particles, generator)
-        return masks, self._values(state, generator)
+        return masks, self._values(state, generator).transpose(0, 1)
 
     def record(self, state: Bank, particles: Tensor, progress: Progress) -> Bank:
         """The bank with one more entry, when one is due."""
@@ -246,7 +247,7 @@ class structured(_SelfAveraged):
         self, state: Bank, particles: Tensor, batch: Batch | None, noise: tuple[Tensor, Tensor]
     ) -> Gradient:
         """The gradient at ``particles [P, D]``."""
-        masks, values = noise
+        masks, values = noise[0], noise[1].transpose(0, 1)
         if len(values) == 0:
             return self._plain_gradient(particles, batch)
         composites = torch.lerp(values, particles.expand_as(values), masks.expand_as(values))
@@ -267,8 +268,9 @@ class structured_dropout(_SelfAveraged):
     ``keep`` leads from ``structured`` (towards 0) to the plain gradient (1, bit for bit). On a
     Gaussian with precision ``Lambda`` the law that is sampled has precision
     ``(1 - keep) blockdiag(Lambda) + keep Lambda``. A step costs L gradients, whatever the number
-    of groups, evaluated as one batch of ``L P`` particles; L masks leave a gradient noise of
-    variance 1/L, which widens the law at a finite step size.
+    of groups, evaluated as one batch of ``L P`` particles. The masks are gradient noise, of a
+    variance that goes as 1/L: it widens the law at a finite step size, and ``sgld`` on a group of
+    curvature l is stable for ``h l < 2 / (1 + (1 - keep) / (keep L))`` only.
 
     Masks that are not 0 or 1 blend the two values, and then marginals change too: diagonal blocks
     of the precision are multiplied by ``E r^2 / E r`` (2/3 for uniform masks: variances are
@@ -322,19 +324,21 @@ class structured_dropout(_SelfAveraged):
         return self.keep is not None and (self.keep == 1 or self.num_groups == 1)
 
     def _masks(self, num_particles: int, generator: torch.Generator) -> Tensor:
-        """Random ``[L, P, M]``."""
+        """Random ``[P, L, M]``, composites first in memory."""
         shape = (self.num_composites, num_particles, self.num_groups)
         dtype, device = self.potential.dtype, self.potential.device
         if isinstance(self.mask, tuple):
-            return _beta(*self.mask[1:], shape, generator, device).to(dtype)
+            masks = _beta(*self.mask[1:], shape, generator, device).to(dtype)
+            return masks.transpose(0, 1)
         uniform = torch.rand(shape, generator=generator, dtype=dtype, device=device)
-        return uniform if self.keep is None else (uniform < self.keep).to(dtype)
+        masks = uniform if self.keep is None else (uniform < self.keep).to(dtype)
+        return masks.transpose(0, 1)
 
     def __call__(
         self, state: Bank, particles: Tensor, batch: Batch | None, noise: tuple[Tensor, Tensor]
     ) -> Gradient:
         """The gradient at ``particles [P, D]``."""
-        masks, values = noise
+        masks, values = noise[0].transpose(0, 1), noise[1].transpose(0, 1)
         if len(values) == 0:
             return self._plain_gradient(particles, batch)
         mask = self.partition.spread(masks)

@@ -51,6 +51,11 @@ def combinations(values, count):
     return torch.tensor(list(itertools.product(values, repeat=count)), dtype=D64)
 
 
+def noise(masks, values):
+    """Masks and values, composites first, as a step takes them."""
+    return masks.transpose(0, 1), values.transpose(0, 1)
+
+
 def affine(sampler, estimator_noise, num_particles, step_size, temperature):
     """``A [P, D, D]``, ``b [P, D]`` and ``B [D, D]`` of the step with given masks and values."""
     size = sampler.potential.num_params
@@ -62,8 +67,8 @@ def affine(sampler, estimator_noise, num_particles, step_size, temperature):
     def move(start, xi):
         position = start.expand(num_particles, size).contiguous()
         state = sampler.init(position, torch.Generator())
-        noise = (xi.expand(num_particles, size), estimator_noise)
-        return sampler.step(state, None, noise, controls)[0].position
+        random = (xi.expand(num_particles, size), estimator_noise)
+        return sampler.step(state, None, random, controls)[0].position
 
     zero, basis = torch.zeros(size, dtype=D64), torch.eye(size, dtype=D64)
     b = move(zero, zero)
@@ -102,7 +107,7 @@ def dropout_law(precision, groups, nodes, weights, num_masks, h, temperature, ma
     probability = combinations(weights, num_groups).prod(-1)
     values = torch.zeros(1, len(masks), len(precision), dtype=D64)
     sampler = pvi.sgld(estimator, temperature=temperature)
-    a, b, diffusion = affine(sampler, (masks.unsqueeze(0), values), len(masks), h, temperature)
+    a, b, diffusion = affine(sampler, noise(masks.unsqueeze(0), values), len(masks), h, temperature)
     size = len(precision)
     mean = torch.einsum("p,pij->ij", probability, a)
     fluctuation = torch.einsum("p,pij,pkl->ikjl", probability, a - mean, a - mean)
@@ -244,6 +249,24 @@ def test_bernoulli_law_interpolates_between_factorised_and_joint(
     assert torch.allclose(v, temperature * wanted, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("keep", "num_masks"), [(0.1, 4), (0.5, 1), (0.9, 3)])
+def test_masks_narrow_the_range_of_stable_steps(keep, num_masks):
+    """At the bound the second moment of a step's factor is 1."""
+    estimator = pvi.structured_dropout(
+        gaussian(torch.tensor([[3.0, 0.0], [0.0, 5.0]], dtype=D64)),
+        "parameter",
+        keep,
+        num_masks,
+        history=frozen(2),
+    )
+    masks = combinations([0.0, 1.0], num_masks).T.unsqueeze(-1).expand(-1, -1, 2)
+    weights = combinations([1 - keep, keep], num_masks).prod(-1)
+    h = 2 / (1 + (1 - keep) / (keep * num_masks)) / 3.0
+    values = torch.zeros(*masks.shape, dtype=D64)
+    a, _, _ = affine(pvi.sgld(estimator), noise(masks, values), len(weights), h, 1.0)
+    assert float(weights @ a[:, 0, 0].square()) == pytest.approx(1, rel=1e-12)
+
+
 @pytest.mark.parametrize("mask", ["bernoulli", "uniform"])
 def test_masks_average(mask):
     keep = 0.5 if mask == "bernoulli" else None
@@ -259,9 +282,9 @@ def test_masks_average(mask):
         )
         for num in (1, 8)
     }
-    together = estimators[8](None, particles, None, (masks, values))
+    together = estimators[8](None, particles, None, noise(masks, values))
     apart = [
-        estimators[1](None, particles, None, (masks[i : i + 1], values[i : i + 1]))
+        estimators[1](None, particles, None, noise(masks[i : i + 1], values[i : i + 1]))
         for i in range(8)
     ]
     for name in ("gradient", "potential"):
@@ -281,7 +304,9 @@ def one_hot_law(precision, groups, bank, num_history, h, temperature):
         rows.view(len(rows), composites, num_groups)[:, :, groups], torch.arange(len(precision))
     ].transpose(0, 1)
     sampler = pvi.sgld(estimator, temperature=temperature)
-    a, b, diffusion = affine(sampler, (estimator.one_hot, values), len(rows), h, temperature)
+    a, b, diffusion = affine(
+        sampler, (estimator.one_hot, values.transpose(0, 1)), len(rows), h, temperature
+    )
     weights = torch.full((len(rows),), 1 / len(rows), dtype=D64)
     return law(weights, a, b, diffusion)
 
@@ -320,8 +345,8 @@ def test_one_hot_law_has_its_closed_form(precision, num_history, h, temperature)
     )
     curvature = precision.diagonal()
     off = precision - curvature.diag()
-    noise = (off.square() * variances).sum(1) / num_history
-    wanted = (2 * temperature + h * noise) / (curvature * (2 - h * curvature))
+    added = (off.square() * variances).sum(1) / num_history
+    wanted = (2 * temperature + h * added) / (curvature * (2 - h * curvature))
     assert torch.allclose(v, wanted.diag(), rtol=1e-10, atol=1e-12)
 
 
@@ -462,7 +487,7 @@ def test_masks_of_ones_give_the_plain_gradient(per_particle):
     plain = pvi.minibatch(potential)(None, particles, batch, ())
     values = torch.full((2, 3, potential.num_params), 7.0, dtype=D64)
     estimator = pvi.structured_dropout(potential, "tensor", keep=0.5, num_masks=2)
-    kept = estimator(None, particles, batch, (torch.ones(2, 3, 4, dtype=D64), values))
+    kept = estimator(None, particles, batch, noise(torch.ones(2, 3, 4, dtype=D64), values))
     energy = potential.log_prior(particles) + potential(particles, batch)
     prior = torch.autograd.functional.jacobian(lambda p: potential.log_prior(p).sum(), particles)
     wanted = (plain.gradient + prior) / 0.5 - prior
@@ -498,7 +523,7 @@ def test_structured_is_the_sum_over_groups(chunk_size, per_particle, rule):
     batch = Batch((x[index], y[index]), per_particle)
     values = torch.randn(2 * num_groups, 3, 26, generator=generator, dtype=D64)
     estimator = pvi.structured(potential, rule, num_history=2)
-    found = estimator(None, particles, batch, (estimator.one_hot, values))
+    found = estimator(None, particles, batch, (estimator.one_hot, values.transpose(0, 1)))
     wanted, _ = one_hot_pieces(potential, particles, batch, values, 2, groups)
     assert torch.allclose(found.gradient, wanted, rtol=1e-10, atol=1e-10)
 
@@ -513,8 +538,8 @@ def test_one_hot_masks_times_m_are_the_structured_gradient():
     structured = pvi.structured(gaussian(precision), groups, history=frozen(4))
     dropout = pvi.structured_dropout(gaussian(precision), groups, 1 / 3, 3, history=frozen(4))
     masks = torch.eye(3, dtype=D64).unsqueeze(1).expand(3, 5, 3)
-    one = structured(None, particles, None, (structured.one_hot, values))
-    other = dropout(None, particles, None, (masks, values))
+    one = structured(None, particles, None, (structured.one_hot, values.transpose(0, 1)))
+    other = dropout(None, particles, None, noise(masks, values))
     assert torch.allclose(one.gradient, other.gradient, rtol=1e-12)
     assert torch.allclose(one.potential, other.potential, rtol=1e-12)
 
@@ -527,7 +552,7 @@ def test_the_prior_of_a_module_counts_once_in_every_mask():
     values = torch.zeros(1, 2, 26, dtype=D64)
     estimator = pvi.structured_dropout(potential, "layer", keep=0.2, num_masks=1)
     masks = torch.zeros(1, 2, 2, dtype=D64)
-    found = estimator(None, particles, Batch((x, y)), (masks, values))
+    found = estimator(None, particles, Batch((x, y)), noise(masks, values))
     assert torch.allclose(found.gradient, particles, rtol=1e-12)
 
 
@@ -546,9 +571,9 @@ def test_a_prior_that_may_not_factorise_goes_through_the_composites():
     particles = torch.randn(3, 2, generator=generator, dtype=D64)
     values = torch.randn(2, 3, 2, generator=generator, dtype=D64)
     batch = Batch(torch.ones(4, dtype=D64))
-    noise = (pvi.structured(without, "parameter").one_hot, values)
-    one = pvi.structured(with_data, "parameter")(None, particles, batch, noise)
-    other = pvi.structured(without, "parameter")(None, particles, None, noise)
+    given = (pvi.structured(without, "parameter").one_hot, values.transpose(0, 1))
+    one = pvi.structured(with_data, "parameter")(None, particles, batch, given)
+    other = pvi.structured(without, "parameter")(None, particles, None, given)
     assert torch.allclose(one.gradient, other.gradient, rtol=1e-12)
 
 
@@ -566,10 +591,8 @@ def test_indices_and_masks_are_independent_and_uniform():
     particles = torch.zeros(50_000, size, dtype=D64)
     generator = torch.Generator().manual_seed(0)
     masks, values = estimator.draw_noise(estimator.init(particles, generator), generator)
-    assert values.shape == (2, 50_000, size)
-    flat = torch.cat(
-        [values.permute(0, 2, 1).reshape(6, -1), masks.permute(0, 2, 1).reshape(6, -1)]
-    )
+    assert values.shape == masks.shape == (50_000, 2, size)
+    flat = torch.cat([values.reshape(-1, 6).T, masks.reshape(-1, 6).T])
     count = flat.shape[1]
     for entry in range(4):
         z = ((flat[:6] == entry).double().mean(1) - 0.25) / math.sqrt(0.25 * 0.75 / count)
@@ -614,7 +637,9 @@ def test_the_gradient_is_that_of_the_averaged_energy():
     rows = combinations([0, 1], 2).long().repeat(4, 1)
     values = bank[rows, torch.arange(2)]
     weights = (masks * keep + (1 - masks) * (1 - keep)).prod(1) / 4
-    found = estimator(None, theta.expand(16, 2), None, (masks.unsqueeze(0), values.unsqueeze(0)))
+    found = estimator(
+        None, theta.expand(16, 2), None, noise(masks.unsqueeze(0), values.unsqueeze(0))
+    )
 
     def averaged(point):
         composites = masks * point + (1 - masks) * values
