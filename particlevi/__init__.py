@@ -1,9 +1,12 @@
 """Sampling posteriors with particles, and SGD as an approximate posterior sampler."""
 
+from particlevi.diagnostics.groups import group_diagnostics
 from particlevi.diagnostics.step_size import gradient_noise, largest_curvature, suggest_step_size
 from particlevi.draws import Draws, Prediction, load
 from particlevi.gradients.control_variate import control_variate
+from particlevi.gradients.history import history
 from particlevi.gradients.minibatch import minibatch
+from particlevi.gradients.structured import structured, structured_dropout
 from particlevi.monitor import DivergenceError
 from particlevi.potentials.function import from_log_density, from_log_likelihood
 from particlevi.potentials.likelihoods import Bernoulli, Categorical, Gaussian, Poisson
@@ -56,6 +59,8 @@ __all__ = [
     "from_module",
     "from_pyro",
     "gradient_noise",
+    "group_diagnostics",
+    "history",
     "hmc",
     "largest_curvature",
     "leimkuhler_matthews",
@@ -76,6 +81,8 @@ __all__ = [
     "sghmc",
     "sgld",
     "sgnht",
+    "structured",
+    "structured_dropout",
     "suggest_step_size",
     "svgd",
 ]

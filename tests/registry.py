@@ -111,6 +111,17 @@ ESTIMATORS = {
         pvi.control_variate,
         lambda problem: pvi.control_variate(problem.potential, problem.data, refresh=2),
         needs_data=True,
+    "structured": EstimatorCase(
+        pvi.structured,
+        lambda problem: pvi.structured(
+            problem.potential, ("random", 2), num_history=2, history=_history(problem)
+        ),
+    ),
+    "structured_dropout": EstimatorCase(
+        pvi.structured_dropout,
+        lambda problem: pvi.structured_dropout(
+            problem.potential, ("random", 2), keep=0.5, history=_history(problem)
+        ),
     ),
 }
 
@@ -122,6 +133,13 @@ def _data(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     x = torch.randn(20, 3, generator=generator, dtype=torch.float64)
     y = x[:, :1].sin() + 0.1 * torch.randn(20, 1, generator=generator, dtype=torch.float64)
     return x.to(dtype), y.to(dtype)
+
+
+def _history(problem: Problem) -> pvi.history:
+    """With entries from the start, so that the first step is no plain one already."""
+    generator = torch.Generator().manual_seed(3)
+    spread = torch.randn(3, len(problem.center), generator=generator, dtype=torch.float64)
+    return pvi.history(capacity=5, thin=1, initial=problem.center + 0.3 * spread)
 
 
 def density(dtype: torch.dtype) -> Problem:
