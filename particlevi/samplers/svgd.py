@@ -7,7 +7,7 @@ Step, with scores ``s_j = -g(x_j)``::
 
 Target: ``exp(-U)`` as P grows. With few particles in many dimensions the RBF kernel makes the
 particles collapse: 100 particles on a standard Gaussian keep 0.96 of the variance in 1 dimension,
-0.43 in 10, 0.085 in 50. With one particle it is gradient descent on U.
+0.43 in 10, 0.09 in 50. With one particle it is gradient descent on U.
 
 Reference: Liu and Wang, "Stein variational gradient descent: a general purpose Bayesian inference
 algorithm", 2016.
