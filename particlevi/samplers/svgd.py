@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_choice
+from particlevi.gradients.minibatch import as_estimator
 from particlevi.samplers._assemble import GradientAt, Target, assemble
 from particlevi.stein.kernels import Kernel, rbf
 from particlevi.typing import Controls, Sampler
@@ -64,7 +65,8 @@ def svgd(target: Target, kernel: Kernel | None = None, optimizer: str = "plain")
         ValueError: an unknown optimizer.
     """
     check_choice("optimizer", optimizer, ["plain", "adagrad", "rmsprop", "adam"])
-    chosen = rbf() if kernel is None else kernel
+    layout = as_estimator(target).potential.layout
+    chosen = (rbf() if kernel is None else kernel).bind(layout)
 
     def memory(position: Tensor, generator: torch.Generator) -> Memory:
         empty = position.new_zeros((0,)) if optimizer == "plain" else torch.zeros_like(position)
