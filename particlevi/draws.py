@@ -360,7 +360,7 @@ class Draws:
         return to_arviz(self, data, log_likelihood, posterior_predictive, seed)
 
     def save(self, path: str | Path) -> None:
-        """Write the draws to one safetensors file, which ``pvi.load`` reads without running code."""
+        """Write the draws to one safetensors file; ``pvi.load`` reads it and runs no code."""
         tensors = {"particles": self.particles}
         tensors |= {f"stats.{name}": value for name, value in self.stats.items()}
         tensors |= {f"warmup_stats.{name}": value for name, value in self.warmup_stats.items()}

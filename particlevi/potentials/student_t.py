@@ -18,8 +18,10 @@ __all__ = ["StudentT"]
 
 @dataclass(frozen=True)
 class StudentT:
-    """Student's t with ``df`` degrees of freedom: a likelihood for data with outliers
-    (``y ~ StudentT(df, output, scale)``) or a heavy-tailed prior (``w ~ StudentT(df, 0, scale)``).
+    """Student's t with ``df`` degrees of freedom, as a likelihood or as a prior.
+
+    A likelihood for data with outliers, ``y ~ StudentT(df, output, scale)``, or a heavy-tailed
+    prior, ``w ~ StudentT(df, 0, scale)``.
 
     Args:
         df: degrees of freedom; the variance is finite above 2.
