@@ -18,7 +18,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 __all__ = ["DENSE", "PROFILES", "Profile", "radial_sums", "row_blocks", "squared_distances"]
 
 DENSE = 1024
-_BLOCK = 2**22
+_BLOCK = 2**21
 _ATTENTION_DIM = 512
 
 
@@ -34,8 +34,8 @@ PROFILES = {
     "rbf": Profile(lambda u: (-u).exp_(), lambda k: k, lambda k: k),
     "imq": Profile(
         lambda u: (1 + u).rsqrt_(),
-        lambda k: 0.5 * k * k.square(),
-        lambda k: 0.75 * k * k.square().square_(),
+        lambda k: k.pow(3).mul_(0.5),
+        lambda k: k.pow(5).mul_(0.75),
     ),
 }
 
@@ -53,7 +53,7 @@ def _centred_squares(x: Tensor, y: Tensor) -> Tensor:
 
 
 def row_blocks(num: int) -> list[slice]:
-    """Rows of a ``num x num`` matrix in blocks of about 2^22 numbers."""
+    """Rows of a ``num x num`` matrix in blocks of about 2^21 numbers."""
     rows = max(1, _BLOCK // num)
     return [slice(start, min(start + rows, num)) for start in range(0, num, rows)]
 
@@ -85,17 +85,17 @@ def _rows(
     kernel = profile.value(u)
     weights = profile.slope(kernel)
     total = weights.sum(1, keepdim=True)
-    return kernel @ scores / num, 2 / (num * b) * torch.addmm(some * total, weights, x, alpha=-1)
+    repulsion = torch.addmm(some * total, weights, x, alpha=-1)
+    return kernel @ scores / num, repulsion.mul_(2 / (num * b))
 
 
 @torch.library.custom_op("particlevi::radial_sums_by_blocks", mutates_args=())
 def _by_blocks(x: Tensor, scores: Tensor, b: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     """One operation to a compiler, which would unroll the loop."""
     attraction, repulsion = torch.empty_like(scores), torch.empty_like(x)
-    squares = x.square().sum(-1)
+    query, key = _augmented(x, b)
     for rows in row_blocks(len(x)):
-        u = (squares[rows].unsqueeze(1) + squares).addmm_(x[rows], x.T, alpha=-2)
-        u = u.clamp_(min=0).div_(b)
+        u = (query[rows] @ key.T).neg_().clamp_(min=0)
         attraction[rows], repulsion[rows] = _rows(x[rows], x, scores, u, b, kind)
     return attraction, repulsion
 
@@ -105,20 +105,27 @@ def _(x: Tensor, scores: Tensor, b: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     return torch.empty_like(scores), torch.empty_like(x)
 
 
+def _augmented(x: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """``q [P, D + 2]`` and ``k`` with ``q_i.k_j = -u_ij``.
+
+    ``q_i = [2 x_i / b, 1, -|x_i|^2 / b]`` and ``k_j = [x_j, -|x_j|^2 / b, 1]``.
+    """
+    squares = x.square().sum(-1, keepdim=True) / b
+    ones = torch.ones_like(squares)
+    return torch.cat([2 / b * x, ones, -squares], 1), torch.cat([x, -squares, ones], 1)
+
+
 def _by_attention(x: Tensor, scores: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """The RBF sums from softmax(q k') v.
 
-    ``-u_ij`` is the product of ``q_i = [2 x_i / b, 1, -|x_i|^2 / b]`` and
-    ``k_j = [x_j, -|x_j|^2 / b, 1]``. Softmax divides by ``Z_i = 1 + sum_j exp(-u_ij)``, the 1 from
+    Softmax divides by ``Z_i = 1 + sum_j exp(-u_ij)``, the 1 from
     one key more, of logit 0, whose value tells ``1 / Z_i``.
     """
     num, dim = x.shape
-    squares = x.square().sum(-1, keepdim=True) / b
-    ones = torch.ones_like(squares)
+    ones = x.new_ones(num, 1)
     width = -(-(max(dim, scores.shape[1]) * 2 + 2) // 8) * 8
     width = max(width, -(-(dim + scores.shape[1] + 2) // 8) * 8)
-    query = torch.cat([2 / b * x, ones, -squares], 1)
-    key = torch.cat([x, -squares, ones], 1)
+    query, key = _augmented(x, b)
     value = torch.cat([ones, torch.zeros_like(ones), scores, x], 1)
     query = pad(query, (0, width - query.shape[1]))
     key = pad(key, (0, width - key.shape[1], 0, 1))
