@@ -12,14 +12,24 @@ from particlevi.potentials.pyro import from_pyro
 from particlevi.potentials.student_t import StudentT
 from particlevi.recording import outputs_at
 from particlevi.samplers.psgld import psgld
+from particlevi.samplers.repulsive_langevin import repulsive_langevin
 from particlevi.samplers.sgd import sgd
 from particlevi.samplers.sghmc import sghmc
 from particlevi.samplers.sgld import sgld
-from particlevi.samplers.svgd import svgd
+from particlevi.samplers.svgd import message_passing_svgd, svgd
 from particlevi.sampling import resume, sample
-from particlevi.schedules import constant, cosine, cyclical, polynomial
+from particlevi.schedules import (
+    constant,
+    cosine,
+    cyclical,
+    cyclical_ramp,
+    linear_ramp,
+    polynomial,
+    tanh_ramp,
+)
 from particlevi.stein.bandwidths import fixed, median
-from particlevi.stein.kernels import linear, rbf
+from particlevi.stein.grouped import additive, graphical, product
+from particlevi.stein.kernels import imq, linear, random_features, rbf
 
 __version__ = "0.1.0"
 
@@ -34,27 +44,37 @@ __all__ = [
     "Poisson",
     "Prediction",
     "StudentT",
+    "additive",
     "constant",
     "control_variate",
     "cosine",
     "cyclical",
+    "cyclical_ramp",
     "fixed",
     "from_log_density",
     "from_log_likelihood",
     "from_module",
     "from_pyro",
+    "graphical",
+    "imq",
     "linear",
+    "linear_ramp",
     "load",
     "median",
+    "message_passing_svgd",
     "minibatch",
     "outputs_at",
     "polynomial",
+    "product",
     "psgld",
+    "random_features",
     "rbf",
+    "repulsive_langevin",
     "resume",
     "sample",
     "sgd",
     "sghmc",
     "sgld",
     "svgd",
+    "tanh_ramp",
 ]

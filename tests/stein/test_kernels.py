@@ -9,26 +9,7 @@ import particlevi as pvi
 from particlevi.stein.bandwidths import pair_squares
 from particlevi.stein.kernels import imq, random_features
 from particlevi.stein.reduction import DENSE
-
-F64 = torch.float64
-
-
-def points(num, dim, seed=0):
-    return torch.randn(num, dim, dtype=F64, generator=torch.Generator().manual_seed(seed))
-
-
-def by_autograd(kernel, x, scores):
-    """Attraction and repulsion from the kernel matrix alone, its bandwidth held fixed."""
-    moved = x.clone().requires_grad_()
-    matrix = kernel(moved, x)
-    repulsion = torch.stack(
-        [
-            torch.autograd.grad(matrix[:, i].sum(), moved, retain_graph=True)[0].sum(0)
-            for i in range(len(x))
-        ]
-    )
-    return matrix.detach().T @ scores / len(x), repulsion / len(x)
-
+from tests.stein.common import F64, by_autograd, points
 
 KERNELS = {
     "rbf": pvi.rbf(1.3),

@@ -8,31 +8,7 @@ import pytest
 import torch
 
 import particlevi as pvi
-
-F64 = torch.float64
-
-
-def gaussian(mean, precision):
-    mean, precision = torch.as_tensor(mean, dtype=F64), torch.as_tensor(precision, dtype=F64)
-
-    def log_density(theta):
-        away = theta - mean
-        return -0.5 * ((away @ precision) * away).sum(-1)
-
-    return pvi.from_log_density(log_density, len(mean), vectorized=True, dtype=F64)
-
-
-def settle(sampler, initial, num_steps, step_size):
-    draws = pvi.sample(
-        sampler,
-        step_size=step_size,
-        initial=initial,
-        num_warmup=num_steps - 1,
-        num_draws=1,
-        progress=False,
-        check_every=1000,
-    )
-    return draws.particles[:, 0]
+from tests.stein.common import F64, gaussian, settle
 
 
 @pytest.mark.parametrize(
