@@ -11,6 +11,7 @@ from particlevi.potentials.priors import Laplace, Normal
 from particlevi.potentials.pyro import from_pyro
 from particlevi.potentials.student_t import StudentT
 from particlevi.recording import outputs_at
+from particlevi.samplers.nvgd import nvgd
 from particlevi.samplers.psgld import psgld
 from particlevi.samplers.repulsive_langevin import repulsive_langevin
 from particlevi.samplers.sgd import sgd
@@ -28,6 +29,14 @@ from particlevi.schedules import (
     tanh_ramp,
 )
 from particlevi.stein.bandwidths import fixed, median
+from particlevi.stein.discrepancies import (
+    ksd,
+    ksd_test,
+    mmd,
+    mmd_test,
+    sliced_wasserstein,
+    sliced_wasserstein_test,
+)
 from particlevi.stein.grouped import additive, graphical, product
 from particlevi.stein.kernels import imq, linear, random_features, rbf
 
@@ -57,12 +66,17 @@ __all__ = [
     "from_pyro",
     "graphical",
     "imq",
+    "ksd",
+    "ksd_test",
     "linear",
     "linear_ramp",
     "load",
     "median",
     "message_passing_svgd",
     "minibatch",
+    "mmd",
+    "mmd_test",
+    "nvgd",
     "outputs_at",
     "polynomial",
     "product",
@@ -75,6 +89,8 @@ __all__ = [
     "sgd",
     "sghmc",
     "sgld",
+    "sliced_wasserstein",
+    "sliced_wasserstein_test",
     "svgd",
     "tanh_ramp",
 ]
