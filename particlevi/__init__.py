@@ -39,10 +39,12 @@ from particlevi.stein.discrepancies import (
 )
 from particlevi.stein.grouped import additive, graphical, product
 from particlevi.stein.kernels import imq, linear, random_features, rbf
+from particlevi.typing import Batch, Sampler
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Batch",
     "Bernoulli",
     "Categorical",
     "DivergenceError",
@@ -52,6 +54,7 @@ __all__ = [
     "Normal",
     "Poisson",
     "Prediction",
+    "Sampler",
     "StudentT",
     "additive",
     "constant",

@@ -305,7 +305,8 @@ def _projected(pool: Tensor, num_projections: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(pool.shape[1], num_projections, generator=generator, dtype=pool.dtype)
     lengths = torch.linalg.vector_norm(directions, dim=0)
-    return pool @ (directions / lengths).to(pool.device)
+    projected: Tensor = pool @ (directions / lengths).to(pool.device)
+    return projected
 
 
 def _wasserstein(a: Tensor, b: Tensor) -> Tensor:

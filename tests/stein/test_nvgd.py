@@ -69,27 +69,27 @@ def test_the_divergence_is_unbiased_with_the_stated_variance():
     torch.testing.assert_close(found.var(correction=0), expected)
 
 
-def test_early_stopping_freezes_the_network():
-    """Compiled code masks what eager code skips: one result."""
+def test_early_stopping_freezes_the_network(monkeypatch):
+    """Compiled code masks what eager code skips: one result, by the path for the compiler."""
     target = gaussian(torch.zeros(3), torch.eye(3))
-    sampler = pvi.nvgd(
-        target, torch.nn.Linear(3, 3), num_inner_steps=3, patience=0, validation_fraction=0.5
-    )
+    sampler = pvi.nvgd(target, num_inner_steps=6, patience=0, validation_fraction=0.5)
     state = sampler.init(points(8, 3), torch.Generator().manual_seed(0))
     controls = {"step_size": torch.tensor(0.1), "network_step_size": torch.tensor(1.0)}
-    compiled = torch.compile(sampler.step, fullgraph=True, backend="aot_eager")
     stopped = []
     for seed in range(4):
         noise = sampler.draw_noise(state, torch.Generator().manual_seed(seed))
         eager = sampler.step(state, None, noise, controls)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.compiler, "is_compiling", lambda: True)
+            masked = sampler.step(state, None, noise, controls)
         for got, expected in zip(
-            torch.utils._pytree.tree_leaves(compiled(state, None, noise, controls)),
+            torch.utils._pytree.tree_leaves(masked),
             torch.utils._pytree.tree_leaves(eager),
             strict=True,
         ):
             torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-8)
         stopped.append(float(eager[1].inner_steps[0]))
-    assert min(stopped) < 3
+    assert min(stopped) < 6
 
 
 def test_particles_reach_the_target():
