@@ -18,19 +18,38 @@ from particlevi.recording import outputs_at
 from particlevi.samplers.baoab import baoab
 from particlevi.samplers.hmc import hmc
 from particlevi.samplers.leimkuhler_matthews import leimkuhler_matthews
+from particlevi.samplers.nvgd import nvgd
 from particlevi.samplers.obabo import obabo
 from particlevi.samplers.parallel_tempering import parallel_tempering
 from particlevi.samplers.psghmc import psghmc
 from particlevi.samplers.psgld import psgld
+from particlevi.samplers.repulsive_langevin import repulsive_langevin
 from particlevi.samplers.sgd import sgd
 from particlevi.samplers.sghmc import sghmc
 from particlevi.samplers.sgld import sgld
 from particlevi.samplers.sgnht import sgnht
-from particlevi.samplers.svgd import svgd
+from particlevi.samplers.svgd import message_passing_svgd, svgd
 from particlevi.sampling import resume, sample
-from particlevi.schedules import constant, cosine, cyclical, polynomial
+from particlevi.schedules import (
+    constant,
+    cosine,
+    cyclical,
+    cyclical_ramp,
+    linear_ramp,
+    polynomial,
+    tanh_ramp,
+)
 from particlevi.stein.bandwidths import fixed, median
-from particlevi.stein.kernels import linear, rbf
+from particlevi.stein.discrepancies import (
+    ksd,
+    ksd_test,
+    mmd,
+    mmd_test,
+    sliced_wasserstein,
+    sliced_wasserstein_test,
+)
+from particlevi.stein.grouped import additive, graphical, product
+from particlevi.stein.kernels import imq, linear, random_features, rbf
 from particlevi.typing import Batch, Sampler
 
 __version__ = "0.1.0"
@@ -48,41 +67,58 @@ __all__ = [
     "Prediction",
     "Sampler",
     "StudentT",
+    "additive",
     "baoab",
     "constant",
     "control_variate",
     "cosine",
     "cyclical",
+    "cyclical_ramp",
     "fixed",
     "from_log_density",
     "from_log_likelihood",
     "from_module",
     "from_pyro",
     "gradient_noise",
+    "graphical",
     "group_diagnostics",
     "history",
     "hmc",
+    "imq",
+    "ksd",
+    "ksd_test",
     "largest_curvature",
     "leimkuhler_matthews",
     "linear",
+    "linear_ramp",
     "load",
     "median",
+    "message_passing_svgd",
     "minibatch",
+    "mmd",
+    "mmd_test",
+    "nvgd",
     "obabo",
     "outputs_at",
     "parallel_tempering",
     "polynomial",
+    "product",
     "psghmc",
     "psgld",
+    "random_features",
     "rbf",
+    "repulsive_langevin",
     "resume",
     "sample",
     "sgd",
     "sghmc",
     "sgld",
     "sgnht",
+    "sliced_wasserstein",
+    "sliced_wasserstein_test",
     "structured",
     "structured_dropout",
     "suggest_step_size",
     "svgd",
+    "tanh_ramp",
 ]

@@ -98,6 +98,15 @@ SAMPLERS = {
     "svgd_adagrad": SamplerCase(pvi.svgd, 1e-2, {"optimizer": "adagrad"}),
     "svgd_rmsprop": SamplerCase(pvi.svgd, 1e-2, {"optimizer": "rmsprop"}),
     "svgd_adam": SamplerCase(pvi.svgd, 1e-2, {"optimizer": "adam"}),
+    "svgd_imq_annealed": SamplerCase(
+        pvi.svgd, 1e-2, {"kernel": pvi.imq(), "annealing": pvi.tanh_ramp(20, 2.0)}
+    ),
+    "svgd_random_features": SamplerCase(pvi.svgd, 1e-2, {"kernel": pvi.random_features(16)}),
+    "svgd_product": SamplerCase(pvi.svgd, 1e-2, {"kernel": pvi.product("tensor")}),
+    "svgd_additive": SamplerCase(pvi.svgd, 1e-2, {"kernel": pvi.additive("tensor")}),
+    "message_passing_svgd": SamplerCase(pvi.message_passing_svgd, 1e-2, {"groups": ("random", 3)}),
+    "repulsive_langevin": SamplerCase(pvi.repulsive_langevin, 1e-3, {"kernel": pvi.rbf(2.0)}),
+    "nvgd": SamplerCase(pvi.nvgd, 1e-3, {"num_inner_steps": 2}),
 }
 
 ESTIMATORS = {
@@ -111,6 +120,7 @@ ESTIMATORS = {
         pvi.control_variate,
         lambda problem: pvi.control_variate(problem.potential, problem.data, refresh=2),
         needs_data=True,
+    ),
     "structured": EstimatorCase(
         pvi.structured,
         lambda problem: pvi.structured(
@@ -125,7 +135,15 @@ ESTIMATORS = {
     ),
 }
 
-KERNELS = {"rbf": pvi.rbf(), "linear": pvi.linear()}
+KERNELS = {
+    "rbf": pvi.rbf(),
+    "imq": pvi.imq(),
+    "linear": pvi.linear(),
+    "random_features": pvi.random_features(16),
+    "product": pvi.product("tensor"),
+    "additive": pvi.additive("tensor"),
+    "graphical": pvi.graphical("tensor"),
+}
 
 
 def _data(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
