@@ -1,5 +1,11 @@
 """SGD as variational inference: the effective potential that SGD minimises, and its circulation."""
 
+from particlevi.sgdvi.effective_potential import (
+    FittedPotential,
+    GaussianPotential,
+    fit_potential,
+    gaussian_potential,
+)
 from particlevi.sgdvi.noise import (
     Estimate,
     GradientNoise,
@@ -12,6 +18,17 @@ from particlevi.sgdvi.optimal import (
     kl_to_posterior,
     optimal_preconditioner,
     optimal_rate,
+)
+from particlevi.sgdvi.series import NotStationaryWarning, is_stationary
+from particlevi.sgdvi.slices import (
+    Projection,
+    Slice,
+    compare_potentials,
+    line,
+    mean_loss,
+    plane,
+    principal_directions,
+    project,
 )
 from particlevi.sgdvi.spectrum import Spectrum
 from particlevi.sgdvi.stationary import (
@@ -26,20 +43,34 @@ from particlevi.sgdvi.stationary import (
 
 __all__ = [
     "Estimate",
+    "FittedPotential",
+    "GaussianPotential",
     "GradientNoise",
     "NoisePath",
+    "NotStationaryWarning",
+    "Projection",
     "Scalings",
+    "Slice",
     "Spectrum",
     "StationaryLaw",
     "batch_factor",
+    "compare_potentials",
     "effective_temperatures",
     "exact_law",
+    "fit_potential",
+    "gaussian_potential",
     "gradient_noise",
+    "is_stationary",
     "kl_to_posterior",
+    "line",
+    "mean_loss",
     "noise_along",
     "optimal_preconditioner",
     "optimal_rate",
     "ou_covariance",
+    "plane",
+    "principal_directions",
+    "project",
     "scalings",
     "stationary_law",
 ]
