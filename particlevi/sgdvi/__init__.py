@@ -1,5 +1,7 @@
 """SGD as variational inference: the effective potential that SGD minimises, and its circulation."""
 
+from particlevi.sgdvi.circulation import Circulation, circulation, entropy_production
+from particlevi.sgdvi.currents import Current, DriftParts, decompose_drift, probability_current
 from particlevi.sgdvi.effective_potential import (
     FittedPotential,
     GaussianPotential,
@@ -30,6 +32,7 @@ from particlevi.sgdvi.slices import (
     principal_directions,
     project,
 )
+from particlevi.sgdvi.spectra import Spectra, spectra
 from particlevi.sgdvi.spectrum import Spectrum
 from particlevi.sgdvi.stationary import (
     Scalings,
@@ -42,6 +45,9 @@ from particlevi.sgdvi.stationary import (
 )
 
 __all__ = [
+    "Circulation",
+    "Current",
+    "DriftParts",
     "Estimate",
     "FittedPotential",
     "GaussianPotential",
@@ -51,11 +57,15 @@ __all__ = [
     "Projection",
     "Scalings",
     "Slice",
+    "Spectra",
     "Spectrum",
     "StationaryLaw",
     "batch_factor",
+    "circulation",
     "compare_potentials",
+    "decompose_drift",
     "effective_temperatures",
+    "entropy_production",
     "exact_law",
     "fit_potential",
     "gaussian_potential",
@@ -70,7 +80,9 @@ __all__ = [
     "ou_covariance",
     "plane",
     "principal_directions",
+    "probability_current",
     "project",
     "scalings",
+    "spectra",
     "stationary_law",
 ]
