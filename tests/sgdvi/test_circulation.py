@@ -47,9 +47,12 @@ def test_reversible_runs_are_not_called_loops():
     assert law.irreversibility < 1e-12
     found = sgdvi.circulation(draws, ETA)
     assert found.p_value > 0.01
-    p = [sgdvi.circulation(autoregression(1, 4000, 0.9, s), 1.0).p_value for s in range(40)]
+    runs = [autoregression(1, 4000, 0.9, seed) for seed in range(40)]
+    p = [sgdvi.circulation(run, 1.0, num_flips=400).p_value for run in runs]
     # Uniform under the null: the mean of 40 lies within 5 standard deviations of 1/2.
     assert abs(sum(p) / 40 - 0.5) < 5 * (1 / 12 / 40) ** 0.5
+    produced = torch.tensor([sgdvi.entropy_production(run, 1.0).value for run in runs])
+    assert produced.mean().abs() < 4 * produced.std() / 40**0.5
 
 
 def test_one_long_run_in_blocks():
