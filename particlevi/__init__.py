@@ -20,10 +20,12 @@ from particlevi.sampling import resume, sample
 from particlevi.schedules import constant, cosine, cyclical, polynomial
 from particlevi.stein.bandwidths import fixed, median
 from particlevi.stein.kernels import linear, rbf
+from particlevi.typing import Batch, Sampler
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Batch",
     "Bernoulli",
     "Categorical",
     "DivergenceError",
@@ -33,6 +35,7 @@ __all__ = [
     "Normal",
     "Poisson",
     "Prediction",
+    "Sampler",
     "StudentT",
     "constant",
     "control_variate",

@@ -146,12 +146,9 @@ class TensorBatches:
         return keys.argsort(dim=1)
 
     def _gather(self, indices: Tensor) -> Batch:
-        shape = indices.shape if self.num_particles else indices.shape[1:]
-        flat = indices.reshape(-1)
-        parts = [
-            leaf.index_select(0, flat.to(leaf.device)).view(*shape, *leaf.shape[1:]).to(self.device)
-            for leaf in self.leaves
-        ]
+        if self.num_particles is None:
+            indices = indices[0]
+        parts = [leaf[indices.to(leaf.device)].to(self.device) for leaf in self.leaves]
         return Batch(pytree.tree_unflatten(parts, self.structure), self.num_particles is not None)
 
     def state(self) -> dict[str, Tensor]:

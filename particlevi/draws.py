@@ -21,6 +21,8 @@ from particlevi.typing import Batch
 
 __all__ = ["Draws", "Prediction", "load"]
 
+_TARGETS_FOR_QUANTILES = 1000
+
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
@@ -148,7 +150,8 @@ class Draws:
 
         Args:
             inputs: one tensor ``[B, ...]``, or a tuple of them for a module with several inputs.
-            quantiles: of a new target; estimated from one target drawn per draw and input.
+            quantiles: of a new target; estimated from targets drawn from the predictive, one per draw
+                and at least a thousand in all.
             thin: use every ``thin``-th draw.
             chunk_size: draws evaluated at once.
             batch_size: inputs evaluated at once.
@@ -222,7 +225,8 @@ class Draws:
             if quantiles:
                 with torch.random.fork_rng():
                     torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-                    targets.append(law.sample())
+                    each = math.ceil(_TARGETS_FOR_QUANTILES / len(flat))
+                    targets.append(law.sample((each,)).flatten(0, 1))
         assert reference is not None
         mean, second, noise = mean / len(flat), second / len(flat), noise / len(flat)
         between = (second - mean.square()).clamp(min=0)

@@ -7,15 +7,16 @@ import itertools
 import time
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from particlevi import checkpoint as files
 from particlevi._checks import check_finite, check_nonnegative, check_particles, check_positive_int
@@ -29,16 +30,17 @@ from particlevi.monitor import (
     runaway_bound,
 )
 from particlevi.potentials.chunks import chunks
+from particlevi.potentials.random import draw_seed
 from particlevi.recording import Recorder, Storage, check_memory
 from particlevi.schedules import as_schedule, describe, restore
-from particlevi.typing import Controls, Progress, Sampler, SamplerState, Schedule
+from particlevi.typing import Batch, Controls, Progress, Sampler, SamplerState, Schedule
 
 __all__ = ["resume", "sample"]
 
 _STATE = "state.safetensors"
 _SECONDS_BETWEEN_CHECKPOINTS = 60.0
 _unique = itertools.count()
-_compiled_steps: WeakKeyDictionary[Sampler, Callable[..., Any]] = WeakKeyDictionary()
+_compiled_steps: WeakKeyDictionary[Sampler, dict[str, Callable[..., Any]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,20 @@ class _Settings:
     keep_warmup: bool
     storage_dtype: str
     checkpoint_every: int | None
+
+
+class _Seeds(NamedTuple):
+    """Seeds of independent streams, so that runs with one seed see the data in one order."""
+
+    start: int
+    batches: int
+    noise: int
+    everything_else: int
+
+    @classmethod
+    def of(cls, seed: int) -> _Seeds:
+        generator = torch.Generator().manual_seed(seed)
+        return cls(*(draw_seed(generator) for _ in cls._fields))
 
 
 def sample(
@@ -85,7 +101,7 @@ def sample(
 ) -> Draws:
     """Run a sampler and keep its draws.
 
-    After ``num_warmup`` steps, ``num_draws * thin`` more, of which every ``thin``-th ends in a draw.
+    After ``num_warmup`` steps come ``num_draws * thin`` more; every ``thin``-th ends in a draw.
     Ctrl-C ends the run and returns what was drawn. Chains that become non-finite or run away are
     left out of the result, with a warning that tells the step at which it happened.
 
@@ -102,8 +118,9 @@ def sample(
         num_warmup: steps not kept.
         num_draws: T.
         thin: steps per draw.
-        seed: of all randomness of the run. Torch's global generator is seeded inside and left as
-            it was.
+        seed: of all randomness of the run. Starting points, minibatches and noise have streams of
+            their own, so that different samplers with one seed see the data in one order. Torch's
+            global generator is seeded inside and left as it was.
         compile: compile the whole step with ``torch.compile``: the same draws up to rounding.
         progress: show a progress bar.
         checkpoint: a folder to save the run in, so that ``resume`` can go on after a crash.
@@ -154,8 +171,8 @@ def sample(
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise TypeError(f"seed must be an integer, got {seed!r}.")
     potential = sampler.potential
-    generator = torch.Generator(potential.device).manual_seed(seed)
-    start = _starting_points(potential, num_particles, initial, seed)
+    seeds = _Seeds.of(seed)
+    start = _starting_points(potential, num_particles, initial, seeds.start)
     settings = _Settings(
         num_particles=len(start),
         num_warmup=num_warmup,
@@ -177,9 +194,9 @@ def sample(
             f"{folder} already holds a run: go on with it by pvi.resume({str(folder)!r}, sampler, "
             "data), or choose another folder."
         )
-    with torch.no_grad(), _global_seed(seed, potential.device):
+    with torch.no_grad(), _global_seed(seeds.everything_else, potential.device):
         run = _Run(sampler, data, settings, as_schedule("step_size", step_size), keep, folder)
-        run.start(start, generator)
+        run.start(start, seeds)
         return run.loop(progress)
 
 
@@ -226,7 +243,7 @@ def resume(
     settings = _Settings(**meta["settings"])
     chosen = as_schedule("step_size", step_size) if step_size is not None else schedule
     assert chosen is not None
-    with torch.no_grad(), _global_seed(settings.seed, sampler.potential.device):
+    with torch.no_grad(), _global_seed(0, sampler.potential.device):
         run = _Run(sampler, data, settings, chosen, keep, folder)
         run.restore(tensors, meta)
         return run.loop(progress)
@@ -246,6 +263,8 @@ class _Run:
     ):
         self.sampler = sampler
         self.potential = sampler.potential
+        self.noise_generator = torch.Generator(self.potential.device)
+        self.batch_generator = torch.Generator(self.potential.device)
         self.settings = settings
         self.folder = folder
         self.identity = _identity(sampler, data)
@@ -282,12 +301,13 @@ class _Run:
         self.saved_draws: list[int] = [0]
         self.interrupted = False
 
-    def start(self, initial: Tensor, generator: torch.Generator) -> None:
+    def start(self, initial: Tensor, seeds: _Seeds) -> None:
         """Begin at ``initial``."""
-        self.generator = generator
+        self.noise_generator.manual_seed(seeds.noise)
+        self.batch_generator.manual_seed(seeds.batches)
         energy = self._probe(initial)
         self.watch = DivergenceWatch(runaway_bound(energy, self.potential.num_params), {})
-        self.state: SamplerState = self.sampler.init(initial, generator)
+        self.state: SamplerState = self.sampler.init(initial, self.noise_generator)
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._save()
@@ -297,11 +317,11 @@ class _Run:
         device = self.potential.device
         shape = (self.settings.num_particles, self.potential.num_params)
         blank = torch.zeros(shape, device=device, dtype=self.potential.dtype)
-        self.generator = torch.Generator(device)
         self._probe(blank + tensors["state.position"].to(device))
-        template = self.sampler.init(blank, self.generator)
+        template = self.sampler.init(blank, self.noise_generator)
         self.state = files.unflatten(template, tensors, "state")
-        self.generator.set_state(tensors["generator"])
+        self.noise_generator.set_state(tensors["noise_generator"])
+        self.batch_generator.set_state(tensors["batch_generator"])
         for first, last in itertools.pairwise(meta["saved_draws"]):
             part, _ = files.read(self._draws_file(first, last))
             self.storage.extend(part)
@@ -354,15 +374,15 @@ class _Run:
     def loop(self, progress: bool) -> Draws:
         """Run to the end, to Ctrl-C, or until nothing is left to run."""
         sampler, settings = self.sampler, self.settings
-        move = _compiled(sampler) if settings.compile else sampler.step
-        generator, source, watch = self.generator, self.source, self.watch
+        source, watch = self.source, self.watch
+        move = _compiled(sampler, source.example()) if settings.compile else sampler.step
         keep = self.kept_steps
         began, saved_at = time.perf_counter() - self.seconds, time.perf_counter()
         bar = progress_bar(sampler.name, self.step, self.num_steps, progress)
         with bar, Interrupt().watch() as interrupt:
             while self.step < self.num_steps:
-                batch = source.next(generator)
-                noise = sampler.draw_noise(self.state, generator)
+                batch = source.next(self.batch_generator)
+                noise = sampler.draw_noise(self.state, self.noise_generator)
                 self.state, info = move(self.state, batch, noise, self._controls())
                 self.step += 1
                 self.state = sampler.record(
@@ -404,7 +424,7 @@ class _Run:
         shown = {"potential": f"{float(info.potential[alive].mean()):.4g}"}
         for name, value in info._asdict().items():
             if name.endswith("temperature"):
-                shown["T_" + name.split("_")[0][:6]] = f"{float(value[alive].mean()):.3g}"
+                shown["T_" + name.removesuffix("_temperature")[:6]] = f"{float(value[alive].mean()):.3g}"
         bar.set_postfix(shown, refresh=False)
 
     def _divergence_message(self, new: dict[int, int]) -> str:
@@ -436,7 +456,11 @@ class _Run:
             self.saved_draws = [*self.saved_draws, last]
         tensors = files.flatten(self.state, "state")
         tensors |= {f"source.{name}": value for name, value in self.source.state().items()}
-        tensors |= {"generator": self.generator.get_state(), "global_rng": torch.get_rng_state()}
+        tensors |= {
+            "noise_generator": self.noise_generator.get_state(),
+            "batch_generator": self.batch_generator.get_state(),
+            "global_rng": torch.get_rng_state(),
+        }
         tensors["bound"] = self.watch.bound
         if self.potential.device.type == "cuda":
             tensors["cuda_rng"] = torch.cuda.get_rng_state(self.potential.device)
@@ -553,21 +577,29 @@ def _kept_steps(settings: _Settings, schedules: dict[str, Schedule]) -> list[int
     return kept + list(itertools.islice(every, settings.num_draws))
 
 
-def _compiled(sampler: Sampler) -> Callable[..., Any]:
-    """The sampler's step compiled whole, once per sampler; a graph break is an error.
+def _compiled(sampler: Sampler, example: Batch | None) -> Callable[..., Any]:
+    """The sampler's step compiled whole, once per sampler and kind of batch.
 
-    The code object is made anew, because torch.compile counts compilations per code object and
-    gives up after a few, and all samplers share theirs.
+    A graph break is an error. The code object is made anew, because torch.compile counts
+    compilations per code object and gives up after a few, and all samplers share theirs. Within
+    one compilation only the tensors' shapes can change, so only they are guarded.
     """
-    if sampler not in _compiled_steps:
+    kind = f"{pytree.tree_structure(example)} {example is not None and example.per_particle}"
+    compilations = _compiled_steps.setdefault(sampler, {})
+    if kind not in compilations:
         step = sampler.step
         assert isinstance(step, types.FunctionType)
         code = step.__code__.replace(co_name=f"step_{next(_unique)}")
         fresh = types.FunctionType(
             code, step.__globals__, step.__name__, step.__defaults__, step.__closure__
         )
-        _compiled_steps[sampler] = torch.compile(fresh, fullgraph=True, dynamic=False)
-    return _compiled_steps[sampler]
+        options: dict[str, Any] = {"guard_filter_fn": _shapes_only, "size_asserts": False}
+        compilations[kind] = torch.compile(fresh, fullgraph=True, dynamic=False, options=options)
+    return compilations[kind]
+
+
+def _shapes_only(guards: Iterable[Any]) -> list[bool]:
+    return [guard.guard_type == "TENSOR_MATCH" for guard in guards]
 
 
 @contextmanager

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +23,11 @@ group numbers ``LongTensor [D]``."""
 class Layout:
     """Names and shapes of the tensors that make up one particle, in order.
 
+    Attributes:
+        shapes: of the tensors, by name.
+        sizes: their numbers of elements.
+        num_params: D, the length of one particle.
+
     >>> layout = Layout({"weight": (3, 2), "bias": (3,)})
     >>> layout.num_params
     9
@@ -35,16 +39,13 @@ class Layout:
     """
 
     shapes: Mapping[str, tuple[int, ...]]
+    sizes: tuple[int, ...] = field(init=False)
+    num_params: int = field(init=False)
 
-    @cached_property
-    def sizes(self) -> tuple[int, ...]:
-        """Number of elements of each tensor."""
-        return tuple(math.prod(shape) for shape in self.shapes.values())
-
-    @cached_property
-    def num_params(self) -> int:
-        """D, the length of one particle."""
-        return sum(self.sizes)
+    def __post_init__(self) -> None:
+        sizes = tuple(math.prod(shape) for shape in self.shapes.values())
+        object.__setattr__(self, "sizes", sizes)
+        object.__setattr__(self, "num_params", sum(sizes))
 
     def unravel(self, particles: Tensor) -> dict[str, Tensor]:
         """Particles ``[..., D]`` as named views ``[..., *shape]``."""

@@ -1,0 +1,1 @@
+"""What draws say: ArviZ export, effective sample sizes, R-hat."""

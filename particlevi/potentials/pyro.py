@@ -1,0 +1,595 @@
+"""The posterior of a Pyro model."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from particlevi._checks import check_positive_int
+from particlevi.potentials.layout import Layout
+from particlevi.potentials.potential import ModelPotential
+from particlevi.potentials.random import draw_seed, seeded
+from particlevi.potentials.vectorize import Vectorized
+from particlevi.typing import JSON, Batch
+
+__all__ = ["from_pyro", "posterior_predictive"]
+
+Sites: TypeAlias = dict[str, Any]
+"""Pyro's messages of the sample sites of one run, by name."""
+
+Rule: TypeAlias = Callable[[dict[str, Tensor], Any], Tensor]
+"""Gives a latent site its value, and notes the unconstrained one under the site's name."""
+
+_LOCK = threading.RLock()
+"""Pyro's handlers, validation flags and parameters are global to the process."""
+
+
+def from_pyro(
+    model: Callable[..., Any],
+    num_data: int | None = None,
+    example_batch: Any = None,
+    *,
+    chunk_size: int | None = None,
+) -> ModelPotential:
+    """The posterior of a Pyro model's continuous latent sites, whatever their supports.
+
+    ``U(z) = -log p(T(z)) - log|det dT/dz| - (N/B) sum_b log p(x_b | T(z))``, in nats, where ``T``
+    is ``biject_to(support)`` of each latent site. A particle holds the unconstrained ``z``, site
+    after site in the model's order; ``constrain`` gives ``T(z)`` under the sites' names, and the
+    ``pyro.deterministic`` sites that do not depend on the data.
+
+    Data are given to ``sample`` as the model's arguments: a tuple becomes ``model(*batch)``, a
+    dict ``model(**batch)``, a tensor ``model(batch)``, no data ``model()``. All are cut along
+    their first dimension; bind other arguments with ``functools.partial``.
+
+    Every log density enters once, in one of two parts:
+
+    * Observed sites and factors with a dimension as long as the batch, in a plate or not, give one
+      value per datum (their other dimensions are summed), rescaled by N/B. A plate that subsamples
+      (``size=N`` with ``subsample_size`` or ``subsample``) rescales by N/B itself, which is taken
+      back, and has the whole batch as its subsample. All other scales and masks stay.
+    * All else is prior: latent sites, the Jacobian, and observed sites and factors that are the
+      same for every batch. For that reason it is evaluated on one row of ``example_batch``, which
+      is cheap, or on all of it if the model does not run on one.
+
+    What can be neither is refused: latent variables with one value per datum, and terms that
+    depend on the data without a dimension for them. Such a model has a density of the full data
+    only, which is ``from_pyro(functools.partial(model, *data))``, without a batch. What is what is
+    found out by running the model on variants of ``example_batch``, so that its values should be
+    realistic.
+
+    The model runs under ``vmap``, or in a loop over particles if it cannot; under a lock; without
+    Pyro's validation; and not under ``torch.compile``. ``pyro.param`` and ``nn.Parameter`` without
+    a prior keep their present values. A model that is a module is copied and put in evaluation
+    mode; one that a function refers to is used as it is.
+
+    Args:
+        model: the Pyro model, a function or a ``PyroModule``.
+        num_data: N, the number of data in the whole set; the length of ``example_batch`` if absent.
+        example_batch: some or all data, as given to ``sample``. Absent for a model that is called
+            without arguments: its whole density is then prior.
+        chunk_size: at most so many particles are evaluated at once.
+
+    Raises:
+        ValueError: no latent sites, or one that is discrete or has no bijection from the real
+            line; a batch of anything but tensors of one length; terms that no minibatch can
+            estimate; a plate that subsamples otherwise; a ``poutine.scale`` that holds N/B
+            already; observed values outside their support; sites that come and go.
+
+    >>> import pyro, pyro.distributions as dist
+    >>> def model(x):
+    ...     scale = pyro.sample("scale", dist.HalfNormal(1.0))
+    ...     with pyro.plate("data", len(x)):
+    ...         pyro.sample("x", dist.Normal(0.0, scale), obs=x)
+    >>> potential = from_pyro(model, num_data=100, example_batch=torch.randn(10))
+    >>> potential.constrain(torch.zeros(1, 1))
+    {'scale': tensor([1.])}
+    >>> potential(torch.zeros(1, 1), Batch(torch.ones(10)))
+    tensor([142.62])
+    """
+    if num_data is not None:
+        check_positive_int("num_data", num_data)
+        if example_batch is None:
+            raise ValueError("num_data needs an example_batch: some or all of the data.")
+    with _runtime(), seeded(0), torch.no_grad():
+        adapter = _Adapter(model, num_data, example_batch)
+    if adapter.params:
+        warnings.warn(
+            f"{list(adapter.params)} are parameters without a prior: they keep their present "
+            "values and are not sampled. To sample them, use pyro.sample or PyroSample.",
+            stacklevel=2,
+        )
+    functions = (adapter.log_prior, adapter.log_likelihood, adapter.export)
+    lifted = [Vectorized(each, f"The Pyro model {adapter.name}") for each in functions]
+    log_prior, log_likelihood, export = lifted
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def evaluate(function: Vectorized, particles: Tensor, batch: Batch | None = None) -> Tensor:
+        function.looping |= any(each.looping for each in lifted)
+        with _runtime(scoped=bool(adapter.params)):
+            return function(particles, batch)
+
+    def constrain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        particles = adapter.layout.ravel(tensors)
+        parts = torch.split(particles, chunk_size or len(particles))
+        return adapter.exports.unravel(torch.cat([evaluate(export, part) for part in parts]))
+
+    return ModelPotential(
+        layout=adapter.layout,
+        num_data=adapter.num_data,
+        log_prior_fn=lambda particles: evaluate(log_prior, particles),
+        log_likelihood_fn=None
+        if example_batch is None
+        else lambda particles, batch: evaluate(log_likelihood, particles, batch),
+        init_fns=adapter.init_fns(),
+        device=adapter.device,
+        dtype=adapter.dtype,
+        constrain_fn=constrain,
+        chunk_size=chunk_size,
+        fingerprint=adapter.fingerprint,
+    )
+
+
+def posterior_predictive(
+    model: Callable[..., Any],
+    samples: Mapping[str, Tensor],
+    args: Any = None,
+    seed: int = 0,
+    fixed: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Draws of all sites of a Pyro model that ``samples`` does not hold, given those it does.
+
+    ``y_s ~ p(y | theta_s, args)`` for sites called with ``obs=None``, one draw per sample, and the
+    values of ``pyro.deterministic`` sites. The model runs once per sample, as in
+    ``pyro.infer.Predictive(parallel=False)``, whose results have further dimensions of length 1.
+
+    Args:
+        model: the Pyro model.
+        samples: values ``[S, *shape]`` by site, such as ``potential.constrain(particles)``.
+        args: the model's arguments without the observations, a tuple, dict or tensor.
+        seed: of the draws; torch's global generators stay as they are.
+        fixed: values of ``pyro.param`` sites; those of Pyro's parameter store if absent.
+
+    Raises:
+        ValueError: no samples, or samples of different lengths.
+
+    >>> import pyro, pyro.distributions as dist
+    >>> def model(x, y=None):
+    ...     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    ...     with pyro.plate("data", len(x)):
+    ...         pyro.sample("y", dist.Normal(slope * x, 0.1), obs=y)
+    >>> posterior_predictive(model, {"slope": torch.ones(50)}, torch.zeros(3))["y"].shape
+    torch.Size([50, 3])
+    """
+    lengths = {name: len(value) for name, value in samples.items()}
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        raise ValueError(f"samples must be tensors [S, *shape] with one S >= 1, got {lengths}.")
+
+    def one(given: dict[str, Tensor]) -> dict[str, Tensor]:
+        sites = _run(model, args, lambda site: given.get(site["name"]), dict(fixed or {}))
+        return {name: site["value"] for name, site in sites.items() if name not in given}
+
+    with _runtime(), seeded(seed), torch.no_grad():
+        length = next(iter(lengths.values()))
+        draws = [one({name: value[i] for name, value in samples.items()}) for i in range(length)]
+    return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
+
+
+class _Adapter:
+    """A Pyro model as functions of one particle ``[D]``, and what runs on an example say of it."""
+
+    def __init__(self, model: Callable[..., Any], num_data: int | None, example: Any):
+        self.model = copy.deepcopy(model).eval() if isinstance(model, nn.Module) else model
+        function = model.func if isinstance(model, functools.partial) else model
+        self.name: str = getattr(function, "__name__", type(function).__name__)
+        rows = 0 if example is None else _num_rows(example)
+        self.num_data = num_data or rows or None
+        if self.num_data and (rows > self.num_data or rows == 1 < self.num_data):
+            raise ValueError(
+                f"example_batch must hold 2 to {self.num_data} (num_data) data, got {rows}."
+            )
+        self.params: dict[str, Tensor] = {}
+        points: dict[str, Tensor] = {}
+        sites = self.run(example, functools.partial(_uniform, points))
+        if not points:
+            raise ValueError(f"The model {self.name} has no latent sites: nothing to sample.")
+        kinds = {name: (z.dtype, z.device) for name, z in points.items()}
+        if len(set(kinds.values())) > 1:
+            raise ValueError(f"All latent sites must have one dtype and device, got {kinds}.")
+        self.dtype, self.device = next(iter(kinds.values()))
+        self.layout = Layout({name: tuple(z.shape) for name, z in points.items()})
+        self.fingerprint: dict[str, JSON] = {
+            "kind": "pyro",
+            "model": self.name,
+            "shapes": {name: list(shape) for name, shape in self.layout.shapes.items()},
+            "supports": {name: repr(sites[name]["fn"].support) for name in points},
+            "fixed": list(self.params),
+            "num_data": self.num_data,
+        }
+        self.prior_data = example
+        self.names = set(sites)
+        self.data_dims: dict[str, int] = {}
+        self.prior_terms: list[str] = []
+        self.exports = self._classify(example, rows, self.layout.ravel(points))
+
+    def run(self, data: Any, latent: Callable[[Any], Tensor | None]) -> Sites:
+        """One run of the model."""
+        return _run(self.model, data, latent, self.params)
+
+    def evaluate(self, particle: Tensor, data: Any) -> tuple[Sites, Tensor]:
+        """The sites of a run at a particle, and ``log|det dT/dz|``."""
+        parts = torch.split(particle, list(self.layout.sizes))
+        shapes = self.layout.shapes.items()
+        points = {name: z.view(shape) for (name, shape), z in zip(shapes, parts, strict=True)}
+        volume = particle.new_zeros(())
+
+        def latent(site: Any) -> Tensor | None:
+            nonlocal volume
+            z = points.get(site["name"])
+            if z is None:
+                return None
+            transform = _bijection(site)
+            value: Tensor = transform(z)
+            volume = volume + transform.log_abs_det_jacobian(z, value).sum()
+            return value
+
+        sites = self.run(data, latent)
+        if self.names.symmetric_difference(sites):
+            raise ValueError(
+                f"The sites {sorted(self.names.symmetric_difference(sites))} are there in some "
+                f"runs of the model {self.name} but not in others: which sites there are must not "
+                "depend on the data or on latent values."
+            )
+        return sites, volume
+
+    def log_prior(self, particle: Tensor) -> Tensor:
+        """All that is there once, a scalar."""
+        sites, total = self.evaluate(particle, self.prior_data)
+        for name in self.prior_terms:
+            total = total + self.log_prob(sites[name], None).sum()
+        return total
+
+    def log_likelihood(self, particle: Tensor, data: Any) -> Tensor:
+        """One value per datum, ``[B]``."""
+        rows = _num_rows(data)
+        total = particle.new_zeros(rows)
+        sites, _ = self.evaluate(particle, data)
+        for name, dim in self.data_dims.items():
+            values = self.log_prob(sites[name], rows)
+            if values.ndim < -dim or values.shape[dim] != rows:
+                raise ValueError(
+                    f"The log density of site {name!r} has shape {list(values.shape)}; its "
+                    f"dimension {dim} must be as long as the batch, {rows}."
+                )
+            total = total + values.movedim(dim, 0).reshape(rows, -1).sum(1)
+        return total
+
+    def log_prob(self, site: Any, rows: int | None) -> Tensor:
+        """The site's log density, scaled and masked."""
+        from pyro.distributions.util import scale_and_mask
+
+        values = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+        result: Tensor = scale_and_mask(values, self.scale(site, rows), site["mask"])
+        return result
+
+    def scale(self, site: Any, rows: int | None) -> Any:
+        """The site's scale without the N/B of a plate that subsamples."""
+        scale = site["scale"]
+        for frame in _subsampling(site):
+            if (frame.full_size, frame.size) != (self.num_data, rows):
+                raise ValueError(
+                    f"The plate {frame.name!r} takes {frame.size} of {frame.full_size}, but the "
+                    f"batch has {rows or 'no data'} of num_data={self.num_data}. Minibatches are "
+                    "made by sample(batch_size=...): write pyro.plate(name, len(batch)), or give "
+                    "the plate size=num_data and subsample_size=len(batch)."
+                )
+            scale = scale / (frame.full_size / frame.size)
+        return scale
+
+    def export(self, particle: Tensor) -> Tensor:
+        """The values that ``constrain`` gives, flattened, ``[K]``."""
+        sites, _ = self.evaluate(particle, self.prior_data)
+        return torch.cat([sites[name]["value"].reshape(-1) for name in self.exports.shapes])
+
+    def init_fns(self) -> dict[str, Callable[[int, torch.Generator], Tensor]]:
+        """Ways to draw starting points; from the prior only if every site has draws."""
+        uniform = functools.partial(self._draw, _uniform)
+        prior = functools.partial(self._draw, _from_prior)
+        try:
+            prior(1, torch.Generator())
+        except Exception:
+            return {"uniform": uniform}
+        return {"prior": prior, "uniform": uniform}
+
+    def _draw(self, rule: Rule, num_particles: int, generator: torch.Generator) -> Tensor:
+        draws = []
+        with _runtime(), seeded(draw_seed(generator)), torch.no_grad():
+            for _ in range(num_particles):
+                points: dict[str, Tensor] = {}
+                self.run(self.prior_data, functools.partial(rule, points))
+                draws.append(self.layout.ravel(points))
+        return torch.stack(draws)
+
+    def _classify(self, example: Any, rows: int, particle: Tensor) -> Layout:
+        """Sort the sites into those per datum and those there once; returns what to export.
+
+        Runs at one particle on other data tell what depends on them; a run on another number of
+        rows tells which dimensions follow it.
+        """
+
+        def look(data: Any, length: int | None, point: Tensor | None = None) -> Sites:
+            free = functools.partial(_uniform, {})
+            sites = self.run(data, free) if point is None else self.evaluate(point, data)[0]
+            for site in sites.values():
+                site["log_prob"] = self.log_prob(site, length)
+                site["scale"] = self.scale(site, length)
+            return sites
+
+        def attempt(index: Tensor, point: Tensor | None, change: float = 0.0) -> Sites:
+            def vary(leaf: Tensor) -> Tensor:
+                leaf = leaf[index.to(leaf.device)]
+                return (1 - change) * leaf + change if leaf.is_floating_point() else leaf
+
+            try:
+                return look(pytree.tree_map(vary, example), len(index), point)
+            except Exception:
+                return {}
+
+        base = look(example, rows or None, particle)
+        latent = list(self.layout.shapes)
+        terms = [name for name, site in base.items() if not _is_deterministic(site)]
+        varying: set[str] = set()
+        if rows:
+            index = torch.arange(rows)
+            single, first = attempt(index[:1], particle), attempt(index * 0, particle)
+            other = index[:-1] if rows > 2 else index.repeat(2)
+            looks = [single, first, attempt(index * 0 - 1, particle, 0.5), attempt(other, particle)]
+            varying = {n for n in base for sites in looks if sites and _differ(n, base, sites)}
+            resized = looks[-1] or attempt(other, None)
+            for name in [name for name in terms if name not in latent]:
+                dim = _data_dim(base[name], rows, resized)
+                if dim is not None:
+                    self.data_dims[name] = dim
+                    _check_observed(base[name], resized.get(name))
+            self._check_minibatches(base, resized, [name for name in terms if name in varying])
+            if single:
+                self.prior_data = pytree.tree_map(lambda leaf: leaf[:1], example)
+        once = [name for name in base if name not in self.data_dims and name not in varying]
+        self.prior_terms = [name for name in terms if name in once]
+        shown = [name for name in once if name in latent or name not in terms]
+        values = {name: base[name]["value"] for name in shown}
+        return Layout({n: tuple(v.shape) for n, v in values.items() if v.dtype == self.dtype})
+
+    def _check_minibatches(self, base: Sites, resized: Sites, varying: list[str]) -> None:
+        """Every term that depends on the data is a sum over them, and nothing else does."""
+        plates = {
+            frame.name
+            for name, site in base.items()
+            for frame in site["cond_indep_stack"]
+            if frame in _subsampling(site) or frame.dim == self.data_dims.get(name, 0)
+        }
+        local = []
+        for name in self.layout.shapes:
+            site, twin = base[name], resized.get(name)
+            moves = resized and (twin is None or twin["value"].shape != site["value"].shape)
+            if moves or any(frame.name in plates for frame in site["cond_indep_stack"]):
+                local.append(name)
+        whole = [name for name in varying if name not in self.data_dims]
+        advice = (
+            "Or use the full data at every step, without a batch: "
+            "from_pyro(functools.partial(model, *data))."
+        )
+        if local:
+            raise ValueError(
+                f"The latent sites {local} have one value per datum (or should be observed, but "
+                "their values are missing from the batch), and no minibatch can update those: sum "
+                f"them out by hand. {advice}"
+            )
+        if whole:
+            raise ValueError(
+                f"The sites {whole} depend on the data but have no dimension for them, so N/B "
+                "cannot rescale them: put them in pyro.plate(name, len(batch)), without .to_event "
+                f"over the data. {advice}"
+            )
+        if not self.data_dims:
+            raise ValueError(
+                f"No observed site of the model {self.name} depends on the batch: pass the "
+                "observations as pyro.sample(..., obs=y)."
+            )
+
+
+def _differ(name: str, a: Sites, b: Sites) -> bool:
+    """Whether a site is not the same in two runs at the same particle."""
+    if name not in b:
+        return True
+    key = "value" if _is_deterministic(a[name]) else "log_prob"
+    x, y = a[name][key], b[name][key]
+    return x.shape != y.shape or not torch.equal(x.nan_to_num(), y.nan_to_num())
+
+
+def _data_dim(site: Any, rows: int, resized: Sites) -> int | None:
+    """The dimension of a log density that follows the rows of the batch."""
+    shape = site["log_prob"].shape
+    dims = [dim for dim in range(-len(shape), 0) if shape[dim] == rows]
+    if resized:
+        other = resized[site["name"]]["log_prob"].shape if site["name"] in resized else ()
+        dims = [dim for dim in dims if len(other) == len(shape) and other[dim] != rows]
+    dims = [frame.dim for frame in _subsampling(site) if frame.vectorized] or dims
+    if len(dims) > 1:
+        raise ValueError(
+            f"The log density of site {site['name']!r} has shape {list(shape)}, and the data may "
+            f"be in any of its dimensions {dims}: try an example_batch of another length."
+        )
+    return dims[0] if dims else None
+
+
+def _check_observed(site: Any, resized: Any) -> None:
+    """Observed values are in their support, and no scale of the user's holds N/B."""
+    law, possible = site["fn"], True
+    if site["mask"] is None and not hasattr(law, "_mask"):
+        with suppress(AttributeError, NotImplementedError):
+            possible = bool(law.support.check(site["value"]).all())
+    if not possible:
+        raise ValueError(
+            f"Site {site['name']!r} has observed values outside its support {law.support!r}."
+        )
+    a, b = (torch.as_tensor(each["scale"]).double() for each in (site, resized or site))
+    if a.numel() == b.numel() == 1 and not torch.isclose(a, b):
+        raise ValueError(
+            f"Site {site['name']!r} has a scale that changes with the length of the batch, from "
+            f"{a:g} to {b:g}. The likelihood is rescaled by N/B already: leave poutine.scale out."
+        )
+
+
+@contextmanager
+def _runtime(scoped: bool = True) -> Iterator[None]:
+    """Pyro's runtime for us alone, without validation, its global state as before afterwards."""
+    import pyro
+
+    laws = torch.distributions.Distribution
+    with ExitStack() as stack:
+        stack.enter_context(_LOCK)
+        stack.callback(laws.set_default_validate_args, laws._validate_args)
+        stack.enter_context(pyro.validation_enabled(False))
+        if scoped:
+            store = pyro.get_param_store()
+            stack.enter_context(store.scope(store.get_state()))
+        yield
+
+
+@functools.cache
+def _recorder() -> Any:
+    """The class of Pyro handler used here, made late because Pyro is imported late."""
+    from pyro.poutine.messenger import Messenger
+
+    class Recorder(Messenger):
+        """Gives latent sites, subsamples and parameters their values; notes the sample sites."""
+
+        def __init__(self, latent: Callable[[Any], Tensor | None], params: dict[str, Tensor]):
+            super().__init__()
+            self.latent, self.params = latent, params
+            self.sites: Sites = {}
+
+        def _pyro_sample(self, site: Any) -> None:
+            law = site["fn"]
+            if isinstance(law, torch.distributions.Distribution):
+                site["fn"] = _unvalidated(law)
+            if site["value"] is None and hasattr(law, "subsample_size"):
+                length = min(law.size, law.subsample_size or law.size)
+                site["value"] = torch.arange(length, device=law.device)
+            elif site["value"] is None and not site["is_observed"]:
+                site["value"] = self.latent(site)
+
+        def _pyro_post_sample(self, site: Any) -> None:
+            if site["name"] in self.sites:
+                raise ValueError(f"The model has two sample sites named {site['name']!r}.")
+            if not hasattr(site["fn"], "subsample_size"):
+                self.sites[site["name"]] = site
+
+        def _pyro_param(self, site: Any) -> None:
+            site["value"] = self.params.get(site["name"], site["value"])
+
+        def _pyro_post_param(self, site: Any) -> None:
+            value = site["value"]
+            own = value if isinstance(value, nn.Parameter) else value.detach().clone()
+            self.params.setdefault(site["name"], own)
+
+    return Recorder
+
+
+def _run(
+    model: Callable[..., Any],
+    data: Any,
+    latent: Callable[[Any], Tensor | None],
+    params: dict[str, Tensor],
+) -> Sites:
+    """One run of a model."""
+    with _recorder()(latent, params) as recorder:
+        if isinstance(data, Mapping):
+            model(**data)
+        elif isinstance(data, (tuple, list)):
+            model(*data)
+        else:
+            model(*([] if data is None else [data]))
+    sites: Sites = recorder.sites
+    return sites
+
+
+def _unvalidated(law: Any) -> Any:
+    """A copy of a distribution for which an impossible value is no exception."""
+    law = copy.copy(law)
+    law.__dict__["_validate_args"] = False  # an attribute of Independent would set it in its base
+    for name, part in vars(law).items():
+        if isinstance(part, torch.distributions.Distribution):
+            law.__dict__[name] = _unvalidated(part)
+    return law
+
+
+def _bijection(site: Any) -> Any:
+    """From the real line to the support of a latent site."""
+    support = site["fn"].support
+    if support.is_discrete:
+        raise ValueError(
+            f"The latent site {site['name']!r} is discrete and has no gradient: sum it out by "
+            "hand, for example as a mixture distribution. Pyro's enumeration is not supported."
+        )
+    try:
+        return torch.distributions.biject_to(support)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"The latent site {site['name']!r} has the support {support!r}, to which there is no "
+            "bijection from the real line: write it as a function of other sites."
+        ) from error
+
+
+def _uniform(points: dict[str, Tensor], site: Any) -> Tensor:
+    """Unconstrained coordinates uniform on (-2, 2), as in Stan."""
+    transform, law = _bijection(site), site["fn"]
+    try:
+        like = law.sample()
+    except NotImplementedError:  # an improper prior
+        like = torch.empty(law.batch_shape + law.event_shape)
+    z = torch.rand(transform.inverse_shape(like.shape), dtype=like.dtype, device=like.device)
+    value: Tensor = transform(points.setdefault(site["name"], 4 * z - 2))
+    return value
+
+
+def _from_prior(points: dict[str, Tensor], site: Any) -> Tensor:
+    """A draw of the prior; unconstrained coordinates that are infinite are drawn uniformly."""
+    transform = _bijection(site)
+    z = transform.inv(site["fn"].sample())
+    z = torch.where(z.isfinite(), z, 4 * torch.rand_like(z) - 2)
+    value: Tensor = transform(points.setdefault(site["name"], z))
+    return value
+
+
+def _subsampling(site: Any) -> list[Any]:
+    """The plates around a site that take part of their size."""
+    return [f for f in site["cond_indep_stack"] if f.full_size not in (None, f.size)]
+
+
+def _is_deterministic(site: Any) -> bool:
+    """Whether it is a ``pyro.deterministic`` or, of a reparametrised site, what is left of it."""
+    return bool(site["is_observed"] and getattr(site["fn"], "_mask", None) is False)
+
+
+def _num_rows(data: Any) -> int:
+    """B, the length that all tensors of a batch share."""
+    leaves = pytree.tree_leaves(data)
+    shapes = [list(leaf.shape) if isinstance(leaf, Tensor) else type(leaf) for leaf in leaves]
+    lengths = {shape[0] if isinstance(shape, list) and shape else 0 for shape in shapes}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(
+            f"A batch is made of tensors with one first dimension B >= 1, got {shapes}: bind other "
+            "arguments with functools.partial."
+        )
+    return int(lengths.pop())
