@@ -8,6 +8,13 @@ from particlevi.sgdvi.effective_potential import (
     fit_potential,
     gaussian_potential,
 )
+from particlevi.sgdvi.free_energy import (
+    FreeEnergy,
+    Moments,
+    free_energy_along,
+    gaussian_kl,
+    moments_along,
+)
 from particlevi.sgdvi.noise import (
     Estimate,
     GradientNoise,
@@ -43,6 +50,7 @@ from particlevi.sgdvi.stationary import (
     scalings,
     stationary_law,
 )
+from particlevi.sgdvi.swag import iterate_average, swag
 
 __all__ = [
     "Circulation",
@@ -50,8 +58,10 @@ __all__ = [
     "DriftParts",
     "Estimate",
     "FittedPotential",
+    "FreeEnergy",
     "GaussianPotential",
     "GradientNoise",
+    "Moments",
     "NoisePath",
     "NotStationaryWarning",
     "Projection",
@@ -68,12 +78,16 @@ __all__ = [
     "entropy_production",
     "exact_law",
     "fit_potential",
+    "free_energy_along",
+    "gaussian_kl",
     "gaussian_potential",
     "gradient_noise",
     "is_stationary",
+    "iterate_average",
     "kl_to_posterior",
     "line",
     "mean_loss",
+    "moments_along",
     "noise_along",
     "optimal_preconditioner",
     "optimal_rate",
@@ -85,4 +99,5 @@ __all__ = [
     "scalings",
     "spectra",
     "stationary_law",
+    "swag",
 ]
