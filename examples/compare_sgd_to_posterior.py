@@ -2,9 +2,9 @@
 
     python examples/compare_sgd_to_posterior.py
 
-fits the same net to scikit-learn's diabetes data (regression) and digits (classification) by SGD, an
-ensemble of SGD runs, SGLD, SGHMC and SVGD, all on one stream of minibatches. It prints a table per
-data set and writes figures, the tables and one netCDF file per method, for ArviZ, to the folder
+fits the same net to scikit-learn's diabetes data (regression) and digits (classification) by SGD,
+an ensemble of SGD runs, SGLD, SGHMC and SVGD, all on one stream of minibatches. It prints a table
+per data set and writes figures, the tables and one netCDF file per method, for ArviZ, to the folder
 ``compare_sgd_to_posterior``.
 
 What to look at: the negative log-likelihood on held-out data (NLL) and the calibration, where
@@ -42,7 +42,7 @@ COLORS = {
 
 @dataclass
 class Task:
-    """Standardised data, the potential, and each method's sampler and step size."""
+    """Standardised data, the potential, each method's step size, and how long the chains run."""
 
     name: str
     train: tuple[Tensor, Tensor]
@@ -50,6 +50,7 @@ class Task:
     potential: Any
     step_sizes: dict[str, float]
     unit: float = 1.0
+    work: float = 1.0
 
     @property
     def classifies(self) -> bool:
@@ -94,11 +95,11 @@ def digits() -> Task:
     potential = pvi.from_module(
         net,
         likelihood=pvi.Categorical(),
-        prior=pvi.Normal(scale=1.0),
+        prior=pvi.Normal(scale=1.5),
         num_data=len(train[0]),
     )
     steps = {"SGD": 3e-5, "SGLD": 1e-3, "SGHMC": 1e-2, "SVGD": 1e-2}
-    return Task("digits", train, tensors(x_test, y_test), potential, steps)
+    return Task("digits", train, tensors(x_test, y_test), potential, steps, work=2.0)
 
 
 def run(task: Task, work: float) -> dict[str, pvi.Draws]:
@@ -108,9 +109,9 @@ def run(task: Task, work: float) -> dict[str, pvi.Draws]:
     long = int(4000 * work)
     chains = {
         "num_particles": 8,
-        "num_warmup": int(2000 * work),
+        "num_warmup": int(2000 * work * task.work),
         "num_draws": 100,
-        "thin": max(1, int(20 * work)),
+        "thin": max(1, int(20 * work * task.work)),
     }
     last = {"num_warmup": long, "num_draws": 1}
     plans: dict[str, tuple[pvi.Sampler, float, dict[str, int]]] = {
@@ -181,13 +182,13 @@ def draw_predictions(task: Task, results: dict[str, pvi.Draws], folder: Path) ->
         figure, axis = plt.subplots(figsize=(5, 5))
         for name, draws in results.items():
             confidence, predicted = draws.predict(x).mean.max(-1)
-            pieces = confidence.argsort().chunk(6)
+            pieces = confidence.argsort().chunk(10)
             right = (predicted == y).float()
             points = [(float(confidence[i].mean()), float(right[i].mean())) for i in pieces]
             axis.plot(*zip(*points, strict=True), "o-", color=COLORS[name], label=name)
-        axis.plot([0.5, 1], [0.5, 1], "k:", label="calibrated")
+        axis.plot([0.6, 1], [0.6, 1], "k:", label="calibrated")
         axis.set(
-            xlim=(0.5, 1.01), ylim=(0.5, 1.01), xlabel="confidence", ylabel="share that is right"
+            xlim=(0.6, 1.01), ylim=(0.6, 1.01), xlabel="confidence", ylabel="share that is right"
         )
         axis.set_title("Digits: reliability on held-out data")
         axis.legend()
@@ -212,10 +213,12 @@ def draw_chains(task: Task, results: dict[str, pvi.Draws], folder: Path) -> None
     x, _ = task.test
     figure, axes = plt.subplots(1, 3, figsize=(14, 3.8))
     for axis, name in zip(axes, ("SGLD", "SGHMC"), strict=False):
-        outputs = results[name].outputs(x[:1]).flatten(2)[..., 0]
-        axis.plot(outputs.T, linewidth=0.8, alpha=0.8)
-        axis.set(title=f"{name}: first output at one test input", xlabel="draw")
-        axis.set_ylabel("model output, one line per chain")
+        outputs = results[name].outputs(x[:1])[:, :, 0]
+        label = "predicted progression (standardised)"
+        if task.classifies:
+            outputs, label = outputs.log_softmax(-1), "log-probability of class 0"
+        axis.plot(outputs[..., 0].T, linewidth=0.8, alpha=0.8)
+        axis.set(title=f"{name} at one test input, a line per chain", xlabel="draw", ylabel=label)
     sizes = {n: results[n].ess(of="predictions", inputs=x[:20]).ravel() for n in ("SGLD", "SGHMC")}
     parts = axes[2].boxplot(list(sizes.values()), tick_labels=list(sizes), patch_artist=True)
     for box, name in zip(parts["boxes"], sizes, strict=True):
@@ -251,8 +254,8 @@ def main() -> None:
             idata = draws.to_arviz(task.train)
             idata.to_netcdf(str(folder / f"{task.name}_{name.replace(' ', '_').lower()}.nc"))
     note = (
-        "ESS: median (minimum) over the outputs at 20 test inputs, by ArviZ; R-hat: median over the "
-        "same.\nSGD and SVGD give point sets, not chains, so they have neither."
+        "ESS: median (minimum) over the outputs at 20 test inputs, by ArviZ; R-hat: median over "
+        "the same.\nSGD and SVGD give point sets, not chains, so they have neither."
     )
     (folder / "tables.md").write_text("\n".join([*text, note, ""]))
     print(f"{note}\nFigures, tables and netCDF files for ArviZ: {folder}/")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -17,24 +18,37 @@ __all__ = [
     "check_particles",
     "check_positive",
     "check_positive_int",
+    "check_seed",
+    "is_integer",
     "is_number",
 ]
 
 
 def is_number(value: Any) -> bool:
-    """Whether ``value`` is a real number, booleans excluded."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether ``value`` is a real number, of numpy too, booleans excluded."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_integer(value: Any) -> bool:
+    """Whether ``value`` is an integer, of numpy too, booleans excluded."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    if is_integer(value):
+        return bool(abs(int(value)) < 2**63)
+    return is_number(value) and math.isfinite(value)
 
 
 def check_positive(name: str, value: Any) -> None:
     """``value`` is a finite number above 0."""
-    if not is_number(value) or not math.isfinite(value) or value <= 0:
+    if not _is_finite(value) or value <= 0:
         raise ValueError(f"{name} must be a finite number above 0, got {value!r}.")
 
 
 def check_nonnegative(name: str, value: Any) -> None:
     """``value`` is a finite number of at least 0."""
-    if not is_number(value) or not math.isfinite(value) or value < 0:
+    if not _is_finite(value) or value < 0:
         raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}.")
 
 
@@ -46,14 +60,24 @@ def check_fraction(name: str, value: Any) -> None:
 
 def check_positive_int(name: str, value: Any, minimum: int = 1) -> None:
     """``value`` is an integer of at least ``minimum``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+    if not is_integer(value) or value < minimum:
         raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}.")
+    if value >= 2**63:
+        raise ValueError(f"{name} must be below 2**63, got {value!r}.")
+
+
+def check_seed(name: str, value: Any) -> None:
+    """``value`` is an integer that seeds a generator."""
+    if not is_integer(value):
+        raise TypeError(f"{name} must be an integer, got {value!r}.")
+    if not 0 <= value < 2**63:
+        raise ValueError(f"{name} must be in 0 ... 2**63 - 1, got {value!r}.")
 
 
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """``value`` is one of ``choices``."""
     choices = list(choices)
-    if value not in choices:
+    if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
         listed = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{name} must be one of {listed}, got {value!r}.")
 

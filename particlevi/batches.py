@@ -5,6 +5,7 @@ A source's ``state`` and the generators' states are all that a checkpoint needs 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any, Protocol
 
@@ -15,9 +16,11 @@ from torch.utils import _pytree as pytree
 
 from particlevi._checks import check_choice, check_finite, check_positive_int
 from particlevi.potentials.potential import ModelPotential
-from particlevi.typing import Batch
+from particlevi.typing import JSON, Batch
 
 __all__ = ["BatchSource", "as_source", "as_tensors", "fingerprint"]
+
+_SHUFFLED_AT_ONCE = 2**24
 
 
 class BatchSource(Protocol):
@@ -33,6 +36,10 @@ class BatchSource(Protocol):
 
     def targets(self) -> Tensor | None:
         """All targets, where they are at hand: the last element of a tuple of data."""
+        ...
+
+    def nbytes(self) -> int:
+        """Memory that it takes beside the data."""
         ...
 
     def state(self) -> dict[str, Tensor]:
@@ -56,6 +63,10 @@ class NoData:
     def targets(self) -> Tensor | None:
         """None."""
         return None
+
+    def nbytes(self) -> int:
+        """None."""
+        return 0
 
     def state(self) -> dict[str, Tensor]:
         """Nothing."""
@@ -134,7 +145,7 @@ class TensorBatches:
                 self.num_data, (rows, size), generator=generator, device=generator.device
             )
         if self.method == "subset":
-            return self._shuffled(rows, generator)[:, :size]
+            return self._shuffled(rows, generator)
         if self.cursor + size > self.num_data:
             self.order, self.cursor = self._shuffled(rows, generator), 0
         indices = self.order[:, self.cursor : self.cursor + size]
@@ -142,14 +153,26 @@ class TensorBatches:
         return indices
 
     def _shuffled(self, rows: int, generator: torch.Generator) -> Tensor:
-        keys = torch.rand(rows, self.num_data, generator=generator, device=generator.device)
-        return keys.argsort(dim=1)
+        """Random orders ``[rows, N]``, or their first B, some rows at a time to bound memory."""
+        kept = self.batch_size if self.method == "subset" else self.num_data
+        parts = []
+        block = max(1, _SHUFFLED_AT_ONCE // self.num_data)
+        for first in range(0, rows, block):
+            size = (min(block, rows - first), self.num_data)
+            keys = torch.rand(size, generator=generator, device=generator.device)
+            parts.append(keys.argsort(dim=1)[:, :kept].clone())
+        return torch.cat(parts)
 
     def _gather(self, indices: Tensor) -> Batch:
         if self.num_particles is None:
             indices = indices[0]
         parts = [leaf[indices.to(leaf.device)].to(self.device) for leaf in self.leaves]
         return Batch(pytree.tree_unflatten(parts, self.structure), self.num_particles is not None)
+
+    def nbytes(self) -> int:
+        """The order of the data in the current epoch, for every particle."""
+        rows = self.num_particles or 1
+        return 8 * rows * self.num_data if self.method == "epoch" else 0
 
     def state(self) -> dict[str, Tensor]:
         """The order of the current epoch and the place in it."""
@@ -166,24 +189,22 @@ class TensorBatches:
 class LoaderBatches:
     """Batches of an iterable, epoch after epoch, shared by all particles.
 
-    An epoch can be replayed: torch's global generator and the loader's own are remembered as they
-    were when it began. Randomness from elsewhere (numpy, random) is not.
+    An epoch can be replayed: torch's global generator and those of the loader and its samplers are
+    remembered as they were when it began. Randomness from elsewhere (numpy, random) is not.
     """
 
     def __init__(self, loader: Iterable[Any], potential: ModelPotential):
         self.loader = loader
         self.potential = potential
-        self.own_generator = getattr(loader, "generator", None)
+        self.own = _generators_of(loader)
         self.iterator: Iterator[Any] | None = None
         self.used = 0
         self.epoch_start = self._generators()
         self.first: Batch | None = None
 
     def _generators(self) -> dict[str, Tensor]:
-        states = {"global": torch.get_rng_state()}
-        if self.own_generator is not None:
-            states["own"] = self.own_generator.get_state()
-        return states
+        own = {name: generator.get_state() for name, generator in self.own.items()}
+        return {"global": torch.get_rng_state(), **own}
 
     def _begin(self) -> Iterator[Any]:
         self.epoch_start, self.used = self._generators(), 0
@@ -202,7 +223,7 @@ class LoaderBatches:
                     "list of batches."
                 )
             self.iterator = self._begin()
-            item = next(self.iterator)
+            return self.next(generator)
         self.used += 1
         return self._prepare(item)
 
@@ -228,10 +249,14 @@ class LoaderBatches:
         """Not at hand."""
         return None
 
+    def nbytes(self) -> int:
+        """None."""
+        return 0
+
     def _set_generators(self, states: dict[str, Tensor]) -> None:
         torch.set_rng_state(states["global"])
-        if self.own_generator is not None:
-            self.own_generator.set_state(states["own"])
+        for name, generator in self.own.items():
+            generator.set_state(states[name])
 
     def state(self) -> dict[str, Tensor]:
         """The generators when the epoch began, and how many of its batches are used."""
@@ -239,14 +264,37 @@ class LoaderBatches:
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Replay the epoch up to where it was."""
-        used = int(state["used"])
+        state = dict(state)
+        used = int(state.pop("used"))
+        if state.keys() != self._generators().keys():
+            raise ValueError(
+                f"The run's loader had the generators {sorted(state)}, this one has "
+                f"{sorted(self._generators())}: make it as in the first run."
+            )
         if not used:
             return
-        self._set_generators({key: value for key, value in state.items() if key != "used"})
+        self._set_generators(state)
         self.iterator = self._begin()
         for _ in range(used):
-            next(self.iterator)
+            if next(self.iterator, None) is None:
+                raise ValueError(
+                    f"The run had read {used} batches of its epoch, but the data end before: "
+                    "pass the data of the first run."
+                )
         self.used = used
+
+
+def _generators_of(loader: Any) -> dict[str, torch.Generator]:
+    """The generators of a DataLoader and of its samplers, by where they are found."""
+    found: dict[str, torch.Generator] = {}
+    for path in ("", "sampler", "batch_sampler", "batch_sampler.sampler"):
+        holder = loader
+        for name in path.split(".") if path else ():
+            holder = getattr(holder, name, None)
+        generator = getattr(holder, "generator", None)
+        if isinstance(generator, torch.Generator) and generator not in found.values():
+            found[f"{path}.generator".lstrip(".")] = generator
+    return found
 
 
 def _last(data: Any) -> Tensor | None:
@@ -263,28 +311,39 @@ def as_tensors(data: Any, potential: ModelPotential, name: str = "data") -> Any:
     """
 
     def convert(leaf: Any) -> Tensor:
-        if isinstance(leaf, np.ndarray):
-            leaf = torch.from_numpy(np.ascontiguousarray(leaf))
-        if not isinstance(leaf, Tensor):
-            raise TypeError(f"{name} must be made of tensors or arrays, got {type(leaf).__name__}.")
+        kind = f"a {leaf.dtype} array" if isinstance(leaf, np.ndarray) else type(leaf).__name__
+        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biuf" and leaf.itemsize <= 8:
+            native = np.asarray(leaf, leaf.dtype.newbyteorder("="), order="C")
+            leaf = torch.from_numpy(native if native.flags.writeable else native.copy())
+        if not isinstance(leaf, Tensor) or leaf.is_complex() or leaf.layout != torch.strided:
+            raise TypeError(
+                f"{name} must be made of dense tensors or arrays of real numbers, got {kind}."
+            )
         return leaf.detach().to(potential.dtype) if leaf.is_floating_point() else leaf
 
     data = pytree.tree_map(convert, tuple(data) if isinstance(data, list) else data)
     leaves = pytree.tree_leaves(data)
     if not leaves or any(leaf.ndim == 0 for leaf in leaves):
-        raise ValueError(f"{name} must be tensors whose first dimension counts the data.")
+        got = [list(leaf.shape) for leaf in leaves]
+        raise ValueError(
+            f"{name} must be tensors whose first dimension counts the data, got shapes {got}."
+        )
     lengths = [len(leaf) for leaf in leaves]
     if len(set(lengths)) > 1:
         raise ValueError(
             f"{name} must have one length, got first dimensions {lengths}: "
             "inputs and targets do not belong together."
         )
+    if not lengths[0]:
+        raise ValueError(f"{name} must hold at least one datum, got none.")
     for i, leaf in enumerate(leaves):
         check_finite(f"{name}[{i}]", leaf, "Remove or impute those rows.")
     return data
 
 
 def _is_tensors(data: Any) -> bool:
+    if isinstance(data, (tuple, dict)):
+        return True
     leaves = pytree.tree_leaves(data)
     kinds = (Tensor, np.ndarray)
     return (
@@ -313,11 +372,15 @@ def as_source(
     """
     check_choice("batching", method, ["replacement", "subset", "epoch"])
     if potential.log_likelihood_fn is None:
-        if data is not None:
-            raise ValueError("The potential is a density without data, but data were given.")
+        if data is not None or batch_size is not None:
+            what = "data were" if data is not None else "a batch_size was"
+            raise ValueError(
+                f"The potential is a density without data, but {what} given: leave it out, or make "
+                "the potential with from_log_likelihood."
+            )
         return NoData()
     if data is None:
-        raise ValueError("The potential needs data: sample(sampler, data=(x, y), ...).")
+        raise ValueError("The potential needs data, got none: sample(sampler, data=(x, y), ...).")
     if not _is_tensors(data):
         if not isinstance(data, Iterable):
             raise TypeError(
@@ -355,14 +418,20 @@ def _check_length(length: int | None, potential: ModelPotential) -> None:
 
 
 def fingerprint(data: Any) -> Any:
-    """Shapes, dtypes and sums of the data, so that a checkpoint is not resumed on others."""
+    """Shapes, dtypes and checksums of the data, so that a checkpoint is not resumed on others."""
     if data is None:
         return None
     if not _is_tensors(data):
         return {"kind": type(data).__name__}
-    found = []
-    for leaf in pytree.tree_leaves(data):
-        tensor = torch.as_tensor(leaf)
-        total = float(tensor.double().sum())
-        found.append({"shape": list(tensor.shape), "dtype": str(tensor.dtype), "sum": total})
-    return found
+    return [_checksum(leaf) for leaf in pytree.tree_leaves(data)]
+
+
+def _checksum(leaf: Any) -> dict[str, JSON]:
+    if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
+        values = leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    elif isinstance(leaf, np.ndarray) and not leaf.dtype.hasobject:
+        values = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
+    else:
+        return {"kind": type(leaf).__name__}
+    kind = str(leaf.dtype).removeprefix("torch.")
+    return {"shape": list(leaf.shape), "dtype": kind, "crc32": zlib.crc32(values.data)}

@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
+from particlevi._checks import is_integer, is_number
+
 __all__ = ["differences", "flatten", "read", "unflatten", "write"]
 
 
@@ -24,10 +26,17 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
     payload = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
-        file.write(save(payload, {"particlevi": json.dumps(metadata)}))
+        file.write(save(payload, {"particlevi": json.dumps(metadata, default=_plain)}))
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def _plain(number: Any) -> int | float:
+    """A number of numpy as JSON."""
+    if not is_number(number):
+        raise TypeError(f"A file's metadata must be JSON, got {type(number).__name__}.")
+    return int(number) if is_integer(number) else float(number)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], Any]:
@@ -98,5 +107,5 @@ def differences(saved: Any, given: Any, name: str) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
+    text = json.dumps(value, default=_plain)
     return text if len(text) < 80 else text[:77] + "..."

@@ -14,7 +14,14 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from particlevi import checkpoint as files
-from particlevi._checks import check_choice, check_finite
+from particlevi._checks import (
+    check_choice,
+    check_finite,
+    check_positive_int,
+    check_seed,
+    is_integer,
+    is_number,
+)
 from particlevi.batches import as_tensors
 from particlevi.potentials.potential import ModelPotential
 from particlevi.typing import Batch
@@ -106,8 +113,17 @@ class Draws:
 
         Of interacting particles, only the last draw: the earlier ones are the way to it.
         """
-        kept = self.particles[:, -1:] if self.interacting else self.particles[:, ::thin]
+        kept = self._kept(thin)
         return kept.reshape(-1, kept.shape[-1])
+
+    def _kept(self, thin: int) -> Tensor:
+        check_positive_int("thin", thin)
+        if not self.particles[..., :1].numel():
+            raise ValueError(
+                f"There are no draws, particles are {list(self.particles.shape)}: the run ended "
+                "before the first."
+            )
+        return self.particles[:, -1:] if self.interacting else self.particles[:, :: int(thin)]
 
     def constrained(self) -> dict[str, Tensor]:
         """The draws as the model's own quantities by name, ``[P, T, *shape]``."""
@@ -125,7 +141,8 @@ class Draws:
             thin: use every ``thin``-th draw.
             chunk_size: draws evaluated at once.
         """
-        kept = self.particles[:, -1:] if self.interacting else self.particles[:, ::thin]
+        kept = self._kept(thin)
+        check_positive_int("chunk_size", chunk_size)
         if self.output_shape is not None:
             raise ValueError(
                 "These draws are outputs already, at the inputs given to keep=outputs_at(...): "
@@ -133,7 +150,7 @@ class Draws:
             )
         flat = kept.reshape(-1, kept.shape[-1])
         batch = self._inputs(inputs)
-        values = torch.cat([self._outputs(part, batch) for part in flat.split(chunk_size)])
+        values = torch.cat([self._outputs(part, batch) for part in flat.split(int(chunk_size))])
         return values.reshape(*kept.shape[:2], *values.shape[1:])
 
     def predict(
@@ -150,8 +167,8 @@ class Draws:
 
         Args:
             inputs: one tensor ``[B, ...]``, or a tuple of them for a module with several inputs.
-            quantiles: of a new target; estimated from targets drawn from the predictive, one per draw
-                and at least a thousand in all.
+            quantiles: of a new target; estimated from targets drawn from the predictive, one per
+                draw and at least a thousand in all.
             thin: use every ``thin``-th draw.
             chunk_size: draws evaluated at once.
             batch_size: inputs evaluated at once.
@@ -173,6 +190,12 @@ class Draws:
         True
         """
         model = self._model()
+        check_positive_int("chunk_size", chunk_size)
+        check_positive_int("batch_size", batch_size)
+        check_seed("seed", seed)
+        for each in quantiles:
+            if not is_number(each) or not 0 <= each <= 1:
+                raise ValueError(f"quantiles must be numbers in [0, 1], got {quantiles!r}.")
         if model.likelihood is None:
             raise ValueError(
                 "Predictions need a potential made from a module; draws of a density have "
@@ -181,10 +204,10 @@ class Draws:
         flat = self._parameters(thin)
         batch = self._inputs(inputs)
         length = len(pytree.tree_leaves(batch.data)[0])
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(int(seed))
         parts = []
-        for start in range(0, length, batch_size):
-            piece = pytree.tree_map(lambda leaf, a=start: leaf[a : a + batch_size], batch.data)
+        for start in range(0, length, int(batch_size)):
+            piece = pytree.tree_map(lambda leaf, a=start: leaf[a : a + int(batch_size)], batch.data)
             parts.append(self._summary(flat, Batch(piece), quantiles, chunk_size, generator))
         has_probs, has_quantiles = parts[0].probs is not None, parts[0].quantiles is not None
         return Prediction(
@@ -211,7 +234,7 @@ class Draws:
         targets = []
         reference = None
         probabilities = False
-        for part in flat.split(chunk_size):
+        for part in flat.split(int(chunk_size)):
             outputs = self._outputs(part, batch)
             law = model.likelihood.distribution(
                 outputs.double(), {k: v.double() for k, v in self._own(part).items()}
@@ -233,8 +256,8 @@ class Draws:
         mean, dtype = mean + reference, model.dtype
         drawn = None
         if quantiles:
-            points = torch.tensor(quantiles, dtype=torch.float64, device=mean.device)
-            drawn = torch.cat(targets).double().quantile(points, dim=0).to(dtype)
+            found = np.quantile(torch.cat(targets).double().cpu().numpy(), quantiles, axis=0)
+            drawn = torch.from_numpy(found).to(mean.device, dtype)
         has_probs = model.likelihood.classes or model.likelihood.binary
         return Prediction(
             mean=mean.to(dtype),
@@ -256,16 +279,25 @@ class Draws:
             batch_size: data evaluated at once.
         """
         model = self._model()
+        check_positive_int("chunk_size", chunk_size)
+        check_positive_int("batch_size", batch_size)
         flat = self._parameters(thin)
         data = as_tensors(data, model)
+        first = pytree.tree_map(lambda leaf: leaf[:1].to(model.device), data)
+        with torch.no_grad():
+            one = flat[:1].to(model.device, model.dtype)
+            model.check_targets(one, Batch(first), data[-1] if isinstance(data, tuple) else None)
         length = len(pytree.tree_leaves(data)[0])
         columns = []
         with torch.no_grad():
-            for start in range(0, length, batch_size):
+            for start in range(0, length, int(batch_size)):
                 piece = pytree.tree_map(
-                    lambda leaf, a=start: leaf[a : a + batch_size].to(model.device), data
+                    lambda leaf, a=start: leaf[a : a + int(batch_size)].to(model.device), data
                 )
-                rows = [model.log_likelihood(part, Batch(piece)) for part in flat.split(chunk_size)]
+                rows = [
+                    model.log_likelihood(part.to(model.device, model.dtype), Batch(piece))
+                    for part in flat.split(int(chunk_size))
+                ]
                 columns.append(torch.cat(rows))
         values = torch.cat(columns, dim=1)
         chains = len(self.particles)
@@ -290,8 +322,9 @@ class Draws:
 
         Args:
             of: ``"parameters"`` ``[K]``; ``"projections"``, ``num`` random directions ``[num]``;
-                or ``"predictions"``, the model's outputs at ``inputs``, ``[B, ...]``: the view that
-                does not depend on which hidden unit is which.
+                or ``"predictions"``, the model's outputs at ``inputs``, ``[B, ...]`` (for classes
+                their log-probabilities): the view that does not depend on which hidden unit is
+                which.
             inputs: probe inputs for predictions.
             method: of ArviZ: ``"bulk"``, ``"tail"``, ``"mean"``, ``"sd"`` ...
             num: how many projections.
@@ -322,12 +355,7 @@ class Draws:
                 "the discrepancy to the posterior, instead."
             )
         if of == "predictions":
-            if self.output_shape is not None:
-                kept = self.particles
-                return kept.reshape(*kept.shape[:2], *self.output_shape)
-            if inputs is None:
-                raise ValueError("ESS of predictions needs probe inputs: inputs=x_test[:100].")
-            return self.outputs(inputs)
+            return self._identified(self._outputs_at(inputs))
         if of == "projections":
             generator = torch.Generator().manual_seed(0)
             size = self.particles.shape[-1]
@@ -337,6 +365,20 @@ class Draws:
                 values.append(self.particles.to(direction.dtype) @ direction)
             return torch.stack(values, dim=-1)
         return self.particles
+
+    def _outputs_at(self, inputs: Any) -> Tensor:
+        if self.output_shape is not None:
+            return self.particles.reshape(*self.particles.shape[:2], *self.output_shape)
+        if inputs is None:
+            raise ValueError("ESS of predictions needs probe inputs: inputs=x_test[:100].")
+        return self.outputs(inputs)
+
+    def _identified(self, outputs: Tensor) -> Tensor:
+        """Outputs without the directions that the likelihood does not see."""
+        likelihood = None if self.potential is None else self.potential.likelihood
+        if likelihood is not None and likelihood.classes:
+            return outputs.double().log_softmax(-1)
+        return outputs
 
     def to_arviz(
         self,
@@ -387,10 +429,26 @@ class Draws:
         files.write(Path(path), tensors, meta)
 
     def select(self, chains: list[int] | slice) -> Draws:
-        """The draws of some of the chains."""
-        picked = {n: v[chains] if v.ndim == 2 else v for n, v in self.stats.items()}
+        """The draws of some of the chains, by their place in ``particles``.
+
+        Raises:
+            ValueError: no chain of that number, or none at all.
+        """
+        num = len(self.particles)
+        rows = list(range(num)[chains]) if isinstance(chains, slice) else chains
+        if not rows or not all(is_integer(row) and -num <= row < num for row in rows):
+            raise ValueError(f"chains must be some of 0 ... {num - 1}, got {chains!r}.")
+
+        def cut(stats: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: v[rows] if v.ndim == 2 else v for name, v in stats.items()}
+
         return replace(
-            self, particles=self.particles[chains], stats=picked, warmup=None, warmup_stats={}
+            self,
+            particles=self.particles[rows],
+            stats=cut(self.stats),
+            warmup=None if self.warmup is None else self.warmup[rows],
+            warmup_stats=cut(self.warmup_stats),
+            chains=[self.chains[row] for row in rows] if self.chains else [],
         )
 
     def _model(self) -> ModelPotential:

@@ -52,7 +52,10 @@ class DivergenceWatch:
         self.window.append(potential)
 
     def check(self, position: Tensor, step: int) -> dict[int, int]:
-        """Chains that are found diverged now, with the step (from 1) at which it happened."""
+        """Chains that are found diverged now, with the step (from 1) at which it happened.
+
+        A potential is that of the position before its step, so the step before did the damage.
+        """
         recent = torch.stack(self.window)
         self.window.clear()
         bad = ~(torch.isfinite(recent) & (recent <= self.bound))
@@ -63,8 +66,8 @@ class DivergenceWatch:
                 if chain in self.diverged:
                     continue
                 when = bad[:, chain].nonzero()
-                offset = int(when[0]) if len(when) else len(recent) - 1
-                new[chain] = step - len(recent) + 1 + offset
+                offset = int(when[0]) if len(when) else len(recent)
+                new[chain] = max(1, step - len(recent) + offset)
             self.diverged.update(new)
         return new
 
@@ -93,7 +96,7 @@ class Interrupt:
         try:
             yield self
         finally:
-            signal.signal(signal.SIGINT, before)
+            signal.signal(signal.SIGINT, before or signal.SIG_DFL)
 
 
 def progress_bar(name: str, done: int, total: int, enabled: bool) -> tqdm[Any]:

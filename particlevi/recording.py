@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from particlevi.batches import as_tensors, fingerprint
 from particlevi.potentials.chunks import chunks
 from particlevi.potentials.potential import ModelPotential
-from particlevi.typing import Batch
+from particlevi.typing import JSON, Batch
 
-__all__ = ["Recorder", "Storage", "available_memory", "check_memory", "outputs_at"]
+__all__ = ["Recorder", "Storage", "available_memory", "check_memory", "describe_keep", "outputs_at"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +50,8 @@ class Recorder:
             self.size = potential.num_params
         elif isinstance(keep, outputs_at):
             inputs = keep.inputs if isinstance(keep.inputs, tuple) else (keep.inputs,)
-            self.inputs = Batch(tuple(part.to(potential.device) for part in inputs))
+            tensors = as_tensors(inputs, potential, "inputs")
+            self.inputs = Batch(pytree.tree_map(lambda leaf: leaf.to(potential.device), tensors))
             with torch.no_grad():
                 probe = potential.outputs(potential.init(1), self.inputs)
             self.output_shape = tuple(probe.shape[1:])
@@ -67,11 +70,17 @@ class Recorder:
                     f"got {keep.dtype} {list(keep.shape)}."
                 )
             return keep.to(self.potential.device)
-        patterns = [keep] if isinstance(keep, str) else list(keep)
+        patterns = [keep] if isinstance(keep, str) else keep
+        if not isinstance(patterns, (list, tuple)) or not all(isinstance(p, str) for p in patterns):
+            raise TypeError(
+                "keep must be name patterns, coordinates LongTensor [K] or "
+                f"pvi.outputs_at(inputs), got {keep!r}."
+            )
         where = self.potential.layout.slices()
+        idle = [p for p in patterns if not any(fnmatchcase(name, p) for name in where)]
+        if idle or not patterns:
+            raise ValueError(f"keep={keep!r}: {idle} match none of the parameters {list(where)}.")
         chosen = [s for n, s in where.items() if any(fnmatchcase(n, p) for p in patterns)]
-        if not chosen:
-            raise ValueError(f"keep={keep!r} matches none of the parameters {list(where)}.")
         return torch.cat([torch.arange(s.start, s.stop) for s in chosen]).to(self.potential.device)
 
     def __call__(self, position: Tensor) -> Tensor:
@@ -84,6 +93,15 @@ class Recorder:
                 ]
             return torch.cat(parts)
         return position if self.columns is None else position[:, self.columns]
+
+
+def describe_keep(keep: Any) -> JSON:
+    """What is kept as JSON, so that a run is not resumed with another choice."""
+    if isinstance(keep, outputs_at):
+        return {"kind": "outputs", "inputs": fingerprint(keep.inputs)}
+    if isinstance(keep, Tensor):
+        return {"kind": "coordinates", "coordinates": fingerprint(keep)}
+    return {"kind": "patterns", "patterns": [keep] if isinstance(keep, str) else keep}
 
 
 class Storage:

@@ -19,7 +19,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from particlevi import checkpoint as files
-from particlevi._checks import check_finite, check_nonnegative, check_particles, check_positive_int
+from particlevi._checks import (
+    check_finite,
+    check_nonnegative,
+    check_particles,
+    check_positive_int,
+    check_seed,
+)
 from particlevi.batches import BatchSource, as_source, fingerprint
 from particlevi.draws import Draws
 from particlevi.monitor import (
@@ -31,7 +37,7 @@ from particlevi.monitor import (
 )
 from particlevi.potentials.chunks import chunks
 from particlevi.potentials.random import draw_seed
-from particlevi.recording import Recorder, Storage, check_memory
+from particlevi.recording import Recorder, Storage, check_memory, describe_keep
 from particlevi.schedules import as_schedule, describe, restore
 from particlevi.typing import Batch, Controls, Progress, Sampler, SamplerState, Schedule
 
@@ -39,6 +45,7 @@ __all__ = ["resume", "sample"]
 
 _STATE = "state.safetensors"
 _SECONDS_BETWEEN_CHECKPOINTS = 60.0
+_LONGEST_GAP = 1_000_000
 _unique = itertools.count()
 _compiled_steps: WeakKeyDictionary[Sampler, dict[str, Callable[..., Any]]] = WeakKeyDictionary()
 
@@ -168,22 +175,26 @@ def sample(
     check_positive_int("check_every", check_every)
     if checkpoint_every is not None:
         check_positive_int("checkpoint_every", checkpoint_every)
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise TypeError(f"seed must be an integer, got {seed!r}.")
+    check_seed("seed", seed)
+    if storage_dtype is not None:
+        _check_storage_dtype(storage_dtype)
+    if batch_size is not None:
+        check_positive_int("batch_size", batch_size)
+    schedule = as_schedule("step_size", step_size)
     potential = sampler.potential
-    seeds = _Seeds.of(seed)
+    seeds = _Seeds.of(int(seed))
     start = _starting_points(potential, num_particles, initial, seeds.start)
     settings = _Settings(
         num_particles=len(start),
-        num_warmup=num_warmup,
-        num_draws=num_draws,
-        thin=thin,
-        batch_size=batch_size,
+        num_warmup=int(num_warmup),
+        num_draws=int(num_draws),
+        thin=int(thin),
+        batch_size=None if batch_size is None else int(batch_size),
         batching=batching,
         shared_batch=sampler.interacting if shared_batch is None else shared_batch,
-        seed=seed,
+        seed=int(seed),
         compile=compile,
-        check_every=check_every,
+        check_every=int(check_every),
         keep_warmup=keep_warmup,
         storage_dtype=str(storage_dtype or potential.dtype).removeprefix("torch."),
         checkpoint_every=checkpoint_every,
@@ -194,8 +205,10 @@ def sample(
             f"{folder} already holds a run: go on with it by pvi.resume({str(folder)!r}, sampler, "
             "data), or choose another folder."
         )
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"checkpoint must be a folder, got the file {folder}.")
     with torch.no_grad(), _global_seed(seeds.everything_else, potential.device):
-        run = _Run(sampler, data, settings, as_schedule("step_size", step_size), keep, folder)
+        run = _Run(sampler, data, settings, schedule, keep, folder)
         run.start(start, seeds)
         return run.loop(progress)
 
@@ -227,9 +240,17 @@ def resume(
         ValueError: a checkpoint of another potential, sampler or other data; the difference is
             named.
     """
+    if not isinstance(sampler, Sampler):
+        raise TypeError(
+            f"resume() takes the sampler of the run, made again, got {type(sampler).__name__}."
+        )
     folder = Path(checkpoint)
     tensors, meta = files.read(folder / _STATE)
     found = files.differences(meta["identity"], _identity(sampler, data), "the run's")
+    if step_size is not None:
+        given = describe(as_schedule("step_size", step_size))
+        found += files.differences(meta["step_size"], given, "the run's step_size")
+    found += files.differences(meta["keep"], describe_keep(keep), "the run's keep")
     if found:
         raise ValueError(
             f"{folder} is a checkpoint of another run, so it is not resumed:\n  "
@@ -280,22 +301,22 @@ class _Run:
         self.scalars: dict[str, float] = {}
         self.controls: dict[str, Tensor] = {}
         self.recorder = Recorder(self.potential, keep)
-        self.kept_steps = _kept_steps(settings, self.schedules)
-        self.num_steps = self.kept_steps[-1] + 1
+        self.keep = describe_keep(keep)
         dtype = getattr(torch, settings.storage_dtype)
-        bytes_per_value = torch.empty((), dtype=dtype).element_size()
-        count = settings.num_particles * len(self.kept_steps)
+        num_warmup_draws = settings.num_warmup // settings.thin if settings.keep_warmup else 0
+        count = settings.num_draws + num_warmup_draws
         check_memory(
             {
-                "draws": count * self.recorder.size * bytes_per_value,
+                "draws": settings.num_particles * count * self.recorder.size * dtype.itemsize,
                 f"the {sampler.estimator.name} estimator": sampler.estimator.nbytes(
                     settings.num_particles
                 ),
+                "the order of the data": self.source.nbytes(),
             }
         )
-        self.storage = Storage(
-            settings.num_particles, len(self.kept_steps), self.recorder.size, dtype
-        )
+        self.kept_steps = _kept_steps(settings, self.schedules)
+        self.num_steps = self.kept_steps[-1] + 1
+        self.storage = Storage(settings.num_particles, count, self.recorder.size, dtype)
         self.step = 0
         self.seconds = 0.0
         self.saved_draws: list[int] = [0]
@@ -340,6 +361,8 @@ class _Run:
     def _probe(self, initial: Tensor) -> Tensor:
         """Potentials ``[P]`` at the start, after checks of shapes, targets and finiteness."""
         batch = self.source.example()
+        if batch is not None:
+            self.potential.check_targets(initial, batch, self.source.targets())
         energies = []
         for part, piece in chunks(initial, batch, self.potential.chunk_size):
             energies.append(self.potential(part, piece))
@@ -349,8 +372,6 @@ class _Run:
                 f"The potential must give one value per particle, [{len(initial)}], "
                 f"got {list(energy.shape)}."
             )
-        if batch is not None and self.potential.likelihood is not None:
-            self.potential.check_targets(initial, batch, self.source.targets())
         bad = (~torch.isfinite(energy)).nonzero().flatten().tolist()
         if bad and self.step == 0:
             raise ValueError(
@@ -363,7 +384,7 @@ class _Run:
         position = self.state.position
         for name, schedule in self.schedules.items():
             value = schedule(self.step)
-            if self.scalars.get(name) != value:
+            if type(value) is not float or self.scalars.get(name) != value:
                 check_nonnegative(f"the schedule of {name} at step {self.step}", value)
                 self.scalars[name] = value
                 self.controls[name] = torch.tensor(
@@ -416,7 +437,7 @@ class _Run:
         lost = self.watch.diverged
         if new and (self.sampler.interacting or len(lost) == self.settings.num_particles):
             self.seconds = time.perf_counter() - began
-            raise DivergenceError(self._divergence_message(new), self._draws_before(lost))
+            raise DivergenceError(self._divergence_message(new), self._draws_before(new))
         if new:
             warnings.warn(self._divergence_message(new), stacklevel=4)
         bar.update(self.step - bar.n)
@@ -470,6 +491,7 @@ class _Run:
             "step_size": describe(self.schedules["step_size"]),
             "step": self.step,
             "seconds": self.seconds,
+            "keep": self.keep,
             "saved_draws": self.saved_draws,
             "diverged": self.watch.diverged,
         }
@@ -481,14 +503,13 @@ class _Run:
     def _draws_kept(self) -> int:
         return max(0, self.storage.count - self._num_warmup_draws())
 
-    def _draws_before(self, lost: dict[int, int]) -> Draws:
-        """The draws of all particles from before the first of them was lost."""
-        first = min(lost.values())
+    def _draws_before(self, new: dict[int, int]) -> Draws:
+        """The draws of the particles just lost, from before the first of them was."""
+        first, lost = min(new.values()), self.watch.diverged
         whole = sum(step + 1 < first for step in self.kept_steps[: self.storage.count])
         self.storage.count = whole
-        self.watch.diverged = {}
-        draws = self._draws()
-        return dataclasses.replace(draws, diverged=lost)
+        self.watch.diverged = {chain: step for chain, step in lost.items() if chain not in new}
+        return dataclasses.replace(self._draws(), diverged=lost)
 
     def _draws(self) -> Draws:
         lost = self.watch.diverged
@@ -555,12 +576,25 @@ def _starting_points(
                 "leave num_particles out."
             )
         return initial.detach().to(potential.device, potential.dtype)
+    if initial is not None and not isinstance(initial, str):
+        raise TypeError(
+            "initial must be a tensor [P, D] or the name of a way to draw starting points, "
+            f"got {type(initial).__name__}."
+        )
     if num_particles is None:
         raise ValueError("Give num_particles, or starting points initial [P, D].")
     check_positive_int("num_particles", num_particles)
     generator = torch.Generator().manual_seed(seed)
-    start: Tensor = potential.init(num_particles, generator, initial or "default")
+    start: Tensor = potential.init(int(num_particles), generator, initial or "default")
     return start
+
+
+def _check_storage_dtype(dtype: Any) -> None:
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(
+            f"storage_dtype must be a floating-point torch.dtype such as torch.bfloat16, "
+            f"got {dtype!r}."
+        )
 
 
 def _kept_steps(settings: _Settings, schedules: dict[str, Schedule]) -> list[int]:
@@ -572,9 +606,24 @@ def _kept_steps(settings: _Settings, schedules: dict[str, Schedule]) -> list[int
         first = settings.num_warmup + settings.thin - 1
         last = settings.num_warmup + settings.thin * settings.num_draws
         return kept + list(range(first, last, settings.thin))
-    allowed = (s for s in itertools.count(settings.num_warmup) if all(g(s) for g in gates))
-    every = itertools.islice(allowed, settings.thin - 1, None, settings.thin)
+    every = itertools.islice(
+        _allowed(gates, settings.num_warmup), settings.thin - 1, None, settings.thin
+    )
     return kept + list(itertools.islice(every, settings.num_draws))
+
+
+def _allowed(gates: list[Callable[[int], bool]], first: int) -> Iterator[int]:
+    """The steps that every schedule keeps."""
+    last = first
+    for step in itertools.count(first):
+        if all(gate(step) for gate in gates):
+            last = step
+            yield step
+        elif step - last > _LONGEST_GAP:
+            raise ValueError(
+                f"The schedules keep no draw in {_LONGEST_GAP} steps after step {last}: their "
+                "cycles never sample at one time. Give them one period."
+            )
 
 
 def _compiled(sampler: Sampler, example: Batch | None) -> Callable[..., Any]:

@@ -6,13 +6,20 @@ Each is a frozen dataclass, so that a checkpoint can write it down and read it b
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from particlevi._checks import check_fraction, check_nonnegative, check_positive, check_positive_int
 from particlevi.typing import JSON, Schedule
 
 __all__ = ["as_schedule", "constant", "cosine", "cyclical", "describe", "polynomial", "restore"]
+
+
+def _plain(schedule: Any) -> None:
+    """Make numbers of numpy and integers the numbers that the annotations name."""
+    for each in fields(schedule):
+        kind = int if each.type == "int" else float
+        object.__setattr__(schedule, each.name, kind(getattr(schedule, each.name)))
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,7 @@ class constant:
 
     def __post_init__(self) -> None:
         check_nonnegative("value", self.value)
+        _plain(self)
 
     def __call__(self, step: int) -> float:
         """The value at a step."""
@@ -55,6 +63,7 @@ class polynomial:
         check_positive("initial", self.initial)
         check_positive("delay", self.delay)
         check_nonnegative("power", self.power)
+        _plain(self)
 
     def __call__(self, step: int) -> float:
         """The value at a step."""
@@ -78,6 +87,7 @@ class cosine:
         check_positive("initial", self.initial)
         check_positive_int("num_steps", self.num_steps)
         check_nonnegative("final", self.final)
+        _plain(self)
 
     def __call__(self, step: int) -> float:
         """The value at a step."""
@@ -112,6 +122,12 @@ class cyclical:
         check_positive("peak", self.peak)
         check_positive_int("period", self.period)
         check_fraction("exploration", self.exploration)
+        _plain(self)
+        if not self.keep(self.period - 1):
+            raise ValueError(
+                f"exploration={self.exploration} leaves no step of a period of {self.period} for "
+                "sampling: lower it, or lengthen the period."
+            )
 
     def __call__(self, step: int) -> float:
         """The value at a step."""
@@ -123,7 +139,8 @@ class cyclical:
 
     def temperature(self, value: float = 1.0) -> Schedule:
         """The temperature to go with it: 0 while exploring, ``value`` while sampling."""
-        return _CyclicalTemperature(value, self.period, self.exploration)
+        check_nonnegative("temperature", value)
+        return _CyclicalTemperature(float(value), self.period, self.exploration)
 
 
 @dataclass(frozen=True)
@@ -143,10 +160,10 @@ _KINDS: dict[str, Any] = {
 
 
 def as_schedule(name: str, value: float | Schedule) -> Schedule:
-    """``value`` itself if it is callable, else a constant."""
+    """``value`` itself if it is callable, else a constant; only a step size must not be 0."""
     if callable(value):
         return value
-    check_nonnegative(name, value)
+    (check_positive if name == "step_size" else check_nonnegative)(name, value)
     return constant(float(value))
 
 
@@ -160,6 +177,6 @@ def describe(schedule: Schedule) -> JSON:
 
 def restore(description: dict[str, Any]) -> Schedule | None:
     """The schedule that ``describe`` wrote down, or None for the caller's own function."""
-    fields = dict(description)
-    kind = fields.pop("kind")
-    return _KINDS[kind](**fields) if kind in _KINDS else None
+    values = dict(description)
+    kind = values.pop("kind")
+    return _KINDS[kind](**values) if kind in _KINDS else None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_finite, check_positive_int
+from particlevi.batches import as_tensors
 from particlevi.gradients._evaluate import value_and_grad
 from particlevi.potentials.potential import ModelPotential
 from particlevi.typing import JSON, Batch, Gradient, Progress
@@ -55,9 +56,17 @@ class control_variate:
     settings: Mapping[str, JSON] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.potential, ModelPotential):
+            raise TypeError(
+                f"control_variate takes a potential, got {type(self.potential).__name__}."
+            )
         if self.potential.log_likelihood_fn is None:
             raise ValueError("control_variate needs a potential with data, got one without.")
         check_positive_int("chunk_size", self.chunk_size)
+        object.__setattr__(self, "chunk_size", int(self.chunk_size))
+        object.__setattr__(self, "data", as_tensors(self.data, self.potential))
+        if not isinstance(self.center, Tensor):
+            raise TypeError(f"center must be a tensor [D], got {type(self.center).__name__}.")
         if self.center.shape != (self.potential.num_params,):
             raise ValueError(
                 f"center must be one parameter vector [{self.potential.num_params}], "
@@ -84,7 +93,7 @@ class control_variate:
         potential = center.new_zeros(())
         for start in range(0, self.potential.num_data or 0, self.chunk_size):
             part = torch.utils._pytree.tree_map(
-                lambda leaf, a=start: leaf[a : a + self.chunk_size], self.data
+                lambda leaf, a=start: leaf[a : a + self.chunk_size].to(center.device), self.data
             )
             piece = value_and_grad(self._likelihood_energy, center.unsqueeze(0), Batch(part))
             gradient += piece.gradient[0]

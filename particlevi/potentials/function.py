@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from particlevi._checks import check_positive_int
 from particlevi.potentials.layout import Layout
 from particlevi.potentials.potential import ModelPotential
-from particlevi.potentials.vectorize import Vectorized
+from particlevi.potentials.vectorize import Vectorized, explained
 from particlevi.typing import Batch
 
 __all__ = ["from_log_density", "from_log_likelihood"]
@@ -44,14 +45,13 @@ def from_log_density(
     tensor([12.5000])
     """
     check_positive_int("num_params", num_params)
-    density = log_density if vectorized else Vectorized(log_density, "log_density")
+    density = _lifted(log_density, "log_density", vectorized)
 
     def log_prior(particles: Tensor) -> Tensor:
-        values = density(particles) if vectorized else density(particles, None)  # type: ignore[call-arg]
-        return _per_particle(values, particles, "log_density", vectorized)
+        return _per_particle(density(particles, None), particles, "log_density", vectorized)
 
     return ModelPotential(
-        layout=Layout({"theta": (num_params,)}),
+        layout=Layout({"theta": (int(num_params),)}),
         num_data=None,
         log_prior_fn=log_prior,
         log_likelihood_fn=None,
@@ -103,20 +103,27 @@ def from_log_likelihood(
     """
     check_positive_int("num_params", num_params)
     check_positive_int("num_data", num_data)
-    prior: Any = log_prior if vectorized else Vectorized(log_prior, "log_prior")
-    likelihood: Any = log_likelihood if vectorized else Vectorized(log_likelihood, "log_likelihood")
+    prior = _lifted(log_prior, "log_prior", vectorized)
+    likelihood = _lifted(log_likelihood, "log_likelihood", vectorized)
 
     def log_prior_fn(particles: Tensor) -> Tensor:
-        values = prior(particles) if vectorized else prior(particles, None)
-        return _per_particle(values, particles, "log_prior", vectorized)
+        return _per_particle(prior(particles, None), particles, "log_prior", vectorized)
 
     def log_likelihood_fn(particles: Tensor, batch: Batch) -> Tensor:
-        values: Tensor = likelihood(particles, batch.data if vectorized else batch)
+        values = likelihood(particles, batch)
+        leaf = pytree.tree_leaves(batch.data)[0]
+        wanted = (len(particles), leaf.shape[1 if batch.per_particle else 0])
+        if not isinstance(values, Tensor) or values.shape != wanted:
+            got = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ValueError(
+                f"log_likelihood must return one value per datum, {list(wanted)} for "
+                f"{wanted[0]} particles and {wanted[1]} data, got {got}: do not sum over the data."
+            )
         return values
 
     return ModelPotential(
-        layout=Layout({"theta": (num_params,)}),
-        num_data=num_data,
+        layout=Layout({"theta": (int(num_params),)}),
+        num_data=int(num_data),
         log_prior_fn=log_prior_fn,
         log_likelihood_fn=log_likelihood_fn,
         init_fns={"normal": _standard_normal(num_params)},
@@ -127,12 +134,26 @@ def from_log_likelihood(
     )
 
 
-def _per_particle(values: Tensor, particles: Tensor, name: str, vectorized: bool) -> Tensor:
-    if values.shape != particles.shape[:1]:
-        wanted, got = ("[P]", "") if vectorized else ("a scalar", " after stacking particles")
+def _lifted(function: Callable[..., Tensor], name: str, vectorized: bool) -> Any:
+    """The function of particles and a batch, whoever vectorises it."""
+    if not callable(function):
+        raise TypeError(f"{name} must be a function, got {type(function).__name__}.")
+    if not vectorized:
+        return Vectorized(function, name)
+
+    def given(particles: Tensor, batch: Batch | None) -> Tensor:
+        with explained(name, particles, batch):
+            return function(particles) if batch is None else function(particles, batch.data)
+
+    return given
+
+
+def _per_particle(values: Any, particles: Tensor, name: str, vectorized: bool) -> Tensor:
+    if not isinstance(values, Tensor) or values.shape != particles.shape[:1]:
+        wanted, after = ("[P]", "") if vectorized else ("a scalar", " after stacking particles")
+        got = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(
-            f"{name} must return {wanted}, got {list(values.shape)}{got} "
-            f"for particles {list(particles.shape)}."
+            f"{name} must return {wanted}, got {got}{after} for particles {list(particles.shape)}."
         )
     return values
 

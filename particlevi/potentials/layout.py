@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_positive_int
+from particlevi._checks import check_positive_int, check_seed
 
 __all__ = ["Groups", "Layout"]
 
@@ -49,10 +49,14 @@ class Layout:
 
     def unravel(self, particles: Tensor) -> dict[str, Tensor]:
         """Particles ``[..., D]`` as named views ``[..., *shape]``."""
+        if particles.ndim == 0 or particles.shape[-1] != self.num_params:
+            raise ValueError(
+                f"Particles must have shape [..., {self.num_params}], got {list(particles.shape)}."
+            )
         leading = particles.shape[:-1]
         parts = particles.split(self.sizes, dim=-1)
         return {
-            name: part.view(*leading, *shape)
+            name: part.view((*leading, *shape))
             for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }
 
@@ -110,8 +114,14 @@ class Layout:
         Raises:
             ValueError: the rule is unknown, or the numbers have the wrong length or gaps.
         """
+        check_seed("seed", seed)
         if isinstance(rule, Tensor):
             return self._checked_groups(rule)
+        if not isinstance(rule, (str, tuple)):
+            raise TypeError(
+                f"groups must be a rule or a LongTensor [{self.num_params}], "
+                f"got {type(rule).__name__}."
+            )
         if isinstance(rule, tuple) and len(rule) == 2 and rule[0] == "random":
             check_positive_int("the number of random groups", rule[1])
             if rule[1] > self.num_params:
@@ -119,7 +129,9 @@ class Layout:
                     f"{rule[1]} random groups need at least as many parameters, "
                     f"got {self.num_params}."
                 )
-            order = torch.randperm(self.num_params, generator=torch.Generator().manual_seed(seed))
+            order = torch.randperm(
+                self.num_params, generator=torch.Generator().manual_seed(int(seed))
+            )
             return order % rule[1]
         if rule == "parameter":
             return torch.arange(self.num_params)

@@ -79,6 +79,12 @@ def log_prob(
     per_particle: bool,
 ) -> Tensor:
     """Log-likelihoods ``[P, B]`` of targets, summed over the dimensions of one datum."""
+    num_data = targets.shape[1 if per_particle else 0]
+    if outputs.ndim < 2 or outputs.shape[1] != num_data:
+        raise ValueError(
+            f"The model must give one output per datum: it gave {list(outputs.shape[1:])} for "
+            f"{num_data} data. Keep the first dimension of its inputs."
+        )
     targets = likelihood.align(outputs, targets, per_particle)
     values: Tensor = likelihood.distribution(outputs, parameters).log_prob(targets)
     return values.flatten(2).sum(-1) if values.ndim > 2 else values
@@ -139,10 +145,11 @@ class Gaussian:
         if isinstance(self.scale, str) and self.scale != "learned":
             raise ValueError(f'scale must be a number, numbers or "learned", got {self.scale!r}.')
         if isinstance(self.scale, (Tensor, list)):
-            values = [float(v) for v in torch.as_tensor(self.scale).flatten()]
-            object.__setattr__(self, "scale", tuple(values) if len(values) > 1 else values[0])
+            flat = self.scale.flatten().tolist() if isinstance(self.scale, Tensor) else self.scale
+            object.__setattr__(self, "scale", flat[0] if len(flat) == 1 else tuple(flat))
         if not isinstance(self.scale, str):
-            for value in self.scale if isinstance(self.scale, tuple) else (self.scale,):
+            values = self.scale if isinstance(self.scale, tuple) else (self.scale,)
+            for value in values or (None,):
                 check_positive("scale", value)
         check_positive_int("num_outputs", self.num_outputs)
 
@@ -165,9 +172,9 @@ class Gaussian:
         import pyro.distributions as dist
 
         if self.scale == "learned":
-            scale: Any = parameters["log_scale"].exp().unsqueeze(1)
-            if outputs.ndim == 2:
-                scale = scale.squeeze(-1)
+            scale: Any = parameters["log_scale"].exp()
+            between = [1] * (outputs.ndim - 2)
+            scale = scale.view(-1, *between, self.num_outputs) if between else scale
         elif isinstance(self.scale, tuple):
             scale = outputs.new_tensor(self.scale)
         else:
@@ -175,8 +182,8 @@ class Gaussian:
         return dist.Normal(outputs, scale, validate_args=False)
 
     def align(self, outputs: Tensor, targets: Tensor, per_particle: bool) -> Tensor:
-        """Targets in the shape of the outputs."""
-        return same_shape(outputs, targets, per_particle)
+        """Targets as floats in the shape of the outputs."""
+        return same_shape(outputs, targets, per_particle).to(outputs.dtype)
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """The number of scales fits the number of outputs."""

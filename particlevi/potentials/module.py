@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import UninitializedParameter
 
 from particlevi._checks import check_choice, check_positive_int
 from particlevi.potentials.layout import Layout
 from particlevi.potentials.likelihoods import Likelihood, LikelihoodParameter, log_prob
 from particlevi.potentials.potential import ModelPotential
-from particlevi.potentials.priors import PriorLike, Segment, segments
+from particlevi.potentials.priors import PriorLike, Segment, check_prior, segments
 from particlevi.potentials.random import draw_seed, seeded
 from particlevi.potentials.vectorize import Vectorized
 from particlevi.typing import JSON, Batch
@@ -72,8 +73,18 @@ def from_module(
     >>> potential.init(2).shape
     torch.Size([2, 4])
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, got {_kind(module)}.")
+    if isinstance(likelihood, type) or not hasattr(likelihood, "distribution"):
+        raise TypeError(
+            f"likelihood must be one such as pvi.Gaussian(scale=0.5), got {_kind(likelihood)}."
+        )
+    check_prior(prior)
     check_positive_int("num_data", num_data)
     check_choice("batch_norm", batch_norm, ["frozen", "batch"])
+    lazy = [n for n, p in module.named_parameters() if isinstance(p, UninitializedParameter)]
+    if lazy:
+        raise ValueError(f"{lazy} have no shape yet: run the module on data once.")
     module = copy.deepcopy(module).eval()
     _set_dropout(module, dropout)
     _set_batch_norm(module, batch_norm)
@@ -123,7 +134,7 @@ def from_module(
 
     return ModelPotential(
         layout=layout,
-        num_data=num_data,
+        num_data=int(num_data),
         log_prior_fn=lambda particles: _log_prior(parts, particles),
         log_likelihood_fn=log_likelihood,
         init_fns=_init_fns(module, names, parts, own),
@@ -135,6 +146,10 @@ def from_module(
         chunk_size=chunk_size,
         fingerprint=_fingerprint(module, likelihood, prior, num_data, layout, dropout, batch_norm),
     )
+
+
+def _kind(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 def split_targets(data: Any) -> tuple[tuple[Any, ...], Tensor]:
@@ -194,16 +209,19 @@ def _set_dropout(module: nn.Module, dropout: str | None) -> None:
             layer.training = True
 
 
+def _untouched(layer: Any) -> bool:
+    """Whether the running statistics are those of a fresh layer; not all kinds count batches."""
+    return not bool(layer.running_mean.any()) and bool((layer.running_var == 1).all())
+
+
 def _set_batch_norm(module: nn.Module, batch_norm: str) -> None:
     for name, layer in module.named_modules():
-        if not isinstance(layer, (_BatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d)):
-            continue
-        if not layer.track_running_stats:
+        if not isinstance(layer, _NormBase) or not layer.track_running_stats:
             continue
         if batch_norm == "batch":
             layer.track_running_stats = False
             layer.running_mean = layer.running_var = layer.num_batches_tracked = None
-        elif layer.num_batches_tracked is not None and int(layer.num_batches_tracked) == 0:
+        elif _untouched(layer):
             raise ValueError(
                 f"The batch normalisation {name!r} has no running statistics yet: run the module "
                 "on data in training mode first (with torch.no_grad(): module.train()(x)), or "
@@ -290,7 +308,8 @@ def _fingerprint(
     fixed = {name: p for name, p in module.named_parameters() if not p.requires_grad}
     for name, tensor in [*fixed.items(), *module.named_buffers()]:
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(raw.numpy().tobytes())
     priors = prior if isinstance(prior, Mapping) else {"*": prior}
     return {
         "kind": "module",

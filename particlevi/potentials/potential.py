@@ -39,6 +39,9 @@ class ModelPotential:
         likelihood: the law of a datum given the outputs, or None.
         constrain_fn: from the tensors that are sampled to those of the model, as in Pyro models
             with constrained sites and likelihoods with a learned scale.
+        predictive_fn: from constrained quantities ``[S, *shape]``, model arguments and a seed to
+            draws of the observed sites ``[S, ...]``, for models that draw their own targets.
+        compilable: whether ``torch.compile`` can trace it without a graph break.
         chunk_size: at most so many particles are evaluated at once.
         fingerprint: what identifies the potential in a checkpoint.
     """
@@ -53,12 +56,15 @@ class ModelPotential:
     outputs_fn: Callable[[Tensor, Batch], Tensor] | None = None
     likelihood: Likelihood | None = None
     constrain_fn: Callable[[dict[str, Tensor]], dict[str, Tensor]] = _identity
+    predictive_fn: Callable[[dict[str, Tensor], Any, int], dict[str, Tensor]] | None = None
+    compilable: bool = True
     chunk_size: int | None = None
     fingerprint: Mapping[str, JSON] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.chunk_size is not None:
             check_positive_int("chunk_size", self.chunk_size)
+            object.__setattr__(self, "chunk_size", int(self.chunk_size))
 
     @property
     def num_params(self) -> int:
@@ -67,6 +73,8 @@ class ModelPotential:
 
     def __call__(self, particles: Tensor, batch: Batch | None = None) -> Tensor:
         """Energies ``[P]``; on a minibatch of B data the likelihood is scaled by N/B."""
+        if particles.ndim != 2 or particles.shape[1] != self.num_params:
+            check_particles(particles, self.num_params)
         energy = -self.log_prior_fn(particles)
         if self.log_likelihood_fn is None:
             return energy
@@ -74,8 +82,18 @@ class ModelPotential:
         return energy - self.scale(log_likelihood.shape[1]) * log_likelihood.sum(1)
 
     def scale(self, batch_size: int) -> float:
-        """N/B."""
-        return (self.num_data or batch_size) / batch_size
+        """N/B.
+
+        Raises:
+            ValueError: a batch of more than N data, or of none.
+        """
+        num_data = batch_size if self.num_data is None else self.num_data
+        if not 1 <= batch_size <= num_data:
+            raise ValueError(
+                f"A batch holds 1 to num_data={num_data} data, got {batch_size}: num_data must be "
+                "the size of the whole training set."
+            )
+        return num_data / batch_size
 
     def log_prior(self, particles: Tensor) -> Tensor:
         """Log prior densities ``[P]``."""
@@ -103,7 +121,16 @@ class ModelPotential:
                 "This potential has no outputs to predict with: it was made from a density, "
                 "not from a module."
             )
-        return self.outputs_fn(particles, batch)
+        if particles.ndim != 2 or particles.shape[1] != self.num_params:
+            check_particles(particles, self.num_params)
+        values = self.outputs_fn(particles, batch)
+        num_data = pytree.tree_leaves(batch.data)[0].shape[1 if batch.per_particle else 0]
+        if values.ndim < 2 or values.shape[1] != num_data:
+            raise ValueError(
+                f"The model must give one output per datum: it gave {list(values.shape[1:])} for "
+                f"{num_data} inputs, whose first dimension counts the data."
+            )
+        return values
 
     def likelihood_parameters(self, particles: Tensor) -> dict[str, Tensor]:
         """The likelihood's own parameters in each particle, empty if it has none."""
@@ -124,8 +151,8 @@ class ModelPotential:
             num_particles: P.
             generator: source of the randomness; a generator seeded with 0 if absent.
             method: ``"module"`` (the module's own initialisation), ``"prior"``, ``"current"`` (the
-                module's present weights in every particle), as far as the potential has them;
-                ``"default"`` is the first of those.
+                module's present weights in every particle), ``"uniform"`` (unconstrained values in
+                (-2, 2)), as far as the potential has them; ``"default"`` is its own first choice.
         """
         check_positive_int("num_particles", num_particles)
         generator = generator or torch.Generator().manual_seed(0)
@@ -165,6 +192,8 @@ class ModelPotential:
             ValueError: they are not.
         """
         if self.likelihood is None or self.outputs_fn is None:
+            return
+        if not isinstance(batch.data, tuple) or len(batch.data) < 2:
             return
         inputs = batch.data[:-1]
         if batch.per_particle:

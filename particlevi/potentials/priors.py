@@ -14,7 +14,17 @@ from torch import Tensor
 from particlevi._checks import check_positive
 from particlevi.typing import JSON
 
-__all__ = ["Laplace", "Normal", "Prior", "PriorLike", "Scale", "Segment", "check_scale", "segments"]
+__all__ = [
+    "Laplace",
+    "Normal",
+    "Prior",
+    "PriorLike",
+    "Scale",
+    "Segment",
+    "check_prior",
+    "check_scale",
+    "segments",
+]
 
 Scale = float | Mapping[str, float]
 """One scale, or one per name pattern; the first pattern that matches counts."""
@@ -51,6 +61,21 @@ def check_scale(scale: Scale) -> None:
     """One positive number, or one per pattern."""
     for value in scale.values() if isinstance(scale, Mapping) else (scale,):
         check_positive("scale", value)
+
+
+def check_prior(prior: Any) -> None:
+    """A prior, or one per name pattern.
+
+    Raises:
+        TypeError: something else.
+    """
+    for each in prior.values() if isinstance(prior, Mapping) else (prior,):
+        if isinstance(each, type) or not hasattr(each, "elementwise"):
+            got = f"the class {each.__name__}" if isinstance(each, type) else repr(each)
+            raise TypeError(
+                "prior must be one such as pvi.Normal(scale=1.0), or a dict of them by name "
+                f"pattern, got {got}."
+            )
 
 
 @dataclass(frozen=True)

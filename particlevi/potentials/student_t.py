@@ -62,8 +62,8 @@ class StudentT:
         return dist.StudentT(self.df, outputs, self.scale, validate_args=False)
 
     def align(self, outputs: Tensor, targets: Tensor, per_particle: bool) -> Tensor:
-        """Targets in the shape of the outputs."""
-        return same_shape(outputs, targets, per_particle)
+        """Targets as floats in the shape of the outputs."""
+        return same_shape(outputs, targets, per_particle).to(outputs.dtype)
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Shapes agree, and the scale is one number."""

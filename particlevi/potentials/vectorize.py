@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -11,33 +12,50 @@ from torch.utils import _pytree as pytree
 
 from particlevi.typing import Batch
 
-__all__ = ["Vectorized"]
+__all__ = ["Vectorized", "explained"]
+
+
+@contextmanager
+def explained(what: str, particles: Tensor, batch: Batch | None) -> Iterator[None]:
+    """Turn whatever a model raises into an error that tells what it was given."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        shapes = [f"{leaf.dtype} {list(leaf.shape)}" for leaf in pytree.tree_leaves(batch)[:-1]]
+        given = f" and data {', '.join(shapes).replace('torch.', '')}" if batch is not None else ""
+        raise ValueError(
+            f"{what} failed on particles {list(particles.shape)}{given}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 class Vectorized:
     """``function(particle [D], data) -> tensor`` lifted to particles ``[P, D]`` and a batch.
 
-    The first call outside ``torch.compile`` finds out whether ``vmap`` works. If it does not, but
-    a loop over particles does, one warning says why and the loop is used from then on.
+    Where ``vmap`` fails outside ``torch.compile``, but a loop over particles does not, one warning
+    says why and the loop is used from then on.
     """
 
     def __init__(self, function: Callable[..., Tensor], what: str, randomness: str = "error"):
         self.function = function
         self.what = what
         self.randomness = randomness
-        self.verified = False
         self.looping = False
 
     def __call__(self, particles: Tensor, batch: Batch | None) -> Tensor:
         """Values ``[P, ...]``."""
+        if torch.compiler.is_compiling():
+            return (self._loop if self.looping else self._vmap)(particles, batch)
         if self.looping:
-            return self._loop(particles, batch)
-        if self.verified or torch.compiler.is_compiling():
-            return self._vmap(particles, batch)
+            return self._looped(particles, batch)
         try:
             values = self._vmap(particles, batch)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
         except Exception as error:
-            values = self._loop(particles, batch)
+            values = self._looped(particles, batch)
             self.looping = True
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             warnings.warn(
@@ -46,7 +64,11 @@ class Vectorized:
                 stacklevel=2,
             )
             return values
-        self.verified = True
+        if not isinstance(values, Tensor):
+            raise TypeError(
+                f"{self.what} must return one tensor, got {type(values).__name__}: wrap it in a "
+                "function or module that picks one."
+            )
         return values
 
     def _vmap(self, particles: Tensor, batch: Batch | None) -> Tensor:
@@ -55,6 +77,10 @@ class Vectorized:
         data_dim = 0 if batch.per_particle else None
         lifted = torch.vmap(self.function, in_dims=(0, data_dim), randomness=self.randomness)
         return lifted(particles, batch.data)
+
+    def _looped(self, particles: Tensor, batch: Batch | None) -> Tensor:
+        with explained(self.what, particles, batch):
+            return self._loop(particles, batch)
 
     def _loop(self, particles: Tensor, batch: Batch | None) -> Tensor:
         if batch is None:

@@ -1,0 +1,164 @@
+"""Every sampler, gradient estimator and kernel: one line each makes it pass ``tests/contract``.
+
+A new sampler is one line in ``SAMPLERS``, a new estimator one in ``ESTIMATORS``; a public factory
+that is in neither fails ``tests/contract/test_registry.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import particlevi as pvi
+from particlevi.potentials.potential import ModelPotential
+from particlevi.typing import Batch, GradientEstimator, Sampler
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A small potential to try everything on.
+
+    Attributes:
+        potential: with D = 3, 4 or 26 parameters, curvatures of order 1 to 100.
+        data: N = 20 of them, or None.
+        center: one parameter vector ``[D]``.
+    """
+
+    potential: ModelPotential
+    data: Any
+    center: Tensor
+
+
+@dataclass(frozen=True)
+class SamplerCase:
+    """A sampler and a step size that is stable on every problem.
+
+    Attributes:
+        factory: the public function.
+        step_size: stable for curvatures up to 200.
+        options: arguments other than the target.
+    """
+
+    factory: Callable[..., Sampler]
+    step_size: float
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, target: Any) -> Sampler:
+        """The sampler of a potential or an estimator."""
+        return self.factory(target, **self.options)
+
+
+@dataclass(frozen=True)
+class EstimatorCase:
+    """A gradient estimator.
+
+    Attributes:
+        factory: the public name.
+        make: the estimator of a problem.
+        needs_data: it makes no sense for a density without data.
+        independent: a particle's estimate depends on that particle alone.
+    """
+
+    factory: Callable[..., Any]
+    make: Callable[[Problem], GradientEstimator]
+    needs_data: bool = False
+    independent: bool = True
+
+
+SAMPLERS = {
+    "sgd": SamplerCase(pvi.sgd, 1e-3),
+    "sgd_momentum": SamplerCase(pvi.sgd, 1e-3, {"momentum": 0.9}),
+    "sgld": SamplerCase(pvi.sgld, 1e-3),
+    "psgld": SamplerCase(pvi.psgld, 1e-3),
+    "sghmc": SamplerCase(pvi.sghmc, 1e-2),
+    "sghmc_compensated": SamplerCase(pvi.sghmc, 1e-2, {"gradient_noise": 3.0}),
+    "svgd": SamplerCase(pvi.svgd, 1e-2),
+    "svgd_adagrad": SamplerCase(pvi.svgd, 1e-2, {"optimizer": "adagrad"}),
+    "svgd_rmsprop": SamplerCase(pvi.svgd, 1e-2, {"optimizer": "rmsprop"}),
+    "svgd_adam": SamplerCase(pvi.svgd, 1e-2, {"optimizer": "adam"}),
+}
+
+ESTIMATORS = {
+    "minibatch": EstimatorCase(pvi.minibatch, lambda problem: pvi.minibatch(problem.potential)),
+    "control_variate": EstimatorCase(
+        pvi.control_variate,
+        lambda problem: pvi.control_variate(problem.potential, problem.data, problem.center),
+        needs_data=True,
+    ),
+}
+
+KERNELS = {"rbf": pvi.rbf(), "linear": pvi.linear()}
+
+
+def _data(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(20, 3, generator=generator, dtype=torch.float64)
+    y = x[:, :1].sin() + 0.1 * torch.randn(20, 1, generator=generator, dtype=torch.float64)
+    return x.to(dtype), y.to(dtype)
+
+
+def density(dtype: torch.dtype) -> Problem:
+    """A correlated Gaussian without data."""
+    precision = torch.tensor([[2.0, 0.5, 0.0], [0.5, 1.0, 0.3], [0.0, 0.3, 3.0]], dtype=dtype)
+
+    def log_density(theta: Tensor) -> Tensor:
+        return -0.5 * theta @ (precision @ theta)
+
+    potential = pvi.from_log_density(log_density, 3, dtype=dtype)
+    return Problem(potential, None, torch.full((3,), 0.1, dtype=dtype))
+
+
+def function(dtype: torch.dtype) -> Problem:
+    """Robust linear regression written by hand."""
+
+    def log_prior(theta: Tensor) -> Tensor:
+        return -0.5 * theta.square().sum()
+
+    def log_likelihood(theta: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+        x, y = batch
+        return -2.0 * torch.log1p((y[..., 0] - x @ theta[:3] - theta[3]).square())
+
+    potential = pvi.from_log_likelihood(log_prior, log_likelihood, 4, 20, dtype=dtype)
+    return Problem(potential, _data(dtype), torch.full((4,), 0.1, dtype=dtype))
+
+
+def module(dtype: torch.dtype) -> Problem:
+    """A net with one hidden layer."""
+    net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1)).to(dtype)
+    potential = pvi.from_module(net, pvi.Gaussian(scale=0.5), pvi.Normal(1.0), num_data=20)
+    return Problem(potential, _data(dtype), torch.full((26,), 0.1, dtype=dtype))
+
+
+PROBLEMS = {"density": density, "function": function, "module": module}
+
+
+def batch_of(problem: Problem, num_particles: int | None, size: int = 4, seed: int = 0) -> Any:
+    """A minibatch: ``[P, B, ...]`` for so many particles, ``[B, ...]`` shared if None."""
+    if problem.data is None:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    shape = (size,) if num_particles is None else (num_particles, size)
+    index = torch.randint(20, shape, generator=generator)
+    return Batch(tuple(leaf[index] for leaf in problem.data), num_particles is not None)
+
+
+def grid() -> list[tuple[str, str, str]]:
+    """Every sampler with every estimator on every problem where they make sense, by name."""
+    return [
+        (sampler, estimator, problem)
+        for sampler in SAMPLERS
+        for estimator, case in ESTIMATORS.items()
+        for problem in PROBLEMS
+        if not (case.needs_data and problem == "density")
+    ]
+
+
+def independent(sampler: str, estimator: str, problem: str) -> bool:
+    """Whether the particles of a case of the grid are chains that do not see each other."""
+    made = PROBLEMS[problem](torch.float64)
+    interacting = SAMPLERS[sampler](ESTIMATORS[estimator].make(made)).interacting
+    return ESTIMATORS[estimator].independent and not interacting

@@ -1,0 +1,222 @@
+"""Random shapes, dtypes and values: an error of ours or a right answer, nothing else."""
+
+from __future__ import annotations
+
+import math
+import traceback
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import particlevi as pvi
+from particlevi.potentials.layout import Layout
+from tests.test_bad_input import DRAWS, INF, NAN, NORMAL, N, regression, run
+
+PACKAGE = str(Path(pvi.__file__).parent)
+
+
+NUMBERS = st.one_of(
+    st.sampled_from([0, 1, 2, -1, 0.5, NAN, INF, -0.0, 1e-320, 1e300, 10**400, True, None, "1"]),
+    st.integers(-(2**70), 2**70),
+    st.floats(),
+    st.builds(np.float32, st.floats(width=32)),
+    st.builds(np.int16, st.integers(-100, 100)),
+    st.builds(torch.tensor, st.floats(width=32)),
+)
+COUNTS = st.one_of(st.integers(-1, 4), NUMBERS.filter(lambda n: not _large(n)))
+SHAPES = st.lists(st.integers(0, 4), max_size=4).map(tuple)
+DTYPES = st.sampled_from(
+    [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8,
+     torch.bool, torch.complex64]
+)  # fmt: skip
+
+
+def _large(number):
+    return isinstance(number, (int, float)) and not isinstance(number, bool) and number > 50
+
+
+@st.composite
+def tensors(draw, shapes=SHAPES):
+    """A small tensor of any shape, dtype and values, as torch's or numpy's."""
+    shape, dtype = draw(shapes), draw(DTYPES)
+    seed = draw(st.integers(0, 3))
+    values = 3 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    if draw(st.integers(0, 9)) == 0:
+        values = values.masked_fill(values > 2, draw(st.sampled_from([NAN, INF, -INF])))
+    if dtype in (torch.int64, torch.uint8, torch.bool):
+        values = values.nan_to_num(0, 0, 0).abs()
+    values = values.to(dtype)
+    if dtype != torch.bfloat16 and draw(st.booleans()):
+        return values.numpy()
+    return values
+
+
+def ours_or_right(act):
+    """What ``act`` gives, or None if an error of ours was raised; anything else is a failure."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return act()
+    except (ValueError, TypeError, KeyError, MemoryError, pvi.DivergenceError) as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        assert last.filename.startswith(PACKAGE), (
+            f"{type(error).__name__} from {last.filename}:{last.lineno}: {error}"
+        )
+        assert len(str(error)) > 20
+        return None
+
+
+anything = settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+
+
+@anything
+@given(st.dictionaries(
+    st.sampled_from(["step_size", "num_particles", "num_draws", "num_warmup", "thin", "seed",
+                     "check_every", "keep", "initial", "storage_dtype", "batch_size", "batching"]),
+    st.one_of(COUNTS, tensors(), DTYPES, st.sampled_from(["theta", "epoch", "normal", ["theta"]])),
+    max_size=3,
+))  # fmt: skip
+def test_sample_with_anything(options):
+    draws = ours_or_right(lambda: run(**options))
+    if draws is not None:
+        assert draws.particles.ndim == 3
+        assert torch.isfinite(draws.particles.float()).all()
+
+
+@anything
+@given(
+    st.sampled_from(["Gaussian", "Learned", "StudentT", "Bernoulli", "Categorical", "Poisson"]),
+    st.one_of(
+        st.tuples(tensors(), tensors()),
+        st.tuples(
+            tensors(st.sampled_from([(N, 3)])),
+            tensors(st.sampled_from([(N,), (N, 1), (N, 2), (N, 1, 1), (N - 1, 1)])),
+        ),
+        tensors(),
+        st.tuples(tensors(), tensors(), tensors()),
+        st.lists(st.tuples(tensors(), tensors()), max_size=2),
+    ),
+    st.one_of(st.none(), st.integers(-1, N + 1)),
+    st.integers(1, 2),
+)
+def test_data_of_any_kind(name, given, batch_size, outputs):
+    likelihood = {
+        "Gaussian": pvi.Gaussian(0.5),
+        "Learned": pvi.Gaussian("learned", outputs),
+        "StudentT": pvi.StudentT(3.0),
+        "Bernoulli": pvi.Bernoulli(),
+        "Categorical": pvi.Categorical(),
+        "Poisson": pvi.Poisson(),
+    }[name]
+    potential = regression(likelihood, outputs)
+    draws = ours_or_right(
+        lambda: run(potential, given, batch_size=batch_size, step_size=1e-6, num_draws=1)
+    )
+    if draws is not None:
+        assert draws.particles.shape == (2, 1, potential.num_params)
+        assert torch.isfinite(draws.particles).all()
+
+
+@anything
+@given(tensors(), tensors())
+def test_functions_of_any_data(first, second):
+    def log_likelihood(theta, batch):
+        return -(batch[0] - theta).square() * batch[1]
+
+    potential = pvi.from_log_likelihood(lambda t: -t.square().sum(), log_likelihood, 1, N)
+    draws = ours_or_right(lambda: run(potential, (first, second), num_draws=1))
+    if draws is not None:
+        assert draws.particles.shape == (2, 1, 1)
+
+
+@anything
+@given(
+    st.one_of(
+        tensors(), st.tuples(tensors(), tensors()), NUMBERS, tensors(st.sampled_from([(2, 3)]))
+    ),
+    st.dictionaries(st.sampled_from(["thin", "chunk_size", "batch_size", "seed"]), COUNTS),
+    st.one_of(st.just(()), st.tuples(NUMBERS)),
+)
+def test_predict_anything(inputs, options, quantiles):
+    found = ours_or_right(lambda: DRAWS.predict(inputs, quantiles=quantiles, **options))
+    if found is not None:
+        assert torch.isfinite(found.mean).all()
+        assert (found.std >= found.epistemic_std - 1e-6).all()
+        assert len(found.mean) == len(inputs[0] if isinstance(inputs, tuple) else inputs)
+
+
+@anything
+@given(
+    st.one_of(
+        st.sampled_from(["tensor", "layer", "neuron", "parameter", "", "random"]),
+        st.tuples(st.just("random"), COUNTS),
+        tensors(),
+        tensors(st.sampled_from([(7,)])),
+        st.lists(NUMBERS, max_size=3).map(tuple),
+        NUMBERS,
+    ),
+    COUNTS,
+)
+def test_groups_of_any_kind(rule, seed):
+    layout = Layout({"a.w": (2, 2), "a.b": (2,), "s": ()})
+    groups = ours_or_right(lambda: layout.groups(rule, seed))
+    if groups is not None:
+        assert groups.shape == (7,)
+        assert torch.equal(groups.unique(), torch.arange(int(groups.max()) + 1))
+
+
+MAKERS = {
+    "constant": pvi.constant,
+    "polynomial": pvi.polynomial,
+    "cosine": pvi.cosine,
+    "cyclical": pvi.cyclical,
+}
+
+
+@anything
+@given(st.sampled_from(list(MAKERS)), st.lists(NUMBERS, min_size=1, max_size=3))
+def test_schedules_of_anything(name, arguments):
+    arguments = arguments[: {"constant": 1}.get(name, 3)]
+    if name in ("cosine", "cyclical") and len(arguments) < 2:
+        arguments = [*arguments, 10]
+    schedule = ours_or_right(lambda: MAKERS[name](*arguments))
+    if schedule is not None:
+        for step in (0, 1, 7, 10**6):
+            assert math.isfinite(schedule(step))
+            assert schedule(step) >= 0
+
+
+LAWS = [pvi.Gaussian, pvi.StudentT, pvi.Normal, pvi.Laplace, pvi.rbf, pvi.fixed]
+
+
+@anything
+@given(
+    st.sampled_from(LAWS),
+    st.one_of(
+        NUMBERS, tensors(), st.lists(NUMBERS, max_size=3), st.dictionaries(st.text(), NUMBERS)
+    ),
+)
+def test_laws_with_any_scale(law, scale):
+    made = ours_or_right(lambda: law(scale))
+    if isinstance(made, (pvi.Normal, pvi.Laplace)) and not isinstance(scale, dict):
+        value = made.elementwise(torch.tensor(float(made.scale), dtype=torch.float64)).variance
+        assert value >= 0
+
+
+@anything
+@given(st.sampled_from([pvi.sgd, pvi.sgld, pvi.psgld, pvi.sghmc]), st.lists(NUMBERS, max_size=3))
+def test_samplers_with_any_arguments(factory, arguments):
+    limit = {pvi.sgd: 1, pvi.sgld: 1}.get(factory, 3)
+    sampler = ours_or_right(lambda: factory(NORMAL, *arguments[:limit]))
+    if sampler is not None:
+        ours_or_right(lambda: run(sampler=lambda _: sampler, num_draws=1))
