@@ -1,5 +1,7 @@
 """Sampling posteriors with particles, and SGD as an approximate posterior sampler."""
 
+from particlevi import sgdvi
+from particlevi.comparison import Comparison, compare
 from particlevi.draws import Draws, Prediction, load
 from particlevi.gradients.control_variate import control_variate
 from particlevi.gradients.minibatch import minibatch
@@ -28,6 +30,7 @@ __all__ = [
     "Batch",
     "Bernoulli",
     "Categorical",
+    "Comparison",
     "DivergenceError",
     "Draws",
     "Gaussian",
@@ -37,6 +40,7 @@ __all__ = [
     "Prediction",
     "Sampler",
     "StudentT",
+    "compare",
     "constant",
     "control_variate",
     "cosine",
@@ -57,6 +61,7 @@ __all__ = [
     "resume",
     "sample",
     "sgd",
+    "sgdvi",
     "sghmc",
     "sgld",
     "svgd",

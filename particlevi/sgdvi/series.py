@@ -6,7 +6,7 @@ import math
 import warnings
 
 import torch
-from scipy import stats
+from scipy.special import stdtrit
 from torch import Tensor
 
 from particlevi._checks import check_finite
@@ -85,7 +85,7 @@ def is_stationary(series: Tensor, what: str = "The run", level: float = 1e-3) ->
     if not moving.any():
         return True
     score = float((shift[moving] / error[moving]).abs().max())
-    bound = float(stats.t.isf(level / (2 * 2 * size), freedom))
+    bound = float(stdtrit(freedom, 1 - level / (2 * 2 * size)))
     if score > bound:
         warnings.warn(
             f"{what} was too short to be stationary: means or variances of its two halves differ "
