@@ -1,5 +1,7 @@
 """Sampling posteriors with particles, and SGD as an approximate posterior sampler."""
 
+from particlevi import sgdvi
+from particlevi.comparison import Comparison, compare
 from particlevi.diagnostics.groups import group_diagnostics
 from particlevi.diagnostics.step_size import gradient_noise, largest_curvature, suggest_step_size
 from particlevi.draws import Draws, Prediction, load
@@ -58,6 +60,7 @@ __all__ = [
     "Batch",
     "Bernoulli",
     "Categorical",
+    "Comparison",
     "DivergenceError",
     "Draws",
     "Gaussian",
@@ -69,6 +72,7 @@ __all__ = [
     "StudentT",
     "additive",
     "baoab",
+    "compare",
     "constant",
     "control_variate",
     "cosine",
@@ -111,6 +115,7 @@ __all__ = [
     "resume",
     "sample",
     "sgd",
+    "sgdvi",
     "sghmc",
     "sgld",
     "sgnht",
