@@ -1,7 +1,8 @@
 """Sampling posteriors with particles, and SGD as an approximate posterior sampler."""
 
-from particlevi import sgdvi
-from particlevi.comparison import Comparison, compare
+import importlib
+from typing import Any
+
 from particlevi.diagnostics.groups import group_diagnostics
 from particlevi.diagnostics.step_size import gradient_noise, largest_curvature, suggest_step_size
 from particlevi.draws import Draws, Prediction, load
@@ -127,3 +128,13 @@ __all__ = [
     "svgd",
     "tanh_ramp",
 ]
+
+_NEEDS_SCIPY = {"Comparison": "comparison", "compare": "comparison", "sgdvi": "sgdvi"}
+
+
+def __getattr__(name: str) -> Any:
+    """Names whose modules bring scipy along are imported when they are first used."""
+    if name not in _NEEDS_SCIPY:
+        raise AttributeError(f"module 'particlevi' has no attribute {name!r}")
+    module = importlib.import_module(f"particlevi.{_NEEDS_SCIPY[name]}")
+    return module if name == "sgdvi" else getattr(module, name)
