@@ -23,6 +23,7 @@ from particlevi._checks import (
     is_number,
 )
 from particlevi.batches import as_tensors
+from particlevi.potentials.layout import Groups
 from particlevi.potentials.potential import ModelPotential
 from particlevi.typing import Batch
 
@@ -386,6 +387,11 @@ class Draws:
 
     def _series(self, of: str, inputs: Any, num: int, what: str) -> Tensor:
         check_choice("of", of, ["parameters", "projections", "predictions"])
+        if "recombined" in self.attrs:
+            raise ValueError(
+                f"{what} is a statement about Markov chains; recombined draws are picked "
+                "independently. Take it of the draws that they were made from."
+            )
         if self.interacting:
             raise ValueError(
                 f"{what} is a statement about Markov chains; these {len(self.particles)} particles "
@@ -465,6 +471,27 @@ class Draws:
             "fingerprint": self.fingerprint,
         }
         files.write(Path(path), tensors, meta)
+
+    def recombine(self, num: int, groups: Groups | None = None, seed: int = 0) -> Draws:
+        """Draws from the factorised law: each group of parameters from a draw of its own.
+
+        ``structured`` samples a law in which groups are independent. Its joint iterates follow
+        that law over a run; recombined draws obey the independence exactly, and there are as many
+        as are asked for. The result is one chain of ``num`` independent draws, for predictions.
+
+        Args:
+            num: how many.
+            groups: a rule, or group numbers ``[D]``; those of the run's structured estimator if
+                absent.
+            seed: of the draws that are picked.
+
+        Raises:
+            ValueError: no groups are known, or outputs were kept in place of parameters.
+        """
+        from particlevi.diagnostics.groups import recombine
+
+        recombined: Draws = recombine(self, num, groups, seed)
+        return recombined
 
     def select(self, chains: list[int] | slice) -> Draws:
         """The draws of some of the chains, by their place in ``particles``.

@@ -98,6 +98,15 @@ SAMPLERS = {
     "svgd_adagrad": SamplerCase(pvi.svgd, 1e-2, {"optimizer": "adagrad"}),
     "svgd_rmsprop": SamplerCase(pvi.svgd, 1e-2, {"optimizer": "rmsprop"}),
     "svgd_adam": SamplerCase(pvi.svgd, 1e-2, {"optimizer": "adam"}),
+    "svgd_imq_annealed": SamplerCase(
+        pvi.svgd, 1e-2, {"kernel": pvi.imq(), "annealing": pvi.tanh_ramp(20, 2.0)}
+    ),
+    "svgd_random_features": SamplerCase(pvi.svgd, 1e-2, {"kernel": pvi.random_features(16)}),
+    "svgd_product": SamplerCase(pvi.svgd, 1e-2, {"kernel": pvi.product("tensor")}),
+    "svgd_additive": SamplerCase(pvi.svgd, 1e-2, {"kernel": pvi.additive("tensor")}),
+    "message_passing_svgd": SamplerCase(pvi.message_passing_svgd, 1e-2, {"groups": ("random", 3)}),
+    "repulsive_langevin": SamplerCase(pvi.repulsive_langevin, 1e-3, {"kernel": pvi.rbf(2.0)}),
+    "nvgd": SamplerCase(pvi.nvgd, 1e-3, {"num_inner_steps": 2}),
 }
 
 ESTIMATORS = {
@@ -112,9 +121,29 @@ ESTIMATORS = {
         lambda problem: pvi.control_variate(problem.potential, problem.data, refresh=2),
         needs_data=True,
     ),
+    "structured": EstimatorCase(
+        pvi.structured,
+        lambda problem: pvi.structured(
+            problem.potential, ("random", 2), num_history=2, history=_history(problem)
+        ),
+    ),
+    "structured_dropout": EstimatorCase(
+        pvi.structured_dropout,
+        lambda problem: pvi.structured_dropout(
+            problem.potential, ("random", 2), keep=0.5, history=_history(problem)
+        ),
+    ),
 }
 
-KERNELS = {"rbf": pvi.rbf(), "linear": pvi.linear()}
+KERNELS = {
+    "rbf": pvi.rbf(),
+    "imq": pvi.imq(),
+    "linear": pvi.linear(),
+    "random_features": pvi.random_features(16),
+    "product": pvi.product("tensor"),
+    "additive": pvi.additive("tensor"),
+    "graphical": pvi.graphical("tensor"),
+}
 
 
 def _data(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -122,6 +151,13 @@ def _data(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     x = torch.randn(20, 3, generator=generator, dtype=torch.float64)
     y = x[:, :1].sin() + 0.1 * torch.randn(20, 1, generator=generator, dtype=torch.float64)
     return x.to(dtype), y.to(dtype)
+
+
+def _history(problem: Problem) -> pvi.history:
+    """With entries from the start, so that the first step is no plain one already."""
+    generator = torch.Generator().manual_seed(3)
+    spread = torch.randn(3, len(problem.center), generator=generator, dtype=torch.float64)
+    return pvi.history(capacity=5, thin=1, initial=problem.center + 0.3 * spread)
 
 
 def density(dtype: torch.dtype) -> Problem:
