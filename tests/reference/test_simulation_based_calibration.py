@@ -1,7 +1,8 @@
 """Ranks of the truth among posterior draws are uniform if the sampler is right.
 
 Each chain has data of its own, made from a draw of the prior: one run of P chains is P replicates.
-Chains start at the truth, which is a posterior draw, so that they need no warm-up. Draws are thinned until they are nearly independent, and ranks are tested by a chi-square test.
+Chains start at the truth, which is a draw of their posterior. Draws are thinned until they are
+nearly independent, and ranks are tested by a chi-square test.
 
 Talts, Betancourt, Simpson, Vehtari and Gelman, "Validating Bayesian inference algorithms with
 simulation-based calibration", 2018.
