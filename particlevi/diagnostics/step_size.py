@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_particles, check_positive, check_positive_int
-from particlevi.batches import as_source, as_tensors
-from particlevi.gradients.full import pieces
+from particlevi.batches import as_source
+from particlevi.gradients.full import pieces, whole
 from particlevi.gradients.minibatch import as_estimator
 from particlevi.potentials.potential import ModelPotential
 from particlevi.samplers._assemble import Target
@@ -106,7 +106,7 @@ def largest_curvature(
 
     check_particles(particles, potential.num_params)
     check_positive("tolerance", tolerance)
-    tensors = None if data is None else as_tensors(data, potential)
+    tensors = whole(data, potential)
     size = potential.num_params
     found = []
     for particle in particles.to(potential.device, potential.dtype):

@@ -28,9 +28,8 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_fraction, check_positive, check_positive_int
-from particlevi.batches import as_tensors
 from particlevi.diagnostics import arviz
-from particlevi.gradients.full import full_gradient
+from particlevi.gradients.full import full_gradient, whole
 
 __all__ = ["Temperature", "chi_square_interval", "configurational", "kinetic"]
 
@@ -131,8 +130,7 @@ def configurational(
         raise ValueError("These draws lack their potential: pvi.load(path, potential=...).")
     if draws.coordinates is not None or draws.output_shape is not None:
         raise ValueError("A configurational temperature needs all parameters to be kept.")
-    if data is not None:
-        data = as_tensors(data, model)
+    data = whole(data, model)
     kept = draws.particles[:, ::thin].to(model.device, model.dtype)
     chains, length, size = kept.shape
     flat = kept.reshape(-1, size)

@@ -9,11 +9,33 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from particlevi.batches import as_tensors
 from particlevi.gradients._evaluate import value_and_grad
 from particlevi.potentials.potential import ModelPotential
 from particlevi.typing import Batch, Gradient
 
-__all__ = ["full_gradient", "likelihood_gradient", "pieces"]
+__all__ = ["full_gradient", "likelihood_gradient", "pieces", "whole"]
+
+
+def whole(data: Any, potential: ModelPotential) -> Any:
+    """All the data of a potential as tensors; None for a density without data.
+
+    Raises:
+        ValueError: data missing, superfluous, or not all of them.
+    """
+    if potential.log_likelihood_fn is None:
+        if data is not None:
+            raise ValueError("The potential is a density without data, but data were given.")
+        return None
+    if data is None:
+        raise ValueError("The potential needs its data: pass them as they were given to sample.")
+    tensors = as_tensors(data, potential)
+    length = len(pytree.tree_leaves(tensors)[0])
+    if length != potential.num_data:
+        raise ValueError(
+            f"All {potential.num_data} data of the potential are needed, got {length}."
+        )
+    return tensors
 
 
 def pieces(data: Any, num_data: int, chunk_size: int, device: torch.device) -> Iterator[Batch]:
