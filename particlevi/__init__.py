@@ -1,5 +1,6 @@
 """Sampling posteriors with particles, and SGD as an approximate posterior sampler."""
 
+from particlevi.diagnostics.collapse import check_collapse
 from particlevi.draws import Draws, Prediction, load
 from particlevi.gradients.control_variate import control_variate
 from particlevi.gradients.minibatch import minibatch
@@ -57,6 +58,7 @@ __all__ = [
     "Sampler",
     "StudentT",
     "additive",
+    "check_collapse",
     "constant",
     "control_variate",
     "cosine",
