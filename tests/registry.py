@@ -81,14 +81,12 @@ SAMPLERS = {
     "svgd_rmsprop": SamplerCase(pvi.svgd, 1e-2, {"optimizer": "rmsprop"}),
     "svgd_adam": SamplerCase(pvi.svgd, 1e-2, {"optimizer": "adam"}),
     "svgd_imq_annealed": SamplerCase(
-        pvi.svgd, 1e-2, {"kernel": pvi.imq(), "annealing": pvi.tanh_ramp(20, 2.0)}
+        pvi.svgd, 1e-2, {"kernel": pvi.imq(), "annealing": pvi.polynomial(0.9, delay=10)}
     ),
     "svgd_random_features": SamplerCase(pvi.svgd, 1e-2, {"kernel": pvi.random_features(16)}),
     "svgd_product": SamplerCase(pvi.svgd, 1e-2, {"kernel": pvi.product("tensor")}),
     "svgd_additive": SamplerCase(pvi.svgd, 1e-2, {"kernel": pvi.additive("tensor")}),
-    "message_passing_svgd": SamplerCase(
-        pvi.message_passing_svgd, 1e-2, {"groups": ("random", 3)}
-    ),
+    "message_passing_svgd": SamplerCase(pvi.message_passing_svgd, 1e-2, {"groups": ("random", 3)}),
     "repulsive_langevin": SamplerCase(pvi.repulsive_langevin, 1e-3, {"kernel": pvi.rbf(2.0)}),
     "nvgd": SamplerCase(pvi.nvgd, 1e-3, {"num_inner_steps": 2}),
 }

@@ -159,7 +159,8 @@ def _message(found: Collapse) -> str:
 
 
 def _mean_norm(force: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(force, dim=-1).mean()
+    mean: Tensor = torch.linalg.vector_norm(force, dim=-1).mean()
+    return mean
 
 
 def _effective_rank(matrix: Tensor) -> float:
