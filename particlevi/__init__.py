@@ -1,9 +1,15 @@
 """Sampling posteriors with particles, and SGD as an approximate posterior sampler."""
 
+from particlevi import sgdvi
+from particlevi.comparison import Comparison, compare
 from particlevi.diagnostics.collapse import check_collapse
+from particlevi.diagnostics.groups import group_diagnostics
+from particlevi.diagnostics.step_size import gradient_noise, largest_curvature, suggest_step_size
 from particlevi.draws import Draws, Prediction, load
 from particlevi.gradients.control_variate import control_variate
+from particlevi.gradients.history import history
 from particlevi.gradients.minibatch import minibatch
+from particlevi.gradients.structured import structured, structured_dropout
 from particlevi.monitor import DivergenceError
 from particlevi.potentials.function import from_log_density, from_log_likelihood
 from particlevi.potentials.likelihoods import Bernoulli, Categorical, Gaussian, Poisson
@@ -12,12 +18,19 @@ from particlevi.potentials.priors import Laplace, Normal
 from particlevi.potentials.pyro import from_pyro
 from particlevi.potentials.student_t import StudentT
 from particlevi.recording import outputs_at
+from particlevi.samplers.baoab import baoab
+from particlevi.samplers.hmc import hmc
+from particlevi.samplers.leimkuhler_matthews import leimkuhler_matthews
 from particlevi.samplers.nvgd import nvgd
+from particlevi.samplers.obabo import obabo
+from particlevi.samplers.parallel_tempering import parallel_tempering
+from particlevi.samplers.psghmc import psghmc
 from particlevi.samplers.psgld import psgld
 from particlevi.samplers.repulsive_langevin import repulsive_langevin
 from particlevi.samplers.sgd import sgd
 from particlevi.samplers.sghmc import sghmc
 from particlevi.samplers.sgld import sgld
+from particlevi.samplers.sgnht import sgnht
 from particlevi.samplers.svgd import message_passing_svgd, svgd
 from particlevi.sampling import resume, sample
 from particlevi.schedules import (
@@ -48,6 +61,7 @@ __all__ = [
     "Batch",
     "Bernoulli",
     "Categorical",
+    "Comparison",
     "DivergenceError",
     "Draws",
     "Gaussian",
@@ -58,7 +72,9 @@ __all__ = [
     "Sampler",
     "StudentT",
     "additive",
+    "baoab",
     "check_collapse",
+    "compare",
     "constant",
     "control_variate",
     "cosine",
@@ -69,10 +85,16 @@ __all__ = [
     "from_log_likelihood",
     "from_module",
     "from_pyro",
+    "gradient_noise",
     "graphical",
+    "group_diagnostics",
+    "history",
+    "hmc",
     "imq",
     "ksd",
     "ksd_test",
+    "largest_curvature",
+    "leimkuhler_matthews",
     "linear",
     "linear_ramp",
     "load",
@@ -82,9 +104,12 @@ __all__ = [
     "mmd",
     "mmd_test",
     "nvgd",
+    "obabo",
     "outputs_at",
+    "parallel_tempering",
     "polynomial",
     "product",
+    "psghmc",
     "psgld",
     "random_features",
     "rbf",
@@ -92,10 +117,15 @@ __all__ = [
     "resume",
     "sample",
     "sgd",
+    "sgdvi",
     "sghmc",
     "sgld",
+    "sgnht",
     "sliced_wasserstein",
     "sliced_wasserstein_test",
+    "structured",
+    "structured_dropout",
+    "suggest_step_size",
     "svgd",
     "tanh_ramp",
 ]

@@ -234,7 +234,11 @@ class _CyclicalTemperature:
 
     def __call__(self, step: int) -> float:
         """The value at a step."""
-        return self.value if (step % self.period) / self.period >= self.exploration else 0.0
+        return self.value if self.keep(step) else 0.0
+
+    def keep(self, step: int) -> bool:
+        """Whether ``step`` is in the sampling part of its cycle."""
+        return (step % self.period) / self.period >= self.exploration
 
 
 _KINDS: dict[str, Any] = {

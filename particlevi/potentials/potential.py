@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +44,7 @@ class ModelPotential:
             draws of the observed sites ``[S, ...]``, for models that draw their own targets.
         compilable: whether ``torch.compile`` can trace it without a graph break.
         chunk_size: at most so many particles are evaluated at once.
+        factorised_prior: whether the prior is known to be a product over coordinates.
         fingerprint: what identifies the potential in a checkpoint.
     """
 
@@ -59,6 +61,7 @@ class ModelPotential:
     predictive_fn: Callable[[dict[str, Tensor], Any, int], dict[str, Tensor]] | None = None
     compilable: bool = True
     chunk_size: int | None = None
+    factorised_prior: bool = False
     fingerprint: Mapping[str, JSON] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
