@@ -1,8 +1,8 @@
 """Sampling posteriors with particles, and SGD as an approximate posterior sampler."""
 
 from particlevi import sgdvi
+from particlevi.collapse import check_collapse
 from particlevi.comparison import Comparison, compare
-from particlevi.diagnostics.collapse import check_collapse
 from particlevi.diagnostics.groups import group_diagnostics
 from particlevi.diagnostics.step_size import gradient_noise, largest_curvature, suggest_step_size
 from particlevi.draws import Draws, Prediction, load

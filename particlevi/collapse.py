@@ -12,13 +12,12 @@ from torch import Tensor
 
 from particlevi._checks import check_positive, check_positive_int
 from particlevi.batches import as_source
+from particlevi.diagnostics.step_size import largest_curvature
 from particlevi.draws import Draws
 from particlevi.gradients._evaluate import value_and_grad
-from particlevi.potentials.potential import ModelPotential
 from particlevi.samplers.sghmc import sghmc
 from particlevi.sampling import sample
 from particlevi.stein.kernels import Kernel, rbf
-from particlevi.typing import Batch
 
 __all__ = ["Collapse", "check_collapse"]
 
@@ -87,7 +86,7 @@ def check_collapse(
         batch_size: data per gradient; all if absent.
         num_steps: of the reference.
         step_size: of the reference; half of ``1 / sqrt(L)`` if absent, with L the largest
-            curvature that ten power iterations find at the particles.
+            curvature of the potential at four of the particles.
         seed: of the reference.
 
     Returns:
@@ -121,7 +120,7 @@ def check_collapse(
     gradient = value_and_grad(potential, particles, batch, potential.chunk_size).gradient
     attraction, repulsion = chosen.direction(particles, -gradient)
     if step_size is None:
-        step_size = 0.5 / math.sqrt(_curvature(potential, particles, batch, gradient))
+        step_size = 0.5 / math.sqrt(max(largest_curvature(potential, particles[:4], data), 1e-12))
     check_positive("step_size", step_size)
     reference = sample(
         sghmc(potential, friction=0.5 / step_size),
@@ -167,29 +166,3 @@ def _effective_rank(matrix: Tensor) -> float:
     values = torch.linalg.eigvalsh(matrix.double()).clamp(min=0)
     shares = values / values.sum()
     return float(torch.special.entr(shares).sum().exp())
-
-
-def _curvature(
-    potential: ModelPotential, particles: Tensor, batch: Batch | None, gradient: Tensor
-) -> float:
-    """The largest ``|H v| / |v|`` at the particles by power iteration on differences of gradients.
-
-    Args:
-        potential: what is sampled.
-        particles: ``[P, D]``.
-        batch: one for all.
-        gradient: at the particles.
-    """
-    generator = torch.Generator().manual_seed(0)
-    direction = torch.randn(particles.shape, generator=generator).to(particles)
-    small = 10 * torch.finfo(particles.dtype).eps ** 0.5
-    small = small * max(1.0, float(particles.abs().max()))
-    norms = gradient.new_ones(())
-    for _ in range(10):
-        direction = direction / torch.linalg.vector_norm(direction, dim=1, keepdim=True)
-        there = value_and_grad(
-            potential, particles + small * direction, batch, potential.chunk_size
-        ).gradient
-        direction = (there - gradient) / small
-        norms = torch.linalg.vector_norm(direction, dim=1)
-    return max(float(norms.max()), 1e-12)

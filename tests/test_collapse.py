@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import particlevi as pvi
-from particlevi.diagnostics.collapse import CollapseWarning, _curvature
+from particlevi.collapse import CollapseWarning
 from tests.stein.common import F64, gaussian
 
 
@@ -44,7 +44,7 @@ def test_message_passing_is_a_way_out():
     def make(target, optimizer):
         return pvi.message_passing_svgd(target, "parameter", optimizer=optimizer)
 
-    assert not pvi.check_collapse(settled(30, make=make)).collapsed
+    assert not pvi.check_collapse(settled(20, 50, 200, make=make)).collapsed
 
 
 def test_effective_rank_counts_clusters():
@@ -56,13 +56,6 @@ def test_effective_rank_counts_clusters():
     )
     found = pvi.check_collapse(draws, kernel=pvi.rbf(1.0), num_steps=5)
     assert found.effective_rank == pytest.approx(3.0, rel=1e-6)
-
-
-def test_the_curvature_is_the_largest_eigenvalue():
-    target = gaussian([0.0, 0.0, 0.0], torch.diag(torch.tensor([1.0, 7.0, 2.0])))
-    points = torch.randn(5, 3, dtype=F64, generator=torch.Generator().manual_seed(0))
-    gradient = points @ torch.diag(torch.tensor([1.0, 7.0, 2.0], dtype=F64))
-    assert _curvature(target, points, None, gradient) == pytest.approx(7.0, rel=1e-3)
 
 
 def test_draws_that_lack_parameters_are_refused():
