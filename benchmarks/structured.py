@@ -1,6 +1,6 @@
 """Structured SG-MCMC beside the plain samplers: what a step costs, and what it buys.
 
-    python benchmarks/structured.py cost                 # about 2 minutes on 2 cores
+    python benchmarks/structured.py cost --write docs/structured.md
     python benchmarks/structured.py study --seconds 10   # about 10 minutes on 2 cores
     python benchmarks/structured.py study --write docs/structured.md --figures docs/figures
 
@@ -429,10 +429,14 @@ def timed(sampler: Any, data: Any, batch: int, chains: int, steps: int, compile:
 
 
 def cost(options: argparse.Namespace) -> None:
-    print("| net | step | particles of the plain step | eager, us | ratio | compiled, us | ratio |")
-    print("|---|---|---|---|---|---|---|")
+    heads = ["net", "step", "composites"]
+    for kind in ["eager", "compiled"] if options.compile else ["eager"]:
+        heads += [f"{kind}, us: here / plain", "ratio"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    print(*lines, sep="\n", flush=True)
     for name, (potential, data, batch) in cost_cases().items():
-        memory = {"history": pvi.history(after=1, thin=10)}
+        memory = {"history": pvi.history(initial=potential.init(200), thin=10)}
+        plain = pvi.sgld(potential)
         estimators = {
             "structured, 2 layers": (pvi.structured(potential, "layer", **memory), 2),
             "structured, 4 tensors": (pvi.structured(potential, "tensor", **memory), 4),
@@ -452,8 +456,7 @@ def cost(options: argparse.Namespace) -> None:
         for what, (estimator, times) in estimators.items():
             cells = []
             for compile in [False, True] if options.compile else [False]:
-                here, plain = pvi.sgld(estimator), pvi.sgld(potential)
-                jobs = [(here, CHAINS), (plain, CHAINS * times)]
+                jobs = [(pvi.sgld(estimator), CHAINS), (plain, CHAINS * times)]
                 for sampler, chains in jobs:
                     timed(sampler, data, batch, chains, 5, compile)
                 pairs = [
@@ -467,7 +470,10 @@ def cost(options: argparse.Namespace) -> None:
                     f"{micro[0]:.0f} / {micro[1]:.0f}",
                     f"{mid:.2f} ({low:.2f} ... {high:.2f})",
                 ]
-            print(f"| {name} | {what} | {CHAINS * times} | " + " | ".join(cells) + " |", flush=True)
+            lines.append(f"| {name} | {what} | {times} | " + " | ".join(cells) + " |")
+            print(lines[-1], flush=True)
+    if options.write:
+        write(Path(options.write), {"cost": "\n".join(lines)})
 
 
 def main() -> None:
