@@ -87,8 +87,8 @@ def classification(folder: Path, seed: int) -> Task:
     net = nn.Sequential(nn.Linear(train[0].shape[1], 20), nn.ReLU(), nn.Linear(20, 10))
     prior = pvi.Normal(1.0, fan_in=True)
     potential = pvi.from_module(net, pvi.Categorical(), prior, num_data=len(train[0]))
-    steps = {"sgld": 3e-6, "psgld": 1e-8, "sghmc": 1e-3}
-    return Task(name, potential, train, test, 200, steps, 30.0, 1.0)
+    steps = {"sgld": 3e-6, "psgld": 1e-8, "sghmc": 5e-4}
+    return Task(name, potential, train, test, 200, steps, 100.0, 1.0)
 
 
 def regression(folder: Path, seed: int) -> Task:
@@ -115,9 +115,9 @@ def regression(folder: Path, seed: int) -> Task:
     net = nn.Sequential(nn.Linear(x.shape[1], 50), nn.Tanh(), nn.Linear(50, 1))
     prior = pvi.Normal(1.0, fan_in=True)
     potential = pvi.from_module(net, pvi.Gaussian(scale=NOISE), prior, num_data=len(rows))
-    steps = {"sgld": 1e-5, "psgld": 1e-7, "sghmc": 2e-3}
+    steps = {"sgld": 1e-5, "psgld": 1e-7, "sghmc": 1e-3}
     return Task(
-        name, potential, (x[rows], y[rows]), (x[held], y[held]), 100, steps, 20.0, float(unit)
+        name, potential, (x[rows], y[rows]), (x[held], y[held]), 100, steps, 100.0, float(unit)
     )
 
 
@@ -183,9 +183,10 @@ def one_run(job: dict[str, Any]) -> dict[str, Any]:
         )
         return draws
 
-    trial = 60
+    trial = 100
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        run(trial, 2, trial - 2)
         per_step = run(trial, 2, trial - 2).seconds / trial
     steps = max(100, int(job["seconds"] / per_step))
     warmup = steps // 5
@@ -213,7 +214,7 @@ def measures(task: Task, draws: pvi.Draws, thin: int, seed: int) -> dict[str, fl
     }
     every = max(1, draws.particles.shape[1] // 25)
     found |= scores(task, draws, every)
-    mixed = draws.recombine(len(draws.flat(every)), "layer", seed)
+    mixed = draws.recombine(len(draws.flat(every)), "layer", seed=seed)
     found["recombined_nll"] = scores(task, mixed, 1)["nll"]
     return found
 
@@ -276,8 +277,10 @@ def table(results: list[dict[str, Any]]) -> str:
             cells = []
             for key, _, factor, form in COLUMNS:
                 values = [factor * row[key] for row in rows]
-                spread = statistics.stdev(values) if len(values) > 1 else math.nan
-                cells.append(form.format(statistics.mean(values)) + " ± " + form.format(spread))
+                cell = form.format(statistics.mean(values))
+                if len(values) > 1:
+                    cell += " ± " + form.format(statistics.stdev(values))
+                cells.append(cell)
             lines.append(f"| {sampler} | {method} | " + " | ".join(cells) + " |")
     first = results[0]
     seeds = len({row["seed"] for row in results})
