@@ -347,6 +347,44 @@ class Draws:
         found: np.ndarray[Any, Any] = arviz.rhat(self._series(of, inputs, num, "R-hat"))
         return found
 
+    def temperatures(self, data: Any = None, *, thin: int = 1) -> dict[str, Any]:
+        """Kinetic and configurational temperatures, each with its Monte-Carlo standard error.
+
+        ``"kinetic"`` for momentum methods; ``"all"`` and the name of each tensor for the
+        configurational temperature there. See ``particlevi.diagnostics.temperatures``.
+
+        Args:
+            data: as given to ``sample``.
+            thin: for the configurational ones, use every ``thin``-th draw.
+        """
+        from particlevi.diagnostics import temperatures
+
+        found = {}
+        if "kinetic_temperature" in self.stats:
+            found["kinetic"] = temperatures.kinetic(self)
+        return {**found, **temperatures.configurational(self, data, thin=thin)}
+
+    def diagnose(
+        self, data: Any = None, *, inputs: Any = None, thin: int = 1, verbose: bool = True
+    ) -> Any:
+        """Print a verdict on the run: what is wrong, by how much, and what to change.
+
+        Args:
+            data: as given to ``sample``; adds the configurational temperature, on all the data.
+            inputs: probe inputs: convergence is then that of the outputs there.
+            thin: for the configurational temperature, use every ``thin``-th draw.
+            verbose: print it.
+
+        Returns:
+            The verdict, with ``.ok``, ``.findings`` and ``.facts``.
+        """
+        from particlevi.diagnostics.verdict import diagnose
+
+        verdict = diagnose(self, data, inputs, thin)
+        if verbose:
+            print(verdict)
+        return verdict
+
     def _series(self, of: str, inputs: Any, num: int, what: str) -> Tensor:
         check_choice("of", of, ["parameters", "projections", "predictions"])
         if "recombined" in self.attrs:

@@ -78,7 +78,7 @@ def test_a_cycle_keeps_its_sampling_part():
 
 
 def test_cycles_that_never_sample_are_refused(monkeypatch):
-    monkeypatch.setattr("particlevi.sampling._LONGEST_GAP", 1000)
+    monkeypatch.setattr("particlevi.run._LONGEST_GAP", 1000)
     sampler = pvi.sgld(DENSITY, temperature=pvi.cyclical(1.0, period=2, exploration=0.5))
     sizes = pvi.cyclical(0.1, period=2, exploration=0.5)
 

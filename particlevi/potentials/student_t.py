@@ -28,6 +28,7 @@ class StudentT:
         scale: the scale, not the standard deviation. A prior also takes one per name pattern.
         fan_in: prior only: divide the scale of weights by the root of their fan-in.
 
+    >>> import torch
     >>> round(float(StudentT(df=4.0).elementwise(torch.tensor(1.0)).variance), 6)
     2.0
     """

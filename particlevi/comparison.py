@@ -1,0 +1,325 @@
+"""``compare()``: several sets of draws of one posterior, side by side.
+
+Predictions are the common ground: they do not depend on which hidden unit is which. Distances
+between draws and effective temperatures speak of the parameters themselves, and mean little across
+modes that differ by a symmetry.
+
+Reference: Wilson, Izmailov, Hoffman, Gal, Li, Pradier, Vikram, Foong, Lotfi and Farquhar,
+"Evaluating approximate inference in Bayesian deep learning", 2022 (agreement and total variation);
+Naeini, Cooper and Hauskrecht, "Obtaining well calibrated probabilities using Bayesian binning",
+2015 (calibration error); Mandt, Hoffman and Blei, "Stochastic gradient descent as approximate
+Bayesian inference", 2017.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from particlevi._checks import check_choice, check_positive_int
+from particlevi.batches import as_tensors
+from particlevi.draws import Draws
+from particlevi.potentials.potential import ModelPotential
+from particlevi.sgdvi.optimal import effective_temperatures
+from particlevi.typing import Batch
+
+__all__ = ["Comparison", "calibration_error", "compare"]
+
+COLUMNS = {
+    "draws": "number of draws used",
+    "nll": "mean negative log predictive density per datum, in nats",
+    "accuracy": "share of right classes, or RMSE of the predictive mean",
+    "ece": "expected calibration error: |confidence - share right|, or of interval coverage",
+    "agreement": "share of inputs with the reference's most likely class",
+    "total_variation": "between predictive distributions and the reference's, mean over inputs",
+    "function_distance": "RMS difference of the mean output to the reference's",
+    "sliced_wasserstein": "between draws and the reference's, mean over random directions",
+    "temperature": "median effective temperature over Hessian eigendirections, 1 for the posterior",
+    "ess": "median effective sample size of the outputs",
+    "ess_per_second": "the same over the seconds of the run",
+    "seconds": "that the run took",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """One row per set of draws.
+
+    Attributes:
+        rows: by name, the quantities of ``COLUMNS`` that apply; None where one does not.
+        reference: the name of the set that the others are compared with.
+        eigenvalues: of the Hessian of the potential at the centre, ``[D]``, smallest first; empty
+            if it was not computed.
+        temperatures: by name, the effective temperature along each eigenvector, ``[D]``.
+        errors: standard errors of ``nll`` and ``accuracy`` over the data, by name.
+    """
+
+    rows: dict[str, dict[str, float | None]]
+    reference: str
+    eigenvalues: Tensor
+    temperatures: dict[str, Tensor] = field(default_factory=dict)
+    errors: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def table(self) -> str:
+        """The rows as a Markdown table."""
+        shown = [c for c in COLUMNS if any(row.get(c) is not None for row in self.rows.values())]
+
+        def show(name: str, column: str) -> str:
+            value = self.rows[name].get(column)
+            if value is None:
+                return "-"
+            error = self.errors.get(name, {}).get(column)
+            return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
+
+        lines = [["method", *shown], ["---"] * (len(shown) + 1)]
+        lines += [[name, *(show(name, column) for column in shown)] for name in self.rows]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+    def __str__(self) -> str:
+        return self.table()
+
+
+def compare(
+    draws: Mapping[str, Draws],
+    data: Any,
+    *,
+    reference: str | None = None,
+    train_data: Any = None,
+    thin: int = 1,
+    max_hessian: int = 1500,
+    num_probes: int = 20,
+    num_directions: int = 200,
+    seed: int = 0,
+) -> Comparison:
+    """Several sets of draws of one posterior, in one table.
+
+    Args:
+        draws: by name, all of the same potential, made from a module.
+        data: held-out data, as given to ``sample``.
+        reference: the set that the others are compared with; the last if absent.
+        train_data: the training data. With them the Hessian of the potential is computed at the
+            mean of the reference's draws (at its draw of highest density if that is better), and
+            the effective temperature along its eigenvectors: variance times curvature, within
+            chains, so that different modes do not count as variance.
+        thin: use every ``thin``-th draw.
+        max_hessian: with more parameters than that, no Hessian is computed.
+        num_probes: of the inputs, at which effective sample sizes of the outputs are taken.
+        num_directions: for the sliced Wasserstein distance.
+        seed: of these directions.
+
+    Raises:
+        ValueError: fewer than two sets, draws of different potentials, or an unknown reference.
+
+    >>> import particlevi as pvi
+    >>> net, x = torch.nn.Linear(1, 1), torch.linspace(-1, 1, 40).unsqueeze(1)
+    >>> model = pvi.from_module(net, pvi.Gaussian(scale=0.3), pvi.Normal(1.0), num_data=40)
+    >>> run = {"num_particles": 4, "num_warmup": 300, "num_draws": 100, "progress": False}
+    >>> found = compare(
+    ...     {
+    ...         "sgd": pvi.sample(pvi.sgd(model), (x, x), step_size=1e-3, batch_size=4, **run),
+    ...         "sghmc": pvi.sample(pvi.sghmc(model), (x, x), step_size=0.02, **run),
+    ...     },
+    ...     data=(x, x),
+    ...     train_data=(x, x),
+    ... )
+    >>> sorted(found.rows)
+    ['sgd', 'sghmc']
+    """
+    if len(draws) < 2:
+        raise ValueError(f"A comparison takes at least two sets of draws, got {list(draws)}.")
+    names = list(draws)
+    reference = names[-1] if reference is None else reference
+    check_choice("reference", reference, names)
+    check_positive_int("num_probes", num_probes)
+    check_positive_int("num_directions", num_directions)
+    model = _shared_model(draws)
+    data = as_tensors(data, model)
+    inputs, targets = data[:-1], data[-1]
+    parameters = {name: each.flat(thin).double() for name, each in draws.items()}
+    predictive = {name: _predictive(each, inputs, thin) for name, each in draws.items()}
+    base = predictive[reference]
+    eigenvalues, temperatures = torch.empty(0), {}
+    if train_data is not None and model.num_params <= max_hessian:
+        train = as_tensors(train_data, model)
+        hessian = _hessian(model, _center(model, parameters[reference], train), train)
+        eigenvalues = torch.linalg.eigvalsh(hessian)
+        within = {name: _within_chains(each, thin) for name, each in draws.items()}
+        temperatures = {
+            name: effective_temperatures(covariance, hessian, 1)
+            for name, covariance in within.items()
+            if covariance is not None
+        }
+    rows, errors = {}, {}
+    for name, each in draws.items():
+        own = predictive[name]
+        density = each.log_predictive_density(data, thin=thin)
+        scores, hits = -density, _hits(own, targets)
+        accuracy = float(hits.mean()) if own.classes else math.sqrt(float(hits.mean()))
+        ess = _ess(each, inputs, num_probes)
+        warm = temperatures.get(name)
+        different = name != reference
+        rows[name] = {
+            "draws": float(len(parameters[name])),
+            "nll": float(scores.mean()),
+            "accuracy": accuracy,
+            "ece": own.calibration(targets),
+            "agreement": own.agreement(base) if different else None,
+            "total_variation": own.total_variation(base) if different else None,
+            "function_distance": float((own.mean - base.mean).square().mean().sqrt())
+            if different
+            else None,
+            "sliced_wasserstein": _sliced_wasserstein(
+                parameters[name], parameters[reference], num_directions, seed
+            )
+            if different
+            else None,
+            "temperature": None if warm is None else float(warm.nanmedian()),
+            "ess": ess,
+            "ess_per_second": None if ess is None else ess / each.seconds,
+            "seconds": each.seconds,
+        }
+        root = math.sqrt(len(scores))
+        error = float(hits.std()) / root
+        errors[name] = {
+            "nll": float(scores.std()) / root,
+            "accuracy": error if own.classes else error / (2 * max(accuracy, 1e-30)),
+        }
+    return Comparison(rows, reference, eigenvalues, temperatures, errors)
+
+
+@dataclass(frozen=True, eq=False)
+class _Predictive:
+    """The predictive distributions ``[B]`` of one set: class probabilities, or mixed normals."""
+
+    mean: Tensor
+    std: Tensor
+    probs: Tensor | None
+    classes: bool
+
+    def agreement(self, other: _Predictive) -> float | None:
+        if self.probs is None or other.probs is None:
+            return None
+        return float((self.probs.argmax(-1) == other.probs.argmax(-1)).double().mean())
+
+    def total_variation(self, other: _Predictive) -> float | None:
+        if self.probs is None or other.probs is None:
+            return None
+        return float(0.5 * (self.probs - other.probs).abs().sum(-1).mean())
+
+    def calibration(self, targets: Tensor) -> float:
+        if self.probs is not None:
+            return calibration_error(self.probs, targets.long().reshape(len(self.probs)))
+        levels = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+        place = torch.special.ndtr((targets.double().view_as(self.mean) - self.mean) / self.std)
+        covered = [((place - 0.5).abs() < level / 2).double().mean() for level in levels]
+        return float((torch.stack(covered) - levels).abs().mean())
+
+
+def calibration_error(probs: Tensor, targets: Tensor, num_bins: int = 15) -> float:
+    """``sum_bins (n_bin / n) |mean confidence - share right|`` of the most likely class.
+
+    Bins are equally wide in confidence.
+
+    Args:
+        probs: class probabilities ``[B, C]``.
+        targets: class numbers ``[B]``.
+        num_bins: as said.
+
+    >>> calibration_error(torch.tensor([[0.8, 0.2]] * 5), torch.tensor([0, 0, 0, 0, 1]))
+    0.0
+    """
+    confidence, predicted = probs.double().max(-1)
+    right = (predicted == targets).double()
+    bins = (confidence * num_bins).long().clamp(max=num_bins - 1)
+    gap = torch.zeros(num_bins, dtype=torch.float64).index_add_(0, bins, confidence - right)
+    return round(float(gap.abs().sum()) / len(probs), 12)
+
+
+def _shared_model(draws: Mapping[str, Draws]) -> ModelPotential:
+    models = {name: each.potential for name, each in draws.items()}
+    if any(model is None for model in models.values()):
+        missing = [name for name, model in models.items() if model is None]
+        raise ValueError(f"{missing} were loaded without potential: pvi.load(path, potential=...).")
+    first_name, first = next(iter(models.items()))
+    assert first is not None
+    for name, model in models.items():
+        assert model is not None
+        if dict(model.fingerprint) != dict(first.fingerprint):
+            raise ValueError(f"{first_name!r} and {name!r} are draws of different potentials.")
+    if first.likelihood is None:
+        raise ValueError("A comparison of predictions needs a potential made from a module.")
+    return first
+
+
+def _predictive(draws: Draws, inputs: Any, thin: int) -> _Predictive:
+    found = draws.predict(inputs, thin=thin)
+    probs = found.probs
+    if probs is not None:
+        probs = probs.double()
+        likelihood = draws.potential.likelihood if draws.potential is not None else None
+        if likelihood is not None and likelihood.binary:
+            probs = probs.reshape(len(probs), -1)[:, :1]
+            probs = torch.cat([1 - probs, probs], -1)
+    return _Predictive(found.mean.double(), found.std.double(), probs, probs is not None)
+
+
+def _hits(own: _Predictive, targets: Tensor) -> Tensor:
+    """Right or wrong per datum, or squared errors."""
+    if own.probs is not None:
+        return (own.probs.argmax(-1) == targets.reshape(len(own.probs))).double()
+    return (own.mean - targets.double().view_as(own.mean)).square().flatten(1).mean(1)
+
+
+def _ess(draws: Draws, inputs: Any, num_probes: int) -> float | None:
+    if draws.interacting or draws.particles.shape[1] < 4 or draws.attrs.get("sampler") == "swag":
+        return None
+    probe = pytree.tree_map(lambda leaf: leaf[:num_probes], inputs)
+    return float(torch.from_numpy(draws.ess(of="predictions", inputs=probe)).nanmedian())
+
+
+def _within_chains(draws: Draws, thin: int) -> Tensor | None:
+    """The covariance of draws about their chain's mean, ``[D, D]``."""
+    if draws.interacting or draws.particles.shape[1] < 2:
+        return None
+    values = draws.particles[:, ::thin].double()
+    centered = (values - values.mean(1, keepdim=True)).flatten(0, 1)
+    return centered.T @ centered / (len(centered) - len(values))
+
+
+def _center(model: ModelPotential, particles: Tensor, data: Any) -> Tensor:
+    points = torch.stack([particles.mean(0), *particles[:: max(1, len(particles) // 16)]])
+    with torch.no_grad():
+        energy = torch.cat([model(p[None].to(model.dtype), Batch(data)) for p in points])
+    return points[energy.argmin()].to(model.dtype)
+
+
+def _hessian(model: ModelPotential, position: Tensor, data: Any) -> Tensor:
+    """Of the potential, ``[D, D]`` in float64, by rows of backward passes over the gradient."""
+
+    def energy(theta: Tensor) -> Tensor:
+        return model(theta[None], Batch(data))[0]
+
+    theta = position.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(energy(theta), theta, create_graph=True)
+        rows = [
+            torch.autograd.grad(g, theta, retain_graph=True)[0].double() for g in gradient.unbind()
+        ]
+    matrix = torch.stack(rows)
+    return (matrix + matrix.T) / 2
+
+
+def _sliced_wasserstein(a: Tensor, b: Tensor, num: int, seed: int) -> float:
+    """Mean over unit directions of the squared 2-Wasserstein distance, its root."""
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(a.shape[1], num, generator=generator, dtype=torch.float64)
+    directions = directions / directions.norm(dim=0)
+    levels = (torch.arange(256, dtype=torch.float64) + 0.5) / 256
+    gaps = (a @ directions).quantile(levels, dim=0) - (b @ directions).quantile(levels, dim=0)
+    return float(gaps.square().mean().sqrt())

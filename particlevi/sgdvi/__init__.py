@@ -1,0 +1,103 @@
+"""SGD as variational inference: the effective potential that SGD minimises, and its circulation."""
+
+from particlevi.sgdvi.circulation import Circulation, circulation, entropy_production
+from particlevi.sgdvi.currents import Current, DriftParts, decompose_drift, probability_current
+from particlevi.sgdvi.effective_potential import (
+    FittedPotential,
+    GaussianPotential,
+    fit_potential,
+    gaussian_potential,
+)
+from particlevi.sgdvi.free_energy import (
+    FreeEnergy,
+    Moments,
+    free_energy_along,
+    gaussian_kl,
+    moments_along,
+)
+from particlevi.sgdvi.noise import (
+    Estimate,
+    GradientNoise,
+    NoisePath,
+    gradient_noise,
+    noise_along,
+)
+from particlevi.sgdvi.optimal import (
+    effective_temperatures,
+    kl_to_posterior,
+    optimal_preconditioner,
+    optimal_rate,
+)
+from particlevi.sgdvi.series import NotStationaryWarning, is_stationary
+from particlevi.sgdvi.slices import (
+    Projection,
+    Slice,
+    compare_potentials,
+    line,
+    mean_loss,
+    plane,
+    principal_directions,
+    project,
+)
+from particlevi.sgdvi.spectra import Spectra, spectra
+from particlevi.sgdvi.spectrum import Spectrum
+from particlevi.sgdvi.stationary import (
+    Scalings,
+    StationaryLaw,
+    batch_factor,
+    exact_law,
+    ou_covariance,
+    scalings,
+    stationary_law,
+)
+from particlevi.sgdvi.swag import iterate_average, swag
+
+__all__ = [
+    "Circulation",
+    "Current",
+    "DriftParts",
+    "Estimate",
+    "FittedPotential",
+    "FreeEnergy",
+    "GaussianPotential",
+    "GradientNoise",
+    "Moments",
+    "NoisePath",
+    "NotStationaryWarning",
+    "Projection",
+    "Scalings",
+    "Slice",
+    "Spectra",
+    "Spectrum",
+    "StationaryLaw",
+    "batch_factor",
+    "circulation",
+    "compare_potentials",
+    "decompose_drift",
+    "effective_temperatures",
+    "entropy_production",
+    "exact_law",
+    "fit_potential",
+    "free_energy_along",
+    "gaussian_kl",
+    "gaussian_potential",
+    "gradient_noise",
+    "is_stationary",
+    "iterate_average",
+    "kl_to_posterior",
+    "line",
+    "mean_loss",
+    "moments_along",
+    "noise_along",
+    "optimal_preconditioner",
+    "optimal_rate",
+    "ou_covariance",
+    "plane",
+    "principal_directions",
+    "probability_current",
+    "project",
+    "scalings",
+    "spectra",
+    "stationary_law",
+    "swag",
+]

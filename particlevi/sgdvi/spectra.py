@@ -1,0 +1,105 @@
+"""Spectra and autocorrelations of a trajectory beside those of a reversible one.
+
+Slow decay of autocorrelations and missing power at low frequencies of the increments have been
+read as signs of limit cycles. They are not: an autoregression ``x' = a x + e``, which looks the
+same backwards in time, has increments with the power
+``s^2 (2 - 2 cos w) / (1 + a^2 - 2 a cos w)``, zero at ``w = 0``, and autocorrelations ``a^lag``. So
+this null stands beside every curve; the test for loops is ``circulation``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from particlevi._checks import check_positive_int
+from particlevi.draws import Draws
+from particlevi.sgdvi.series import as_series, is_stationary
+
+__all__ = ["Spectra", "spectra"]
+
+
+@dataclass(frozen=True, eq=False)
+class Spectra:
+    """Means over coordinates and chains, each beside that of the autoregression.
+
+    Attributes:
+        frequencies: in radians per draw, ``[W]``.
+        power: of the increments of coordinates scaled to variance 1, ``[W]``.
+        power_std: its standard deviation between coordinates, ``[W]``.
+        null_power: of the autoregressions with the same lag-1 autocorrelations, ``[W]``.
+        lags: in draws, ``[L]``.
+        autocorrelation: ``[L]``.
+        autocorrelation_std: between coordinates, ``[L]``.
+        null_autocorrelation: ``[L]``.
+        factors: the lag-1 autocorrelation ``a`` of each coordinate, ``[D]``.
+        stationary: whether the two halves of the run agree; None if it was too short to tell.
+    """
+
+    frequencies: Tensor
+    power: Tensor
+    power_std: Tensor
+    null_power: Tensor
+    lags: Tensor
+    autocorrelation: Tensor
+    autocorrelation_std: Tensor
+    null_autocorrelation: Tensor
+    factors: Tensor
+    stationary: bool | None
+
+
+def spectra(draws: Draws | Tensor, *, num_frequencies: int = 64, max_lag: int = 100) -> Spectra:
+    """Spectrum of increments and autocorrelation, with the reversible null beside them.
+
+    The spectrum is the mean of periodograms of Hann-windowed stretches of ``2 num_frequencies``
+    increments (Welch's method).
+
+    Args:
+        draws: stationary draws of SGD, or ``[P, T, D]``, evenly spaced.
+        num_frequencies: W.
+        max_lag: L - 1, in draws.
+
+    Raises:
+        ValueError: fewer draws per chain than that takes.
+    """
+    check_positive_int("num_frequencies", num_frequencies)
+    check_positive_int("max_lag", max_lag)
+    series = as_series(draws)
+    window = 2 * num_frequencies
+    needed = max(window + 1, max_lag + 2)
+    if series.shape[1] < needed:
+        raise ValueError(f"This takes at least {needed} draws per chain, got {series.shape[1]}.")
+    centered = series - series.mean((0, 1))
+    variance = centered.square().mean((0, 1))
+    if (variance == 0).any():
+        raise ValueError("The draws do not move in some coordinates: leave those out.")
+    scaled = centered / variance.sqrt()
+    lags = torch.arange(max_lag + 1)
+    length = scaled.shape[1]
+    correlation = torch.stack(
+        [(scaled[:, : length - k] * scaled[:, k:]).mean((0, 1)) for k in lags.tolist()]
+    )
+    factors = correlation[1]
+    shape = torch.hann_window(window, dtype=torch.float64)
+    pieces = scaled.diff(dim=1).unfold(1, window, num_frequencies)
+    power = torch.fft.rfft(pieces * shape).abs().square().mean((0, 1)) / shape.square().sum()
+    frequencies = torch.linspace(0, math.pi, num_frequencies + 1, dtype=torch.float64)
+    wave = frequencies.cos()
+    null = ((1 - factors**2)[:, None] * (2 - 2 * wave)) / (
+        1 + factors[:, None] ** 2 - 2 * factors[:, None] * wave
+    )
+    return Spectra(
+        frequencies=frequencies[1:],
+        power=power.mean(0)[1:],
+        power_std=power.std(0, correction=0)[1:],
+        null_power=null.mean(0)[1:],
+        lags=lags,
+        autocorrelation=correlation.mean(1),
+        autocorrelation_std=correlation.std(1, correction=0),
+        null_autocorrelation=(factors ** lags[:, None]).mean(1),
+        factors=factors,
+        stationary=is_stationary(series),
+    )

@@ -1,0 +1,193 @@
+"""Eigenvalues of the noise covariance, all or the largest, and what they say.
+
+All: those of ``[N, N]`` Gram or ``[D, D]`` covariance matrices, in float64. The largest: Rayleigh
+and Ritz in the block Krylov space ``span(V, A V, A^2 V ...)`` with full orthogonalisation; the
+residual ``r = |A x - l x|`` of a pair bounds the distance from ``l`` to an eigenvalue of ``A``;
+for one that stands apart by a gap, the distance is at most ``r^2 / gap``.
+
+Reference: Musco and Musco, "Randomized block Krylov methods for stronger and faster approximate
+singular value decomposition", 2015.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import scipy.linalg
+import torch
+from torch import Tensor
+
+__all__ = ["Spectrum", "covariance_spectrum", "gram_spectrum", "top_spectrum"]
+
+_ROWS = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """Eigenvalues of a covariance of ``num_params`` rows, largest first.
+
+    Attributes:
+        eigenvalues: ``[K]`` in float64; the ``num_params - K`` others are zero if ``complete``.
+        error: bounds on the distance of each to an eigenvalue, ``[K]``.
+        trace: of the matrix.
+        num_params: D.
+        num_data: N.
+        complete: whether these are all that are not zero.
+        vectors: eigenvectors ``[D, K]``, if they were kept.
+    """
+
+    eigenvalues: Tensor
+    error: Tensor
+    trace: float
+    num_params: int
+    num_data: int
+    complete: bool
+    vectors: Tensor | None = None
+
+    def threshold(self, epsilon: float = torch.finfo(torch.float32).eps) -> float:
+        """``largest * D * epsilon``, numpy's rule for the rank of a matrix."""
+        return float(self.eigenvalues[0]) * self.num_params * epsilon
+
+    def rank(self, epsilon: float = torch.finfo(torch.float32).eps) -> int:
+        """The number of eigenvalues above ``threshold(epsilon)``.
+
+        It is a statement about the threshold as much as about the matrix: with the epsilon of
+        single precision the threshold is ``1.2e-7 D`` of the largest eigenvalue, and with that of
+        double precision the rank is often N - 1, the most it can be.
+
+        Raises:
+            ValueError: all eigenvalues that are known lie above the threshold, but there are more.
+        """
+        above = int((self.eigenvalues > self.threshold(epsilon)).sum())
+        if above == len(self.eigenvalues) and not self.complete:
+            raise ValueError(
+                f"The rank is at least {above}, as many eigenvalues as were asked for: ask for "
+                "more (top=), or for all of them."
+            )
+        return above
+
+    @property
+    def effective_rank(self) -> float:
+        """``tr(C)^2 / tr(C^2)``: how many equal eigenvalues would be as spread out.
+
+        Of the largest few only, an upper bound.
+        """
+        return self.trace**2 / float(self.eigenvalues.square().sum())
+
+    @property
+    def anisotropy(self) -> float:
+        """The largest eigenvalue over the mean of all D."""
+        return float(self.eigenvalues[0]) * self.num_params / self.trace
+
+    @property
+    def mean(self) -> float:
+        """Of all D eigenvalues."""
+        return self.trace / self.num_params
+
+    @property
+    def std(self) -> float:
+        """Of all D eigenvalues; of the largest few only, a lower bound."""
+        second = float(self.eigenvalues.square().sum()) / self.num_params
+        return float(max(second - self.mean**2, 0.0) ** 0.5)
+
+
+def gram_spectrum(rows: Tensor, num_params: int) -> Spectrum:
+    """All eigenvalues of ``rows' rows / N`` that can differ from 0, for ``rows [N, D]``, N < D."""
+    count = len(rows)
+    gram = torch.empty(count, count, dtype=torch.float64)
+    for i in range(0, count, _ROWS):
+        left = rows[i : i + _ROWS].double()
+        for j in range(0, i + 1, _ROWS):
+            block = left @ rows[j : j + _ROWS].double().T / count
+            gram[i : i + _ROWS, j : j + _ROWS] = block.cpu()
+    del rows
+    return _exact(gram, num_params, count)
+
+
+def covariance_spectrum(matrix: Tensor, num_data: int) -> Spectrum:
+    """All eigenvalues of a matrix ``[D, D]``."""
+    return _exact(matrix.cpu(), len(matrix), num_data)
+
+
+def _exact(matrix: Tensor, num_params: int, num_data: int) -> Spectrum:
+    # Only the lower triangle is read. The transpose is column-major, so LAPACK works in place.
+    values = scipy.linalg.eigvalsh(
+        matrix.numpy().T, lower=False, overwrite_a=True, check_finite=False, driver="ev"
+    )
+    found = torch.from_numpy(values.copy()).flip(0)
+    size = torch.finfo(torch.float64).eps * len(found) * found[0]
+    return Spectrum(
+        eigenvalues=found.clamp(min=0),
+        error=size.expand(len(found)),
+        trace=float(found.sum()),
+        num_params=num_params,
+        num_data=num_data,
+        complete=True,
+    )
+
+
+def top_spectrum(
+    apply: Callable[[Tensor], Tensor],
+    top: int,
+    trace: float,
+    *,
+    num_params: int,
+    num_data: int,
+    like: Tensor,
+    seed: int,
+    tolerance: float = 1e-2,
+) -> Spectrum:
+    """The largest eigenvalues of a positive matrix, given only by its products.
+
+    Args:
+        apply: ``A V [D, B]`` for ``V [D, B]``.
+        top: how many.
+        trace: of the matrix.
+        num_params: D.
+        num_data: N.
+        like: a tensor of the dtype and device to work in.
+        seed: of the first block.
+        tolerance: the space grows until every residual is below this share of its eigenvalue or
+            the rounding of the largest.
+    """
+    top = min(top, num_params)
+    width = min(num_params, max(8, top // 4))
+    generator = torch.Generator().manual_seed(seed)
+    block = torch.randn(num_params, width, generator=generator).to(like)
+    basis = torch.linalg.qr(block)[0]
+    projected = torch.zeros(0, 0, dtype=like.dtype, device=like.device)
+    floor = 10 * torch.finfo(like.dtype).eps
+    while True:
+        newest = basis[:, projected.shape[0] :]
+        image = apply(newest)
+        columns = basis.T @ image
+        old = projected.shape[0]
+        grown = torch.zeros(basis.shape[1], basis.shape[1], dtype=like.dtype, device=like.device)
+        grown[:old, :old] = projected
+        grown[:, old:] = columns
+        grown[old:, :old] = columns[:old].T
+        projected = grown
+        values, inner = torch.linalg.eigh((projected + projected.T).double() / 2)
+        rest = image - basis @ columns
+        rest -= basis @ (basis.T @ rest)
+        kept = inner[:, -top:].flip(1).to(like.dtype)
+        ritz = values[-top:].flip(0)
+        residual = (rest @ kept[old:]).norm(dim=0).double()
+        scale = torch.maximum(tolerance * ritz.clamp(min=0), floor * ritz[0])
+        full = basis.shape[1] >= num_params
+        if full or (len(ritz) == top and bool((residual <= scale).all())):
+            break
+        added = torch.linalg.qr(rest)[0][:, : num_params - basis.shape[1]]
+        for _ in range(2):
+            added = torch.linalg.qr(added - basis @ (basis.T @ added))[0]
+        basis = torch.cat([basis, added], dim=1)
+    return Spectrum(
+        eigenvalues=ritz.clamp(min=0).cpu(),
+        error=residual.cpu(),
+        trace=trace,
+        num_params=num_params,
+        num_data=num_data,
+        complete=full,
+        vectors=basis @ kept,
+    )

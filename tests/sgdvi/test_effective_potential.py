@@ -1,0 +1,218 @@
+import warnings
+
+import pytest
+import torch
+from scipy.stats import norm
+
+import particlevi as pvi
+from particlevi import sgdvi
+from tests.sgdvi.double_well import potential, region, simulate
+
+F = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
+C = torch.tensor([[1.0, -0.3], [-0.3, 2.0]], dtype=torch.float64)
+
+
+def gaussian_draws(covariance, replicas, draws, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(replicas, draws, len(covariance), generator=generator, dtype=torch.float64)
+    return z @ torch.linalg.cholesky(covariance).T
+
+
+def autoregression(replicas, draws, factor, seed=0):
+    """A reversible run with stationary law Normal(0, 1), ``[P, T, 2]``."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(replicas, 2, generator=generator, dtype=torch.float64)
+    kept = []
+    for _ in range(draws):
+        xi = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        x = factor * x + (1 - factor**2) ** 0.5 * xi
+        kept.append(x)
+    return torch.stack(kept, 1)
+
+
+def test_covariance_gives_the_potential_that_theory_predicts():
+    law = sgdvi.stationary_law(F, C, learning_rate=0.05, batch_size=8)
+    draws = gaussian_draws(law.covariance, 100, 200)
+    found = sgdvi.gaussian_potential(draws, law.temperature)
+    wanted = law.potential_hessian
+    score = (found.hessian - wanted) / found.standard_error
+    assert score.abs().max() < 5
+    # The error is that of 20 000 independent draws, and far below the distance to the loss.
+    assert (found.standard_error < 0.02 * wanted.diagonal().max()).all()
+    assert ((F - wanted) / found.standard_error).abs().max() > 20
+    assert found.stationary
+    points = torch.tensor([[0.1, 0.0], [0.0, -0.2]], dtype=torch.float64)
+    error = (found(points) - law.potential(points)) / found.band(points)
+    assert error.abs().max() < 5
+    assert torch.allclose(found.hessian @ found.covariance, law.temperature * torch.eye(2).double())
+
+
+def test_standard_errors_know_of_autocorrelation():
+    # Var of the sample variance of an AR(1) run is larger by (1 + a^2)/(1 - a^2).
+    a, length = 0.9, 20000
+    series = autoregression(1, length, a)
+    found = sgdvi.gaussian_potential(series, 1.0, num_blocks=50)
+    expected = (2 * (1 + a**2) / (1 - a**2) / length) ** 0.5
+    assert float(found.standard_error[0, 0]) == pytest.approx(expected, rel=0.5)
+    assert float(found.standard_error[0, 0]) > 2 * (2 / length) ** 0.5
+
+
+def test_shrinkage():
+    draws = gaussian_draws(torch.diag(torch.tensor([1.0, 4.0])).double(), 50, 4)
+    plain = sgdvi.gaussian_potential(draws, 1.0)
+    half = sgdvi.gaussian_potential(draws, 1.0, shrinkage=0.5)
+    mean = plain.covariance.diagonal().mean()
+    assert torch.allclose(half.covariance, 0.5 * plain.covariance + 0.5 * mean * torch.eye(2))
+    # Many dimensions, few draws: shrinkage makes the inverse exist and the covariance better.
+    wide = gaussian_draws(torch.eye(60).double(), 40, 1)
+    with pytest.raises(ValueError, match="no inverse"):
+        sgdvi.gaussian_potential(wide, 1.0)
+    auto = sgdvi.gaussian_potential(wide, 1.0, shrinkage="auto")
+    assert auto.shrinkage > 0.8
+    assert (auto.covariance - torch.eye(60)).norm() < 0.5 * (
+        torch.cov(wide.squeeze(1).T) - torch.eye(60)
+    ).norm()
+    assert auto.stationary is None
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.5])
+def test_double_well(strength):
+    draws = simulate(strength, 2000, draws=10, thin=50)
+    x, y = draws[..., 0], draws[..., 1]
+    for values, wanted in ((x**2, 1.0418), (x**4, 2.0418), (y**2, 1.0)):
+        error = values.mean(1).std() / len(values) ** 0.5
+        assert abs(values.mean() - wanted) < 5 * error
+    phi = sgdvi.fit_potential(draws, temperature=1.0)
+    points = region()
+    error = phi(points) - potential(points)
+    error -= error.mean()
+    rms = error.square().mean().sqrt()
+    assert rms < 0.07
+    # The band is an honest one: neither far too narrow nor far too wide.
+    assert 0.4 < phi.band(points).square().mean().sqrt() / rms < 2.5
+    if strength == 1.5:
+        assert phi.stationary
+
+
+def test_gradient_of_the_fit_is_that_of_its_value():
+    phi = sgdvi.fit_potential(simulate(0.0, 500, 2, 50), 2.0, num_centers=30, num_bootstrap=2)
+    x = torch.tensor([[0.3, -0.4], [1.0, 1.0]], dtype=torch.float64)
+    for k in range(2):
+        step = torch.zeros(2, dtype=torch.float64)
+        step[k] = 1e-5
+        wanted = (phi(x + step) - phi(x - step)) / 2e-5
+        assert torch.allclose(phi.gradient(x)[:, k], wanted, atol=1e-7)
+
+
+def test_score_matching_system_by_autograd():
+    """The normal equations hold the mean squared slopes and Laplacians of the features."""
+    from particlevi.sgdvi import effective_potential as module
+
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(6, 2, generator=generator, dtype=torch.float64)
+    centers = torch.randn(3, 2, generator=generator, dtype=torch.float64)
+
+    def features(point):
+        return module._features(point[None], centers, 0.7)[0]
+
+    slope, second = module._derivatives(z, centers, 0.7)
+    for k, point in enumerate(z):
+        jacobian = torch.func.jacrev(features)(point)
+        hessian = torch.func.jacrev(torch.func.jacrev(features))(point)
+        assert torch.allclose(slope[k].T, jacobian, atol=1e-12)
+        assert torch.allclose(second[k].T, torch.einsum("kii->ki", hessian), atol=1e-12)
+
+
+def test_projection_is_the_marginal_potential():
+    covariance = torch.tensor([[2.0, 0.6, 0.0], [0.6, 1.0, 0.0], [0.0, 0.0, 0.1]]).double()
+    draws = gaussian_draws(covariance, 50, 400)
+    found = sgdvi.project(draws, 2.0, torch.eye(3)[:, :1].double())
+    x = found.axes[0]
+    bandwidth = 2**0.5 * 20000 ** (-1 / 5)
+    density = torch.from_numpy(norm(0, (2 + bandwidth**2) ** 0.5).pdf(x.numpy()))
+    inner = x.abs() < 3
+    wanted = -2.0 * density.log()
+    error = (found.potential - wanted)[inner]
+    error -= error.mean()
+    assert (error.abs() / found.standard_error[inner]).max() < 6
+    assert float(found.density.sum() * (x[1] - x[0])) == pytest.approx(1, abs=1e-3)
+    plane = sgdvi.project(draws, 2.0)
+    assert plane.density.shape == (81, 81)
+    first = plane.directions[:, 0]
+    top = torch.linalg.eigh(covariance)[1][:, -1]
+    assert abs(float(first @ top)) > 0.999
+    assert plane.coordinates[..., 0].var() > plane.coordinates[..., 1].var()
+
+
+def test_slices_and_where_they_disagree():
+    a, b, c = (torch.tensor(v, dtype=torch.float64) for v in ([0.0, 0], [1.0, 0], [0.0, 2]))
+    points = sgdvi.line(a, b, num=5, margin=0.5)
+    assert points[:, 0].tolist() == [-0.5, 0.0, 0.5, 1.0, 1.5]
+    square = sgdvi.plane(a, b, c, num=3, margin=0.0)
+    assert square[1, 2].tolist() == [0.5, 2.0]
+
+    def bump(x):
+        return x.square().sum(-1) + (x - c).square().sum(-1).mul(-50).exp()
+
+    found = sgdvi.compare_potentials(square, bump, lambda x: 0.5 * x.square().sum(-1))
+    assert found.worst == (0, 2)
+    assert found.scale == pytest.approx(2, abs=0.3)
+    exact = sgdvi.compare_potentials(points, lambda x: 3 * x[..., 0] ** 2, lambda x: x[:, 0] ** 2)
+    assert exact.scale == pytest.approx(3)
+    assert exact.agreement == pytest.approx(1)
+    assert exact.disagreement.abs().max() < 1e-12
+    axis = torch.tensor([[1.0], [0.0]])
+    along = sgdvi.compare_potentials(
+        points, lambda x: x[..., 0] ** 2, lambda x: x[:, 0] ** 2, directions=axis, origin=b
+    )
+    assert along.potential[3] == 0
+    assert along.loss[1] == 0
+
+
+def test_mean_loss_is_the_potential_over_n():
+    x = torch.randn(20, 1, generator=torch.Generator().manual_seed(0))
+    model = pvi.from_module(torch.nn.Linear(1, 1), pvi.Gaussian(0.5), pvi.Normal(1.0), num_data=20)
+    theta = torch.randn(3, 2, generator=torch.Generator().manual_seed(1))
+    loss = sgdvi.mean_loss(model, (x, x), chunk_size=2)
+    assert torch.allclose(loss(theta), model(theta, pvi.typing.Batch((x, x))) / 20)
+
+
+def test_short_runs_say_so():
+    drifting = autoregression(1, 400, 0.5) + torch.linspace(0, 3, 400)[None, :, None]
+    with pytest.warns(sgdvi.NotStationaryWarning, match="too short"):
+        found = sgdvi.gaussian_potential(drifting, 1.0)
+    assert found.stationary is False
+    shrinking = gaussian_draws(torch.eye(2).double(), 100, 50)
+    shrinking = shrinking * torch.linspace(2, 1, 50)[None, :, None]
+    with pytest.warns(sgdvi.NotStationaryWarning):
+        assert sgdvi.fit_potential(shrinking, 1.0, num_centers=20).stationary is False
+    # False alarms are rare: 100 honest runs at level 1e-3 give few.
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for seed in range(100):
+            sgdvi.is_stationary(gaussian_draws(torch.eye(3).double(), 20, 20, seed))
+    assert len(caught) <= 3
+
+
+@pytest.mark.parametrize("function", [sgdvi.gaussian_potential, sgdvi.fit_potential, sgdvi.project])
+def test_bad_input(function):
+    good = gaussian_draws(torch.eye(2).double(), 50, 50)
+    with pytest.raises(ValueError, match="temperature"):
+        function(good, 0.0)
+    with pytest.raises(ValueError, match="finite"):
+        function(good / 0, 1.0)
+    with pytest.raises(ValueError, match=r"\[P, T, D\]"):
+        function(good[0, 0], 1.0)
+    potential = pvi.from_log_density(lambda theta: -theta.square().sum(), num_params=1)
+    stein = pvi.sample(pvi.svgd(potential), step_size=0.1, num_particles=5, num_draws=3)
+    with pytest.raises(ValueError, match="interact"):
+        function(stein, 1.0)
+
+
+def test_too_few_draws_for_a_fit():
+    with pytest.raises(ValueError, match="at least"):
+        sgdvi.fit_potential(gaussian_draws(torch.eye(2).double(), 10, 10), 1.0)
+    still = gaussian_draws(torch.eye(2).double(), 50, 50)
+    still[..., 1] = 3.0
+    with pytest.raises(ValueError, match="do not move"):
+        sgdvi.fit_potential(still, 1.0, num_centers=20)

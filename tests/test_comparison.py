@@ -1,0 +1,164 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+
+import particlevi as pvi
+from particlevi.comparison import _hessian
+
+N = 60
+
+
+def regression():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(N, 2, generator=generator, dtype=torch.float64)
+    y = x.sum(1, keepdim=True) + 0.5 * torch.randn(N, 1, generator=generator, dtype=x.dtype)
+    net = torch.nn.Linear(2, 1, bias=False).double()
+    return pvi.from_module(net, pvi.Gaussian(0.5), pvi.Normal(10.0), num_data=N), (x, y)
+
+
+def exact_draws(model, data, temperature=1.0, seed=0, shift=0.0):
+    """Independent draws of the posterior, or of it at another temperature, as Draws."""
+    x, y = data
+    precision = x.T @ x / 0.25 + torch.eye(2).double() / 100
+    mean = torch.linalg.solve(precision, x.T @ y[:, 0] / 0.25)
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(4, 500, 2, generator=generator, dtype=torch.float64)
+    root = torch.linalg.cholesky(torch.linalg.inv(precision))
+    return pvi.Draws(
+        particles=mean + shift + temperature**0.5 * z @ root.T,
+        stats={},
+        seconds=2.0,
+        potential=model,
+        fingerprint=dict(model.fingerprint),
+        attrs={"sampler": "exact"},
+    )
+
+
+def test_effective_temperatures_and_distances():
+    model, data = regression()
+    found = pvi.compare(
+        {
+            "hot": exact_draws(model, data, 4.0, seed=1),
+            "same": exact_draws(model, data, 1.0, seed=2),
+            "posterior": exact_draws(model, data),
+        },
+        data,
+        train_data=data,
+    )
+    # 1996 degrees of freedom: a standard error of 3 % each.
+    assert torch.allclose(found.temperatures["hot"], torch.tensor(4.0).double(), rtol=0.16)
+    assert torch.allclose(found.temperatures["same"], torch.tensor(1.0).double(), rtol=0.16)
+    hessian = data[0].T @ data[0] / 0.25 + torch.eye(2).double() / 100
+    assert torch.allclose(found.eigenvalues, torch.linalg.eigvalsh(hessian))
+    rows = found.rows
+    assert rows["hot"]["sliced_wasserstein"] > 5 * rows["same"]["sliced_wasserstein"]
+    assert rows["posterior"]["sliced_wasserstein"] is None
+    # Sliced Wasserstein of N(0, 4 S) to N(0, S): root of the mean of u' S u, which is tr(S) / D.
+    wanted = math.sqrt(float(torch.linalg.inv(hessian).trace()) / 2)
+    assert rows["hot"]["sliced_wasserstein"] == pytest.approx(wanted, rel=0.1)
+    assert rows["same"]["ess"] > 1000
+    assert rows["same"]["ess_per_second"] == rows["same"]["ess"] / 2.0
+    assert rows["same"]["function_distance"] < rows["hot"]["function_distance"] < 0.05
+    assert rows["posterior"]["ece"] < 0.1
+    table = found.table()
+    assert "nll" in table
+    assert "agreement" not in table
+    assert table.count("\n") == 4
+
+
+def test_scores_are_their_formulas():
+    model, data = regression()
+    draws = exact_draws(model, data)
+    found = pvi.compare({"a": exact_draws(model, data, shift=1.0), "b": draws}, data)
+    x, y = data
+    outputs = draws.particles.flatten(0, 1) @ x.T
+    mean = outputs.mean(0)
+    rmse = (mean - y[:, 0]).square().mean().sqrt()
+    row = found.rows["b"]
+    assert row["accuracy"] == pytest.approx(float(rmse))
+    density = torch.distributions.Normal(outputs, 0.5).log_prob(y[:, 0]).logsumexp(0)
+    nll = -(density - math.log(len(outputs)))
+    assert row["nll"] == pytest.approx(float(nll.mean()), rel=1e-6)
+    assert found.errors["b"]["nll"] == pytest.approx(float(nll.std()) / N**0.5, rel=1e-6)
+    assert found.rows["a"]["nll"] > row["nll"] + 1
+    assert found.rows["a"]["function_distance"] == pytest.approx(
+        float(x.sum(1).square().mean().sqrt()), rel=0.05
+    )
+
+
+def test_classification():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 3, generator=generator)
+    y = x.argmax(1)
+    model = pvi.from_module(
+        torch.nn.Linear(3, 3), pvi.Categorical(), pvi.Normal(1.0), num_data=200
+    )
+    run = {"num_particles": 2, "num_warmup": 200, "num_draws": 50, "progress": False}
+    a = pvi.sample(pvi.sghmc(model), (x, y), step_size=0.05, **run)
+    sharp = dataclasses.replace(a, particles=10 * a.particles)
+    found = pvi.compare({"sharp": sharp, "sghmc": a}, (x, y), reference="sghmc")
+    probs = [d.predict(x).probs.double() for d in (sharp, a)]
+    row = found.rows["sharp"]
+    same = (probs[0].argmax(1) == probs[1].argmax(1)).double().mean()
+    assert row["agreement"] == pytest.approx(float(same))
+    assert row["total_variation"] == pytest.approx(
+        float((probs[0] - probs[1]).abs().sum(1).mean() / 2), rel=1e-6
+    )
+    accuracy = (probs[1].argmax(1) == y).double().mean()
+    assert found.rows["sghmc"]["accuracy"] == pytest.approx(float(accuracy))
+    assert "temperature" not in found.table()
+
+
+def test_calibration_error_by_hand():
+    probs = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.4, 0.6]])
+    targets = torch.tensor([0, 1, 0, 0])
+    # Bins: {0.9, 0.9} with half right, {0.6, 0.6} with half right.
+    wanted = 0.5 * abs(0.9 - 0.5) + 0.5 * abs(0.6 - 0.5)
+    assert pvi.comparison.calibration_error(probs, targets) == pytest.approx(wanted)
+
+
+def test_hessian_by_finite_differences():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
+    model = pvi.from_module(net.double(), pvi.Gaussian(0.5), pvi.Normal(1.0), num_data=N)
+    data = regression()[1]
+    theta = model.init(1)[0]
+    hessian = _hessian(model, theta, data)
+    direction = torch.randn(len(theta), dtype=torch.float64)
+
+    def slope(t):
+        gradient = torch.func.grad(lambda p: model(p[None], pvi.typing.Batch(data))[0])
+        return gradient(theta + t * direction)
+
+    step = 1e-5
+    wanted = (slope(step) - slope(-step)) / (2 * step)
+    assert torch.allclose(hessian @ direction, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_particles_that_interact_have_no_ess_and_no_temperature():
+    model, data = regression()
+    stein = pvi.sample(
+        pvi.svgd(model), data, step_size=1e-3, num_particles=10, num_draws=5, progress=False
+    )
+    found = pvi.compare(
+        {"svgd": stein, "posterior": exact_draws(model, data)}, data, train_data=data
+    )
+    assert found.rows["svgd"]["ess"] is None
+    assert found.rows["svgd"]["temperature"] is None
+    assert found.rows["svgd"]["draws"] == 10
+
+
+def test_bad_input():
+    model, data = regression()
+    draws = exact_draws(model, data)
+    with pytest.raises(ValueError, match="at least two"):
+        pvi.compare({"a": draws}, data)
+    with pytest.raises(ValueError, match="reference"):
+        pvi.compare({"a": draws, "b": draws}, data, reference="c")
+    other = pvi.from_module(torch.nn.Linear(2, 1), pvi.Gaussian(0.1), pvi.Normal(1.0), num_data=N)
+    with pytest.raises(ValueError, match="different potentials"):
+        pvi.compare({"a": draws, "b": dataclasses.replace(draws, potential=other)}, data)
+    with pytest.raises(ValueError, match="without potential"):
+        pvi.compare({"a": draws, "b": dataclasses.replace(draws, potential=None)}, data)

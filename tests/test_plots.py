@@ -1,0 +1,96 @@
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+import particlevi as pvi
+from particlevi import plots, sgdvi
+from tests.sgdvi import double_well
+from tests.test_comparison import exact_draws, regression
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return double_well.simulate(1.5, 200, draws=150, thin=1, step=0.05)
+
+
+def curve(axes, label):
+    (line,) = [each for each in axes.lines if label in str(each.get_label())]
+    return torch.as_tensor(line.get_ydata())
+
+
+def test_spectrum_shows_eigenvalues_and_threshold():
+    model, data = regression()
+    noise = sgdvi.gradient_noise(model, data, position=torch.zeros(2))
+    found = noise.spectrum()
+    axes = plots.spectrum(found)
+    assert torch.allclose(torch.as_tensor(axes.lines[0].get_ydata()), found.eigenvalues)
+    assert axes.lines[1].get_ydata()[0] == found.threshold()
+    assert "2 of 2 above" in axes.texts[0].get_text()
+
+
+def test_potential_against_loss(runs):
+    phi = sgdvi.fit_potential(runs, 1.0, num_centers=30, num_bootstrap=5)
+    points = sgdvi.line(torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 0.0]))
+    found = sgdvi.compare_potentials(points, phi, lambda x: x.square().sum(-1))
+    axes = plots.potential_against_loss(found)
+    assert torch.allclose(curve(axes, "Phi"), found.potential)
+    assert torch.allclose(curve(axes, "loss"), found.potential - found.disagreement)
+    assert len(axes.collections) == 1
+    corners = torch.eye(2)
+    square = sgdvi.plane(torch.zeros(2), corners[0], corners[1], num=5)
+    both = plots.potential_against_loss(
+        sgdvi.compare_potentials(square, phi, lambda x: x.square().sum(-1))
+    )
+    assert len(both) == 2
+    with pytest.raises(ValueError, match="line or a plane"):
+        plots.potential_against_loss(
+            sgdvi.compare_potentials(square[None], phi, lambda x: x.square().sum(-1))
+        )
+
+
+def test_current_has_an_arrow_per_cell(runs):
+    found = sgdvi.probability_current(runs, 0.05, torch.eye(2), num_grid=6)
+    axes = plots.current(found)
+    assert sum(len(each.U) for each in axes.collections[1:]) == 36
+
+
+def test_lag_covariance_loops(runs):
+    axes = plots.lag_covariance_loops(runs, max_lag=20)
+    forward, backward = (curve(axes, label) for label in ("x0(t)", "x1(t)"))
+    found = sgdvi.circulation(runs, 1.0, lag=3)
+    assert float(forward[3] - backward[3]) == pytest.approx(3 * float(found.rates[0, 1]), rel=0.02)
+    with pytest.raises(ValueError, match="max_lag"):
+        plots.lag_covariance_loops(runs, max_lag=150)
+
+
+def test_reversible_null_stands_beside_both_curves(runs):
+    found = sgdvi.spectra(runs, num_frequencies=16, max_lag=20)
+    for axes, null in zip(
+        plots.reversible_null(found), (found.null_power, found.null_autocorrelation), strict=True
+    ):
+        assert torch.allclose(curve(axes, "reversible"), null)
+
+
+def test_effective_temperature():
+    model, data = regression()
+    sets = {"hot": exact_draws(model, data, 4.0), "posterior": exact_draws(model, data)}
+    found = pvi.compare(sets, data, train_data=data)
+    axes = plots.effective_temperature(found)
+    assert torch.allclose(curve(axes, "hot"), found.temperatures["hot"])
+    with pytest.raises(ValueError, match="train_data"):
+        plots.effective_temperature(pvi.compare(sets, data))
+
+
+def test_given_axes_are_used(runs):
+    _, axes = plt.subplots()
+    found = sgdvi.probability_current(runs, 0.05, torch.eye(2), num_grid=4)
+    assert plots.current(found, axes) is axes
