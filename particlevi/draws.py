@@ -389,17 +389,27 @@ class Draws:
         }
         files.write(Path(path), tensors, meta)
 
-    def recombine(self, num: int, groups: Groups | None = None, seed: int = 0) -> Draws:
+    def recombine(
+        self,
+        num: int,
+        groups: Groups | None = None,
+        *,
+        pooled: bool | None = None,
+        seed: int = 0,
+    ) -> Draws:
         """Draws from the factorised law: each group of parameters from a draw of its own.
 
-        ``structured`` samples a law in which groups are independent. Its joint iterates follow
-        that law over a run; recombined draws obey the independence exactly, and there are as many
-        as are asked for. The result is one chain of ``num`` independent draws, for predictions.
+        ``structured`` samples a law in which groups are independent, one per chain. Its joint
+        iterates follow that law over a run; recombined draws obey the independence exactly, and
+        there are as many as are asked for. The result is one chain of ``num`` independent draws,
+        for predictions.
 
         Args:
             num: how many.
             groups: a rule, or group numbers ``[D]``; those of the run's structured estimator if
                 absent.
+            pooled: take groups of one draw from different chains too, which mixes modes where
+                chains are in different ones; by default only if the run's history was pooled.
             seed: of the draws that are picked.
 
         Raises:
@@ -407,7 +417,7 @@ class Draws:
         """
         from particlevi.diagnostics.groups import recombine
 
-        recombined: Draws = recombine(self, num, groups, seed)
+        recombined: Draws = recombine(self, num, groups, pooled, seed)
         return recombined
 
     def select(self, chains: list[int] | slice) -> Draws:
