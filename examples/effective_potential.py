@@ -1,4 +1,4 @@
-"""What does SGD minimise? Its noise, potential and loops on a small net, and the posterior beside it.
+"""What does SGD minimise? Its noise, potential and loops on a small net, beside the posterior.
 
     python examples/effective_potential.py
 
@@ -105,9 +105,9 @@ def main() -> None:
     train, test = load(arguments.mnist)
     count = len(train[0])
     model = pvi.from_module(
-        net(train[0].shape[1]), pvi.Categorical(), pvi.Normal(scale=0.3), num_data=count
+        net(train[0].shape[1]), pvi.Categorical(), pvi.Normal(scale=0.1), num_data=count
     )
-    steps = int(6000 * arguments.work)
+    steps = int(2000 * arguments.work)
     say(f"{count} training data, D = {model.num_params}; rate {RATE}, batch {BATCH}")
 
     run = {"data": train, "batch_size": BATCH, "step_size": RATE / count}
@@ -138,22 +138,26 @@ def main() -> None:
         sgdvi.line(*ends, margin=0.0), phi, loss, directions=axes, origin=center
     )
     plots.potential_against_loss(along).figure.savefig(folder / "potential.png", dpi=130)
-    say(f"   Along the direction in which SGD varies most: Phi = {along.scale:.2f} x loss fits best,")
-    say(f"   with correlation {along.agreement:.3f}. The worst misfit is {float(along.disagreement.abs().max()):.2g}")
-    say(f"   of {float(along.potential.max()):.2g}, the temperature is {temperature:.2g}; the standard error of Phi {float(along.band.mean()):.2g}.")
-    say(f"   Stationary, as far as the run can tell: {phi.stationary}. (Phi is that of the marginal")
-    say("   law in this plane; the loss is a slice.)")
+    assert along.band is not None
+    misfit, size = float(along.disagreement.abs().max()), float(along.potential.max())
+    band = float(along.band.mean())
+    say("   In the direction in which SGD varies most,")
+    say(f"   Phi = {along.scale:.2f} x loss fits best, with correlation {along.agreement:.3f};")
+    say(f"   the worst misfit is {misfit:.2g} where Phi reaches {size:.2g}, known to {band:.2g}.")
+    say(f"   Temperature {temperature:.2g}; the halves of the run agree: {phi.stationary}.")
+    say("   Phi is that of the marginal law in the plane of most variance; the loss is a slice.")
 
     say("\n3. Loops: the test against time reversal")
     wide = sgdvi.principal_directions(draws, 6)
     loops = sgdvi.circulation(draws, RATE * 5, directions=wide)
     i, j = plane = loops.strongest_plane()
     rate, error = float(loops.rates[plane]), float(loops.standard_error[plane])
-    say(f"   In the 6 directions of most variance: p = {loops.p_value:.4f} for all 15 planes together;")
-    say(f"   the strongest, {i} and {j}, encloses {rate:.2g} ± {error:.2g} of area per unit of time.")
+    say(f"   In the 6 directions of most variance, p = {loops.p_value:.4f} for all 15 planes;")
+    say(f"   the strongest, {i} and {j}, encloses {rate:.2g} ± {error:.2g} per unit of time.")
     coordinates = (draws.particles.double() - center.double()) @ wide
     produced = sgdvi.entropy_production(coordinates, RATE * 5)
-    say(f"   Entropy production at least {produced.value:.3g} ± {produced.standard_error:.1g} nats per unit of time.")
+    least, spread = produced.value, produced.standard_error
+    say(f"   Entropy production is at least {least:.3g} ± {spread:.1g} nats per unit of time.")
     say("   A small p says that SGD, run backwards, would look different: it loops. Slow decay of")
     say("   autocorrelations does not say so: see null.png, where a reversible process has it too.")
     picture, panels = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
@@ -182,7 +186,7 @@ def main() -> None:
     plots.effective_temperature(table).figure.savefig(folder / "temperature.png", dpi=130)
     noise = sgdvi.gradient_noise(model, train, position=center).diagonal()
     best = sgdvi.optimal_rate(noise, num_data=count, batch_size=BATCH)
-    say(f"   The rate that brings SGD closest to the posterior near a minimum is {best:.2g}.")
+    say(f"   By the theory for small rates, SGD would be closest to the posterior at {best:.2g}.")
     say("   A temperature above 1 says that SGD spreads further than the posterior in that")
     say("   direction, below 1 that it is more sure than it should be.")
     (folder / "report.md").write_text("\n".join([*say.lines, ""]))

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from particlevi._checks import check_positive_int
@@ -66,6 +65,8 @@ def invariant_subspace(noise: GradientNoise, num: int, seed: int = 0) -> Subspac
         ValueError: ``num`` out of range, or an eigenvalue that is not positive, so that there is
             no stationary law in these directions.
     """
+    from scipy.sparse.linalg import LinearOperator, eigsh
+
     check_positive_int("num", num)
     size = noise.num_params
     if num >= size:
