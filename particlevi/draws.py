@@ -23,6 +23,7 @@ from particlevi._checks import (
     is_number,
 )
 from particlevi.batches import as_tensors
+from particlevi.potentials.layout import Groups
 from particlevi.potentials.potential import ModelPotential
 from particlevi.typing import Batch
 
@@ -346,8 +347,51 @@ class Draws:
         found: np.ndarray[Any, Any] = arviz.rhat(self._series(of, inputs, num, "R-hat"))
         return found
 
+    def temperatures(self, data: Any = None, *, thin: int = 1) -> dict[str, Any]:
+        """Kinetic and configurational temperatures, each with its Monte-Carlo standard error.
+
+        ``"kinetic"`` for momentum methods; ``"all"`` and the name of each tensor for the
+        configurational temperature there. See ``particlevi.diagnostics.temperatures``.
+
+        Args:
+            data: as given to ``sample``.
+            thin: for the configurational ones, use every ``thin``-th draw.
+        """
+        from particlevi.diagnostics import temperatures
+
+        found = {}
+        if "kinetic_temperature" in self.stats:
+            found["kinetic"] = temperatures.kinetic(self)
+        return {**found, **temperatures.configurational(self, data, thin=thin)}
+
+    def diagnose(
+        self, data: Any = None, *, inputs: Any = None, thin: int = 1, verbose: bool = True
+    ) -> Any:
+        """Print a verdict on the run: what is wrong, by how much, and what to change.
+
+        Args:
+            data: as given to ``sample``; adds the configurational temperature, on all the data.
+            inputs: probe inputs: convergence is then that of the outputs there.
+            thin: for the configurational temperature, use every ``thin``-th draw.
+            verbose: print it.
+
+        Returns:
+            The verdict, with ``.ok``, ``.findings`` and ``.facts``.
+        """
+        from particlevi.diagnostics.verdict import diagnose
+
+        verdict = diagnose(self, data, inputs, thin)
+        if verbose:
+            print(verdict)
+        return verdict
+
     def _series(self, of: str, inputs: Any, num: int, what: str) -> Tensor:
         check_choice("of", of, ["parameters", "projections", "predictions"])
+        if "recombined" in self.attrs:
+            raise ValueError(
+                f"{what} is a statement about Markov chains; recombined draws are picked "
+                "independently. Take it of the draws that they were made from."
+            )
         if self.interacting:
             raise ValueError(
                 f"{what} is a statement about Markov chains; these {len(self.particles)} particles "
@@ -427,6 +471,27 @@ class Draws:
             "fingerprint": self.fingerprint,
         }
         files.write(Path(path), tensors, meta)
+
+    def recombine(self, num: int, groups: Groups | None = None, seed: int = 0) -> Draws:
+        """Draws from the factorised law: each group of parameters from a draw of its own.
+
+        ``structured`` samples a law in which groups are independent. Its joint iterates follow
+        that law over a run; recombined draws obey the independence exactly, and there are as many
+        as are asked for. The result is one chain of ``num`` independent draws, for predictions.
+
+        Args:
+            num: how many.
+            groups: a rule, or group numbers ``[D]``; those of the run's structured estimator if
+                absent.
+            seed: of the draws that are picked.
+
+        Raises:
+            ValueError: no groups are known, or outputs were kept in place of parameters.
+        """
+        from particlevi.diagnostics.groups import recombine
+
+        recombined: Draws = recombine(self, num, groups, seed)
+        return recombined
 
     def select(self, chains: list[int] | slice) -> Draws:
         """The draws of some of the chains, by their place in ``particles``.

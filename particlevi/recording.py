@@ -191,5 +191,6 @@ def check_memory(needed: Mapping[str, int]) -> None:
         f"The run needs {total / 1e9:.2f} GB ({', '.join(parts)}) but {available / 1e9:.2f} GB are "
         "available. Ways out: a larger thin with fewer num_draws, fewer particles, "
         "storage_dtype=torch.bfloat16, keep=[name patterns] or keep=LongTensor for a subset of "
-        "coordinates, or keep=pvi.outputs_at(inputs) for predictions only."
+        "coordinates, keep=pvi.outputs_at(inputs) for predictions only, or, for an estimator that "
+        "remembers iterates, a smaller history: pvi.history(capacity=..., dtype=torch.bfloat16)."
     )

@@ -12,7 +12,18 @@ from typing import Any
 from particlevi._checks import check_fraction, check_nonnegative, check_positive, check_positive_int
 from particlevi.typing import JSON, Schedule
 
-__all__ = ["as_schedule", "constant", "cosine", "cyclical", "describe", "polynomial", "restore"]
+__all__ = [
+    "as_schedule",
+    "constant",
+    "cosine",
+    "cyclical",
+    "cyclical_ramp",
+    "describe",
+    "linear_ramp",
+    "polynomial",
+    "restore",
+    "tanh_ramp",
+]
 
 
 def _plain(schedule: Any) -> None:
@@ -144,6 +155,78 @@ class cyclical:
 
 
 @dataclass(frozen=True)
+class linear_ramp:
+    """``step / num_steps``, then 1: a weight that lets a term in.
+
+    >>> schedule = linear_ramp(num_steps=100)
+    >>> schedule(0), schedule(50), schedule(100), schedule(500)
+    (0.0, 0.5, 1.0, 1.0)
+    """
+
+    num_steps: int
+
+    def __post_init__(self) -> None:
+        check_positive_int("num_steps", self.num_steps)
+
+    def __call__(self, step: int) -> float:
+        """The value at a step."""
+        return min(1.0, step / self.num_steps)
+
+
+@dataclass(frozen=True)
+class tanh_ramp:
+    """``tanh((1.3 step / num_steps)^power)``, then 1.
+
+    Source: D'Angelo and Fortuin, "Annealed Stein variational gradient descent", 2021.
+
+    >>> schedule = tanh_ramp(num_steps=100)
+    >>> round(schedule(77), 4), schedule(100), schedule(500)
+    (0.7658, 1.0, 1.0)
+    """
+
+    num_steps: int
+    power: float = 10.0
+
+    def __post_init__(self) -> None:
+        check_positive_int("num_steps", self.num_steps)
+        check_positive("power", self.power)
+
+    def __call__(self, step: int) -> float:
+        """The value at a step."""
+        if step >= self.num_steps:
+            return 1.0
+        return math.tanh((1.3 * step / self.num_steps) ** self.power)
+
+
+@dataclass(frozen=True)
+class cyclical_ramp:
+    """``(step mod period / period)^power`` with ``period = num_steps / num_cycles``, then 1.
+
+    Source: D'Angelo and Fortuin, "Annealed Stein variational gradient descent", 2021.
+
+    >>> schedule = cyclical_ramp(num_steps=100, num_cycles=2, power=1.0)
+    >>> schedule(25), schedule(50), schedule(75), schedule(100), schedule(500)
+    (0.5, 0.0, 0.5, 1.0, 1.0)
+    """
+
+    num_steps: int
+    num_cycles: int = 5
+    power: float = 10.0
+
+    def __post_init__(self) -> None:
+        check_positive_int("num_steps", self.num_steps)
+        check_positive_int("num_cycles", self.num_cycles)
+        check_positive("power", self.power)
+
+    def __call__(self, step: int) -> float:
+        """The value at a step."""
+        if step >= self.num_steps:
+            return 1.0
+        part: float = (step * self.num_cycles / self.num_steps % 1.0) ** self.power
+        return part
+
+
+@dataclass(frozen=True)
 class _CyclicalTemperature:
     value: float
     period: int
@@ -151,11 +234,25 @@ class _CyclicalTemperature:
 
     def __call__(self, step: int) -> float:
         """The value at a step."""
-        return self.value if (step % self.period) / self.period >= self.exploration else 0.0
+        return self.value if self.keep(step) else 0.0
+
+    def keep(self, step: int) -> bool:
+        """Whether ``step`` is in the sampling part of its cycle."""
+        return (step % self.period) / self.period >= self.exploration
 
 
 _KINDS: dict[str, Any] = {
-    kind.__name__: kind for kind in (constant, polynomial, cosine, cyclical, _CyclicalTemperature)
+    kind.__name__: kind
+    for kind in (
+        constant,
+        polynomial,
+        cosine,
+        cyclical,
+        linear_ramp,
+        tanh_ramp,
+        cyclical_ramp,
+        _CyclicalTemperature,
+    )
 }
 
 

@@ -41,11 +41,15 @@ class SamplerCase:
         factory: the public function.
         step_size: stable for curvatures up to 200.
         options: arguments other than the target.
+        independent: particles that are chains move as each would alone.
+        all_data: it refuses minibatches.
     """
 
     factory: Callable[..., Sampler]
     step_size: float
     options: Mapping[str, Any] = field(default_factory=dict)
+    independent: bool = True
+    all_data: bool = False
 
     def __call__(self, target: Any) -> Sampler:
         """The sampler of a potential or an estimator."""
@@ -76,10 +80,33 @@ SAMPLERS = {
     "psgld": SamplerCase(pvi.psgld, 1e-3),
     "sghmc": SamplerCase(pvi.sghmc, 1e-2),
     "sghmc_compensated": SamplerCase(pvi.sghmc, 1e-2, {"gradient_noise": 3.0}),
+    "sgld_compensated": SamplerCase(pvi.sgld, 1e-3, {"gradient_noise": 3.0}),
+    "psgld_divergence": SamplerCase(pvi.psgld, 1e-3, {"divergence": True}),
+    "sghmc_symplectic": SamplerCase(pvi.sghmc, 1e-2, {"integrator": "symplectic"}),
+    "sghmc_explicit": SamplerCase(pvi.sghmc, 1e-2, {"integrator": "explicit", "friction": 4.0}),
+    "leimkuhler_matthews": SamplerCase(pvi.leimkuhler_matthews, 1e-3),
+    "baoab": SamplerCase(pvi.baoab, 1e-2),
+    "obabo": SamplerCase(pvi.obabo, 1e-2),
+    "obabo_metropolis": SamplerCase(pvi.obabo, 1e-2, {"metropolis_every": 2}, all_data=True),
+    "hmc": SamplerCase(pvi.hmc, 1e-2, {"num_leapfrog": 3}, all_data=True),
+    "sgnht": SamplerCase(pvi.sgnht, 1e-2),
+    "psghmc": SamplerCase(pvi.psghmc, 1e-2, {"update_every": 2}),
+    "parallel_tempering": SamplerCase(
+        pvi.parallel_tempering, 1e-2, {"temperatures": [1.0, 2.0, 4.0]}, independent=False
+    ),
     "svgd": SamplerCase(pvi.svgd, 1e-2),
     "svgd_adagrad": SamplerCase(pvi.svgd, 1e-2, {"optimizer": "adagrad"}),
     "svgd_rmsprop": SamplerCase(pvi.svgd, 1e-2, {"optimizer": "rmsprop"}),
     "svgd_adam": SamplerCase(pvi.svgd, 1e-2, {"optimizer": "adam"}),
+    "svgd_imq_annealed": SamplerCase(
+        pvi.svgd, 1e-2, {"kernel": pvi.imq(), "annealing": pvi.tanh_ramp(20, 2.0)}
+    ),
+    "svgd_random_features": SamplerCase(pvi.svgd, 1e-2, {"kernel": pvi.random_features(16)}),
+    "svgd_product": SamplerCase(pvi.svgd, 1e-2, {"kernel": pvi.product("tensor")}),
+    "svgd_additive": SamplerCase(pvi.svgd, 1e-2, {"kernel": pvi.additive("tensor")}),
+    "message_passing_svgd": SamplerCase(pvi.message_passing_svgd, 1e-2, {"groups": ("random", 3)}),
+    "repulsive_langevin": SamplerCase(pvi.repulsive_langevin, 1e-3, {"kernel": pvi.rbf(2.0)}),
+    "nvgd": SamplerCase(pvi.nvgd, 1e-3, {"num_inner_steps": 2}),
 }
 
 ESTIMATORS = {
@@ -89,9 +116,34 @@ ESTIMATORS = {
         lambda problem: pvi.control_variate(problem.potential, problem.data, problem.center),
         needs_data=True,
     ),
+    "svrg": EstimatorCase(
+        pvi.control_variate,
+        lambda problem: pvi.control_variate(problem.potential, problem.data, refresh=2),
+        needs_data=True,
+    ),
+    "structured": EstimatorCase(
+        pvi.structured,
+        lambda problem: pvi.structured(
+            problem.potential, ("random", 2), num_history=2, history=_history(problem)
+        ),
+    ),
+    "structured_dropout": EstimatorCase(
+        pvi.structured_dropout,
+        lambda problem: pvi.structured_dropout(
+            problem.potential, ("random", 2), keep=0.5, history=_history(problem)
+        ),
+    ),
 }
 
-KERNELS = {"rbf": pvi.rbf(), "linear": pvi.linear()}
+KERNELS = {
+    "rbf": pvi.rbf(),
+    "imq": pvi.imq(),
+    "linear": pvi.linear(),
+    "random_features": pvi.random_features(16),
+    "product": pvi.product("tensor"),
+    "additive": pvi.additive("tensor"),
+    "graphical": pvi.graphical("tensor"),
+}
 
 
 def _data(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -99,6 +151,13 @@ def _data(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     x = torch.randn(20, 3, generator=generator, dtype=torch.float64)
     y = x[:, :1].sin() + 0.1 * torch.randn(20, 1, generator=generator, dtype=torch.float64)
     return x.to(dtype), y.to(dtype)
+
+
+def _history(problem: Problem) -> pvi.history:
+    """With entries from the start, so that the first step is no plain one already."""
+    generator = torch.Generator().manual_seed(3)
+    spread = torch.randn(3, len(problem.center), generator=generator, dtype=torch.float64)
+    return pvi.history(capacity=5, thin=1, initial=problem.center + 0.3 * spread)
 
 
 def density(dtype: torch.dtype) -> Problem:
@@ -154,6 +213,7 @@ def grid() -> list[tuple[str, str, str]]:
         for estimator, case in ESTIMATORS.items()
         for problem in PROBLEMS
         if not (case.needs_data and problem == "density")
+        and not (SAMPLERS[sampler].all_data and problem != "density")
     ]
 
 
@@ -161,4 +221,5 @@ def independent(sampler: str, estimator: str, problem: str) -> bool:
     """Whether the particles of a case of the grid are chains that do not see each other."""
     made = PROBLEMS[problem](torch.float64)
     interacting = SAMPLERS[sampler](ESTIMATORS[estimator].make(made)).interacting
-    return ESTIMATORS[estimator].independent and not interacting
+    alone = ESTIMATORS[estimator].independent and SAMPLERS[sampler].independent
+    return alone and not interacting

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from particlevi._checks import check_choice, is_number
 
-__all__ = ["build", "ess", "integrated_autocorrelation_time", "mcse", "rhat"]
+__all__ = ["build", "ess", "integrated_autocorrelation_time", "loo", "mcse", "rhat"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -209,6 +209,23 @@ def integrated_autocorrelation_time(values: Any) -> Array:
     chains, draws = np.shape(values)[:2]
     times: Array = chains * draws / size
     return times
+
+
+def loo(log_likelihood: Any) -> Any:
+    """Pareto-smoothed importance-sampling leave-one-out, by ArviZ.
+
+    Args:
+        log_likelihood: ``[chain, draw, datum]``.
+
+    Returns:
+        ArviZ's result, with the contribution and the Pareto k of each datum.
+    """
+    flat, _ = _flatten(log_likelihood, 1)
+    _check_finite(flat)
+    values = np.ascontiguousarray(np.moveaxis(_float64(flat), 0, -1))
+    share = float(np.nanmean(ess(values, method="mean"))) / np.prod(values.shape[:2])
+    tree = build({"log_likelihood": {"y": values}})
+    return _package("stats").loo(tree, pointwise=True, reff=min(1.0, float(share)))
 
 
 def _check_prob(method: str, prob: float | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from particlevi.potentials.chunks import chunks
 from particlevi.typing import Batch, Gradient
 
-__all__ = ["Energy", "value_and_grad"]
+__all__ = ["Energy", "value_and_grad", "values_and_grads"]
 
 Energy = Callable[[Tensor, Batch | None], Tensor]
 """Particles ``[P, D]`` and a batch to energies ``[P]``; each depends on its own particle only."""
@@ -20,29 +20,46 @@ def value_and_grad(
     energy: Energy, particles: Tensor, batch: Batch | None, chunk_size: int | None = None
 ) -> Gradient:
     """Gradients ``[P, D]`` and energies ``[P]``, by one backward pass per chunk."""
-    parts = [_one_chunk(energy, *part) for part in chunks(particles, batch, chunk_size)]
+    parts = [
+        values_and_grads([(energy, *part)])[0] for part in chunks(particles, batch, chunk_size)
+    ]
     if len(parts) == 1:
         return parts[0]
     return Gradient(torch.cat([p.gradient for p in parts]), torch.cat([p.potential for p in parts]))
 
 
-def _one_chunk(energy: Energy, particles: Tensor, batch: Batch | None) -> Gradient:
+def values_and_grads(terms: Sequence[tuple[Energy, Tensor, Batch | None]]) -> list[Gradient]:
+    """The same for several energies, each at particles of its own, by one backward pass."""
     if torch.compiler.is_compiling():
 
-        def total(points: Tensor) -> tuple[Tensor, Tensor]:
-            values = energy(points, batch)
-            return values.sum(), values
+        def total(*points: Tensor) -> tuple[Tensor, list[Tensor]]:
+            values = [
+                energy(part, batch) for part, (energy, _, batch) in zip(points, terms, strict=True)
+            ]
+            return _sum(values), values
 
-        gradient, values = torch.func.grad(total, has_aux=True)(particles)
-        return Gradient(gradient, values)
-    points = particles.detach().requires_grad_()
+        which = tuple(range(len(terms)))
+        gradients, values = torch.func.grad(total, argnums=which, has_aux=True)(
+            *[particles for _, particles, _ in terms]
+        )
+        return [Gradient(*pair) for pair in zip(gradients, values, strict=True)]
+    points = [particles.detach().requires_grad_() for _, particles, _ in terms]
     with torch.enable_grad():
-        values = energy(points, batch)
-        if not values.requires_grad:
+        values = [
+            energy(part, batch) for part, (energy, _, batch) in zip(points, terms, strict=True)
+        ]
+        if not all(value.requires_grad for value in values):
             raise ValueError(
                 "The potential's value does not depend on the particles through differentiable "
                 "operations, so it has no gradient. Write it in torch operations without "
                 ".detach(), .item() or .numpy()."
             )
-        (gradient,) = torch.autograd.grad(values.sum(), points)
-    return Gradient(gradient, values.detach())
+        gradients = torch.autograd.grad(_sum(values), points)
+    return [Gradient(g, value.detach()) for g, value in zip(gradients, values, strict=True)]
+
+
+def _sum(values: Sequence[Tensor]) -> Tensor:
+    total = values[0].sum()
+    for value in values[1:]:
+        total = total + value.sum()
+    return total

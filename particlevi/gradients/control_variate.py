@@ -1,4 +1,4 @@
-"""Minibatch gradients with control variates at a fixed centre."""
+"""Minibatch gradients with control variates, at a fixed centre or one that is refreshed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from particlevi._checks import check_finite, check_positive_int
 from particlevi.batches import as_tensors
 from particlevi.gradients._evaluate import value_and_grad
+from particlevi.gradients.full import likelihood_gradient
 from particlevi.potentials.potential import ModelPotential
 from particlevi.typing import JSON, Batch, Gradient, Progress
 
@@ -19,7 +20,10 @@ __all__ = ["control_variate"]
 
 
 class State(NamedTuple):
-    """The centre ``[D]`` and the full-data likelihood part of the gradient and potential there."""
+    """Centres ``[C, D]``, and the likelihood part of the full-data gradient and potential there.
+
+    C is 1 for a fixed centre and P where each particle has its own.
+    """
 
     center: Tensor
     gradient: Tensor
@@ -34,14 +38,20 @@ class control_variate:
     a centre near the mode. Unbiased; its variance is O(|theta - c|^2), zero at the centre, and
     zero everywhere when all ``u_b`` are quadratic with one Hessian. A step costs two gradients.
 
+    With ``refresh=m`` (SVRG) each particle has a centre of its own, which is moved to where the
+    particle is after every m-th step, by a pass over all the data.
+
     Source: Baker, Fearnhead, Fox and Nemeth, "Control variates for stochastic gradient MCMC",
-    2019.
+    2019; Dubey, Reddi, Poczos, Smola, Xing and Williamson, "Variance reduction in stochastic
+    gradient Langevin dynamics", 2016.
 
     Args:
         potential: a potential with data.
         data: the whole data, as they are given to ``sample``.
-        center: one parameter vector ``[D]``, for instance the best iterate of ``sgd``.
+        center: one parameter vector ``[D]``, for instance the best iterate of ``sgd``; with
+            ``refresh``, the starting points if absent.
         chunk_size: data per evaluation in the full pass.
+        refresh: m, steps between moves of the centres; they stay if absent.
 
     Raises:
         ValueError: no data, data of another length than ``num_data``, a centre of the wrong shape
@@ -50,10 +60,15 @@ class control_variate:
 
     potential: ModelPotential
     data: Any
-    center: Tensor
+    center: Tensor | None = None
     chunk_size: int = 1024
+    refresh: int | None = None
     name: str = field(default="control_variate", init=False)
-    settings: Mapping[str, JSON] = field(default_factory=dict, init=False)
+
+    @property
+    def settings(self) -> Mapping[str, JSON]:
+        """Its arguments, for the record."""
+        return {"refresh": self.refresh}
 
     def __post_init__(self) -> None:
         if not isinstance(self.potential, ModelPotential):
@@ -65,20 +80,32 @@ class control_variate:
         check_positive_int("chunk_size", self.chunk_size)
         object.__setattr__(self, "chunk_size", int(self.chunk_size))
         object.__setattr__(self, "data", as_tensors(self.data, self.potential))
-        if not isinstance(self.center, Tensor):
-            raise TypeError(f"center must be a tensor [D], got {type(self.center).__name__}.")
-        if self.center.shape != (self.potential.num_params,):
+        if self.refresh is not None:
+            check_positive_int("refresh", self.refresh)
+            object.__setattr__(self, "refresh", int(self.refresh))
+        elif self.center is None:
             raise ValueError(
-                f"center must be one parameter vector [{self.potential.num_params}], "
-                f"got {list(self.center.shape)}."
+                "control_variate needs a center [D] near the mode, for instance the best iterate "
+                "of sgd; or refresh=m, and then the centres follow the particles."
             )
-        check_finite("center", self.center, "Choose a point that training has reached.")
+        if self.center is not None:
+            self._check_center(self.center)
         length = len(torch.utils._pytree.tree_leaves(self.data)[0])
         if length != self.potential.num_data:
             raise ValueError(
                 f"control_variate needs all {self.potential.num_data} data of the potential, "
                 f"got {length}."
             )
+
+    def _check_center(self, center: Any) -> None:
+        if not isinstance(center, Tensor):
+            raise TypeError(f"center must be a tensor [D], got {type(center).__name__}.")
+        if center.shape != (self.potential.num_params,):
+            raise ValueError(
+                f"center must be one parameter vector [{self.potential.num_params}], "
+                f"got {list(center.shape)}."
+            )
+        check_finite("center", center, "Choose a point that training has reached.")
 
     def _likelihood_energy(self, particles: Tensor, batch: Batch | None) -> Tensor:
         return -self.potential.log_likelihood(particles, batch).sum(1)
@@ -87,18 +114,15 @@ class control_variate:
         return -self.potential.log_prior(particles)
 
     def init(self, particles: Tensor, generator: torch.Generator) -> State:
-        """One pass over the whole data at the centre."""
-        center = self.center.to(particles)
-        gradient = torch.zeros_like(center)
-        potential = center.new_zeros(())
-        for start in range(0, self.potential.num_data or 0, self.chunk_size):
-            part = torch.utils._pytree.tree_map(
-                lambda leaf, a=start: leaf[a : a + self.chunk_size].to(center.device), self.data
-            )
-            piece = value_and_grad(self._likelihood_energy, center.unsqueeze(0), Batch(part))
-            gradient += piece.gradient[0]
-            potential += piece.potential[0]
-        return State(center, gradient, potential)
+        """One pass over the whole data at the centres."""
+        if self.center is None:
+            return self._at(particles.clone())
+        center = self.center.to(particles).unsqueeze(0)
+        return self._at(center if self.refresh is None else center.expand_as(particles).clone())
+
+    def _at(self, centers: Tensor) -> State:
+        found = likelihood_gradient(self.potential, centers, self.data, self.chunk_size)
+        return State(centers, found.gradient, found.potential)
 
     def draw_noise(self, state: State, generator: torch.Generator) -> tuple[()]:
         """No randomness beside the batch."""
@@ -125,9 +149,12 @@ class control_variate:
         return self.potential.scale(leaf.shape[1 if batch.per_particle else 0])
 
     def record(self, state: State, particles: Tensor, progress: Progress) -> State:
-        """The centre stays."""
-        return state
+        """The centre stays, or every ``refresh``-th step moves to the particle."""
+        if self.refresh is None or progress.step % self.refresh:
+            return state
+        return self._at(particles.clone())
 
     def nbytes(self, num_particles: int) -> int:
-        """Two parameter vectors."""
-        return 2 * self.potential.num_params * torch.finfo(self.potential.dtype).bits // 8
+        """Two parameter vectors per centre."""
+        centers = 1 if self.refresh is None else num_particles
+        return 2 * centers * self.potential.num_params * torch.finfo(self.potential.dtype).bits // 8

@@ -144,6 +144,7 @@ def from_module(
         likelihood=likelihood,
         constrain_fn=lambda tensors: _constrain(tensors, own),
         chunk_size=chunk_size,
+        factorised_prior=True,
         fingerprint=_fingerprint(module, likelihood, prior, num_data, layout, dropout, batch_norm),
     )
 

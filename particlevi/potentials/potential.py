@@ -44,6 +44,7 @@ class ModelPotential:
             draws of the observed sites ``[S, ...]``, for models that draw their own targets.
         compilable: whether ``torch.compile`` can trace it without a graph break.
         chunk_size: at most so many particles are evaluated at once.
+        factorised_prior: whether the prior is known to be a product over coordinates.
         fingerprint: what identifies the potential in a checkpoint.
     """
 
@@ -60,6 +61,7 @@ class ModelPotential:
     predictive_fn: Callable[[dict[str, Tensor], Any, int], dict[str, Tensor]] | None = None
     compilable: bool = True
     chunk_size: int | None = None
+    factorised_prior: bool = False
     fingerprint: Mapping[str, JSON] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

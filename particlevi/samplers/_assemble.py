@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from particlevi._checks import check_particles
+from particlevi._checks import check_finite, check_nonnegative, check_particles
 from particlevi.gradients.minibatch import as_estimator
 from particlevi.potentials.potential import ModelPotential
 from particlevi.schedules import as_schedule, describe
@@ -24,7 +25,16 @@ from particlevi.typing import (
     Schedule,
 )
 
-__all__ = ["GradientAt", "Nothing", "Target", "assemble", "configurational_temperature", "gaussian"]
+__all__ = [
+    "GradientAt",
+    "Nothing",
+    "Target",
+    "assemble",
+    "check_gradient_noise",
+    "configurational_temperature",
+    "gaussian",
+    "standard_normal",
+]
 
 Target = ModelPotential | GradientEstimator
 GradientAt = Callable[[Tensor], Gradient]
@@ -43,12 +53,14 @@ def no_memory(position: Tensor, generator: torch.Generator) -> Nothing:
     return Nothing()
 
 
+def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers in the shape, dtype and place of ``like``."""
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+
+
 def gaussian(state: SamplerState, generator: torch.Generator) -> Tensor:
     """Standard normal noise ``[P, D]``."""
-    position = state.position
-    return torch.randn(
-        position.shape, generator=generator, dtype=position.dtype, device=position.device
-    )
+    return standard_normal(state.position, generator)
 
 
 def no_noise(state: SamplerState, generator: torch.Generator) -> tuple[()]:
@@ -65,6 +77,28 @@ def configurational_temperature(position: Tensor, gradient: Tensor) -> Tensor:
     return (position * gradient).mean(-1)
 
 
+def check_gradient_noise(value: float | Tensor) -> JSON:
+    """An estimate of the gradient noise is one variance or one per parameter; its record."""
+    if not isinstance(value, Tensor):
+        check_nonnegative("gradient_noise", value)
+        return value
+    check_finite("gradient_noise", value, "Estimate it again.")
+    if (value < 0).any():
+        raise ValueError("gradient_noise is a variance: it must not be negative.")
+    return "per parameter"
+
+
+def _check_full(batch: Batch | None, num_data: int | None, name: str) -> None:
+    if batch is None or num_data is None:
+        return
+    size = tree_leaves(batch.data)[0].shape[1 if batch.per_particle else 0]
+    if size != num_data:
+        raise ValueError(
+            f"{name} accepts or rejects by the energy of all {num_data} data, got a batch of "
+            f"{size}: leave batch_size out."
+        )
+
+
 def assemble(
     name: str,
     target: Target,
@@ -76,6 +110,7 @@ def assemble(
     noise: Callable[[SamplerState, torch.Generator], Any] = no_noise,
     remember: Callable[[Any, Progress], Any] | None = None,
     interacting: bool = False,
+    full_batch: bool = False,
 ) -> Sampler:
     """A sampler from its transition; the estimator's state and noise are threaded through.
 
@@ -90,6 +125,8 @@ def assemble(
         noise: the method's random numbers.
         remember: ``(memory, progress) -> memory`` between steps.
         interacting: whether particles see each other.
+        full_batch: whether the method is wrong on anything but all the data at every step, so that
+            a minibatch is an error.
     """
     estimator = as_estimator(target)
     scheduled = {key: as_schedule(key, value) for key, value in (schedules or {}).items()}
@@ -108,6 +145,8 @@ def assemble(
         state: SamplerState, batch: Batch | None, noise: Any, controls: Controls
     ) -> tuple[SamplerState, Any]:
         own, masks = noise
+        if full_batch:
+            _check_full(batch, estimator.potential.num_data, name)
 
         def gradient_at(particles: Tensor) -> Gradient:
             return estimator(state.estimator, particles, batch, masks)

@@ -1,4 +1,4 @@
-"""Stochastic gradient Hamiltonian Monte Carlo, by splitting.
+"""Stochastic gradient Hamiltonian Monte Carlo.
 
 The SDE, with friction ``f`` in 1/time and unit mass::
 
@@ -17,8 +17,18 @@ stable step, and that of p exactly T; elsewhere the bias is of second order in `
 noise of variance ``s^2`` adds ``h^2 s^2 (1 + c) / (l (1 - c) (4 - h^2 l))``. Stable for
 ``h^2 l < 4``.
 
+Two Euler forms are there to match other libraries. With ``a = f h``, ``e = h^2`` and
+``q = 2 a e T + e^2 s^2``, their laws on a Gaussian are::
+
+    symplectic   p <- (1 - a) p - h g + sqrt(2 a T) xi;  theta <- theta + h p (the new p)
+                 Var theta = q (2 - a) / (a e l (4 - 2 a - e l)),     e l < 4 - 2 a
+                 Var p = 2 q / (a e (4 - 2 a - e l)), above T also as h -> 0 at fixed a
+    explicit     the same with the old p in the second line
+                 Var theta = q (2 - a + e l) / (e l (a - e l) (4 - 2 a + e l)),
+                 e l < a and 2 a < 4 + e l
+
 Step size: ``h`` is the time step of the SDE; a learning rate on the mean loss is about ``h^2 N``
-and the momentum decay ``c``.
+and the momentum decay ``c``, or ``1 - a`` in the Euler forms.
 
 References: Chen, Fox and Guestrin, "Stochastic gradient Hamiltonian Monte Carlo", 2014; Leimkuhler
 and Matthews, "Rational construction of stochastic numerical methods for molecular sampling", 2013.
@@ -31,13 +41,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_finite, check_nonnegative, check_positive
+from particlevi._checks import check_choice, check_positive
 from particlevi.samplers._assemble import (
     GradientAt,
     Target,
     assemble,
+    check_gradient_noise,
     configurational_temperature,
     gaussian,
+    standard_normal,
 )
 from particlevi.schedules import as_schedule
 from particlevi.typing import Controls, Sampler, Schedule
@@ -55,7 +67,8 @@ class Info(NamedTuple):
     """Potential and temperatures ``[P]``.
 
     The potential and the configurational temperature are those where the gradient was evaluated;
-    the kinetic temperature ``p.p/D`` is that at the end of the step, whose mean is T exactly.
+    the kinetic temperature ``p.p/D`` is that at the end of the step, whose mean is T exactly under
+    B A O A with exact gradients on a Gaussian, and above T under the Euler forms.
     """
 
     potential: Tensor
@@ -68,12 +81,13 @@ def sghmc(
     friction: float = 1.0,
     temperature: float | Schedule = 1.0,
     gradient_noise: float | Tensor = 0.0,
+    integrator: str = "baoa",
 ) -> Sampler:
-    """Underdamped Langevin dynamics with minibatch gradients, by the B A O A splitting.
+    """Underdamped Langevin dynamics with minibatch gradients, one gradient per step.
 
-    Samples ``exp(-U/T)``: exactly on a Gaussian for any stable step (``h^2 l < 4``), with a bias
-    of second order in the step size ``h`` elsewhere, plus that of the minibatch noise, which
-    ``gradient_noise`` compensates. Momenta start at the target temperature.
+    By the B A O A splitting it samples ``exp(-U/T)`` exactly on a Gaussian for any stable step
+    (``h^2 l < 4``), with a bias of second order in the step size ``h`` elsewhere, plus that of the
+    minibatch noise, which ``gradient_noise`` compensates. Momenta start at the target temperature.
 
     Source: Chen, Fox and Guestrin, "Stochastic gradient Hamiltonian Monte Carlo", 2014;
     Leimkuhler and Matthews, "Rational construction of stochastic numerical methods for molecular
@@ -85,46 +99,62 @@ def sghmc(
         temperature: T, a number or a schedule.
         gradient_noise: an estimate of the variance ``s^2`` of the gradient noise, one number or
             one per parameter ``[D]``. The injected variance ``T (1 - c^2)`` is lowered by
-            ``c^2 h^2 s^2``, but never below zero.
+            ``h^2 s^2 (1 + c)^2 / 4``, but never below zero. This keeps the diffusion of theta, so
+            that what is left of the noise's bias on a Gaussian is of third order in ``h``,
+            ``h^4 s^2 (1 + c) / (4 (1 - c) (4 - h^2 l))``; the kinetic temperature then lies
+            ``h^2 s^2 / 2`` below T to leading order. In the Euler forms ``2 f h T`` is lowered by
+            ``h^2 s^2`` and nothing is left.
+        integrator: ``"baoa"``; or the Euler forms ``"symplectic"`` (position moved by the new
+            momentum, the form of the paper's own code and of the BNN literature) and
+            ``"explicit"`` (by the old one; unstable unless ``friction > h l``), whose laws are in
+            the module's documentation.
 
     Raises:
-        ValueError: a friction that is not positive, a negative temperature or gradient noise.
+        ValueError: a friction that is not positive, a negative temperature or gradient noise, an
+            unknown integrator.
     """
     check_positive("friction", friction)
-    if isinstance(gradient_noise, Tensor):
-        check_finite("gradient_noise", gradient_noise, "Estimate it again.")
-        if (gradient_noise < 0).any():
-            raise ValueError("gradient_noise is a variance: it must not be negative.")
-    else:
-        check_nonnegative("gradient_noise", gradient_noise)
+    check_choice("integrator", integrator, ["baoa", "symplectic", "explicit"])
+    noise_record = check_gradient_noise(gradient_noise)
     start = as_schedule("temperature", temperature)
 
     def memory(position: Tensor, generator: torch.Generator) -> Memory:
-        noise = torch.randn(
-            position.shape, generator=generator, dtype=position.dtype, device=position.device
-        )
-        return Memory(noise * start(0) ** 0.5)
+        return Memory(standard_normal(position, generator) * start(0) ** 0.5)
 
-    def transition(
+    def splitting(
         position: Tensor, memory: Memory, gradient_at: GradientAt, noise: Any, controls: Controls
     ) -> tuple[Tensor, Memory, Info]:
         h, temperature = controls["step_size"], controls["temperature"]
         g, potential = gradient_at(position)
         configurational = configurational_temperature(position, g)
         c = (-friction * h).exp()
-        injected = temperature * (1 - c**2) - (c * h) ** 2 * gradient_noise
+        injected = temperature * (1 - c**2) - (0.5 * (1 + c) * h) ** 2 * gradient_noise
         p = memory.momentum - h * g
         position = position + 0.5 * h * p
         p = c * p + injected.clamp(min=0).sqrt() * noise
         position = position + 0.5 * h * p
         return position, Memory(p), Info(potential, configurational, p.square().mean(-1))
 
-    summary = gradient_noise if isinstance(gradient_noise, float | int) else "per parameter"
+    def euler(
+        position: Tensor, memory: Memory, gradient_at: GradientAt, noise: Any, controls: Controls
+    ) -> tuple[Tensor, Memory, Info]:
+        h, temperature = controls["step_size"], controls["temperature"]
+        g, potential = gradient_at(position)
+        configurational = configurational_temperature(position, g)
+        injected = 2 * friction * h * temperature - h**2 * gradient_noise
+        p = (1 - friction * h) * memory.momentum - h * g + injected.clamp(min=0).sqrt() * noise
+        position = position + h * (p if integrator == "symplectic" else memory.momentum)
+        return position, Memory(p), Info(potential, configurational, p.square().mean(-1))
+
     return assemble(
         "sghmc",
         target,
-        transition,
-        settings={"friction": friction, "gradient_noise": summary},
+        splitting if integrator == "baoa" else euler,
+        settings={
+            "friction": friction,
+            "gradient_noise": noise_record,
+            "integrator": integrator,
+        },
         schedules={"temperature": temperature},
         memory=memory,
         noise=gaussian,

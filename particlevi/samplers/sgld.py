@@ -6,7 +6,9 @@ Step, with step size ``h`` and temperature ``T``::
 
 Target: ``exp(-U/T)`` as ``h -> 0``. On a Gaussian with curvature ``l`` and gradient-noise variance
 ``s^2`` the stationary variance is exactly ``(2 T + h s^2) / (l (2 - h l))``: a bias of first order
-in ``h``, from the step and from the noise alike. Stable for ``h l < 2``.
+in ``h``, from the step and from the noise alike. Stable for ``h l < 2``. Gradient noise that is
+known is taken out of the injected noise, whose variance becomes ``2 h T - h^2 s^2``, and with it
+out of the law.
 
 Step size: Welling and Teh's epsilon is ``2 h``; a learning rate on the mean loss is ``h N``.
 
@@ -24,12 +26,13 @@ from particlevi.samplers._assemble import (
     Nothing,
     Target,
     assemble,
+    check_gradient_noise,
     configurational_temperature,
     gaussian,
 )
 from particlevi.typing import Controls, Sampler, Schedule
 
-__all__ = ["Info", "sgld", "transition"]
+__all__ = ["Info", "sgld"]
 
 
 class Info(NamedTuple):
@@ -39,17 +42,11 @@ class Info(NamedTuple):
     configurational_temperature: Tensor
 
 
-def transition(
-    position: Tensor, memory: Nothing, gradient_at: GradientAt, noise: Tensor, controls: Controls
-) -> tuple[Tensor, Nothing, Info]:
-    """One step."""
-    h, temperature = controls["step_size"], controls["temperature"]
-    g, potential = gradient_at(position)
-    info = Info(potential, configurational_temperature(position, g))
-    return position - h * g + (2 * h * temperature).sqrt() * noise, memory, info
-
-
-def sgld(target: Target, temperature: float | Schedule = 1.0) -> Sampler:
+def sgld(
+    target: Target,
+    temperature: float | Schedule = 1.0,
+    gradient_noise: float | Tensor = 0.0,
+) -> Sampler:
     """Stochastic gradient Langevin dynamics: ``theta' = theta - h g + sqrt(2 h T) xi``.
 
     Samples ``exp(-U/T)`` up to a bias of first order in the step size ``h``; on a Gaussian with
@@ -61,9 +58,30 @@ def sgld(target: Target, temperature: float | Schedule = 1.0) -> Sampler:
     Args:
         target: a potential, or a gradient estimator.
         temperature: T, a number or a schedule; 1 is the Bayes posterior, 0 gradient descent.
+        gradient_noise: an estimate of the variance ``s^2`` of the gradient noise, one number or
+            one per parameter ``[D]``. The injected variance ``2 h T`` is lowered by ``h^2 s^2``,
+            but never below zero. Up to ``h s^2 = 2 T`` the stationary variance is then that without
+            gradient noise.
 
     Raises:
-        ValueError: a negative temperature.
+        ValueError: a negative temperature or gradient noise.
     """
-    schedules: dict[str, Any] = {"temperature": temperature}
-    return assemble("sgld", target, transition, settings={}, schedules=schedules, noise=gaussian)
+    settings = {"gradient_noise": check_gradient_noise(gradient_noise)}
+
+    def transition(
+        position: Tensor, memory: Nothing, gradient_at: GradientAt, noise: Any, controls: Controls
+    ) -> tuple[Tensor, Nothing, Info]:
+        h, temperature = controls["step_size"], controls["temperature"]
+        g, potential = gradient_at(position)
+        injected = (2 * h * temperature - h**2 * gradient_noise).clamp(min=0)
+        info = Info(potential, configurational_temperature(position, g))
+        return position - h * g + injected.sqrt() * noise, memory, info
+
+    return assemble(
+        "sgld",
+        target,
+        transition,
+        settings=settings,
+        schedules={"temperature": temperature},
+        noise=gaussian,
+    )

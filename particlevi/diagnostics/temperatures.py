@@ -1,0 +1,147 @@
+"""Kinetic and configurational temperatures: is the sampler at the temperature it was set to?
+
+For ``p(theta, p) ~ exp(-(U(theta) + p.p/2) / T)`` in D dimensions both of these have mean T::
+
+    kinetic            p.p / D
+    configurational    (theta - c) . grad U(theta) / D,        c any fixed point
+
+The kinetic one follows ``T chi2_D / D`` exactly, if the momenta are Gaussian at temperature T. The
+configurational one does so on a Gaussian with ``c`` at its mean. Elsewhere only its mean is known,
+and that needs ``theta p(theta)`` to vanish at infinity. Here ``c`` is the mean of the draws, which
+makes it least noisy and lowers it by the factor ``1 - 1/ESS``.
+
+What integrators do to them on a Gaussian with exact gradients: the kinetic temperature at the end
+of a step is T under ``sghmc`` and ``obabo``, ``T (1 - h^2 l / 4)`` under ``baoab``, and above T
+under the Euler forms of ``sghmc`` even as ``h -> 0``; the configurational one is ``l Var(theta)``:
+T under ``sghmc``, ``baoab`` and ``leimkuhler_matthews``, ``T / (1 - h l / 2)`` under ``sgld``.
+
+References: Wenzel and others, "How good is the Bayes posterior in deep neural networks really?",
+2020; Leimkuhler and Matthews, "Molecular dynamics", 2015.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from particlevi._checks import check_fraction, check_positive, check_positive_int
+from particlevi.batches import as_tensors
+from particlevi.diagnostics import arviz
+from particlevi.gradients.full import full_gradient
+
+__all__ = ["Temperature", "chi_square_interval", "configurational", "kinetic"]
+
+
+class Temperature(NamedTuple):
+    """One temperature over a run.
+
+    Attributes:
+        mean: over draws and chains.
+        mcse: its Monte-Carlo standard error.
+        size: degrees of freedom, D.
+        inside: share of the draws within the 99 % interval of ``T chi2_D / D`` around the
+            temperature that was set; 0.99 for exact Gaussian draws.
+    """
+
+    mean: float
+    mcse: float
+    size: int
+    inside: float
+
+
+def chi_square_interval(temperature: float, size: int, prob: float = 0.99) -> tuple[float, float]:
+    """The central interval of ``T chi2_D / D``, where an exact kinetic temperature lies.
+
+    Args:
+        temperature: T.
+        size: D.
+        prob: of the interval.
+
+    >>> low, high = chi_square_interval(1.0, 100)
+    >>> round(low, 4), round(high, 4)
+    (0.6733, 1.4017)
+    """
+    from scipy.stats import chi2
+
+    check_positive("temperature", temperature)
+    check_positive_int("size", size)
+    check_fraction("prob", prob)
+    low, high = chi2.ppf([(1 - prob) / 2, (1 + prob) / 2], size)
+    return temperature * float(low) / size, temperature * float(high) / size
+
+
+def _summary(values: Tensor, size: int, temperature: Tensor) -> Temperature:
+    """Of values ``[P, T]``; the temperature set is ``[T]`` or ``[P, T]``."""
+    low, high = chi_square_interval(1.0, size)
+    ratio = values.double() / temperature.double()
+    inside = float(((ratio > low) & (ratio < high)).double().mean())
+    error = float(arviz.mcse(values)) if values.shape[1] >= arviz.MIN_DRAWS else math.nan
+    return Temperature(float(values.double().mean()), error, size, inside)
+
+
+def _set_temperature(draws: Any) -> Tensor:
+    for name in ("replica_temperature", "temperature"):
+        if name in draws.stats:
+            found: Tensor = draws.stats[name]
+            return found
+    return torch.ones(draws.particles.shape[1], dtype=torch.float64)
+
+
+def kinetic(draws: Any) -> Temperature:
+    """The kinetic temperature ``p.p / D`` of a momentum method, over all parameters.
+
+    Raises:
+        ValueError: draws of a sampler without momenta.
+    """
+    if "kinetic_temperature" not in draws.stats:
+        raise ValueError(
+            f"{draws.attrs.get('sampler', 'This sampler')} has no momenta, so no kinetic "
+            "temperature: see the configurational one."
+        )
+    size = sum(math.prod(shape) for shape in draws.shapes.values())
+    return _summary(draws.stats["kinetic_temperature"], size, _set_temperature(draws))
+
+
+def configurational(
+    draws: Any, data: Any = None, *, thin: int = 1, chunk_size: int = 64, batch_size: int = 1024
+) -> dict[str, Temperature]:
+    """Configurational temperatures, in total (under ``"all"``) and of each tensor of the model.
+
+    The gradient is taken on all the data, at every ``thin``-th draw.
+
+    Args:
+        draws: with all parameters kept.
+        data: as given to ``sample``.
+        thin: use every ``thin``-th draw.
+        chunk_size: draws evaluated at once.
+        batch_size: data evaluated at once.
+
+    Raises:
+        ValueError: interacting particles, or draws without their potential or of a part of it.
+    """
+    if draws.interacting:
+        raise ValueError(
+            "A temperature is a statement about Markov chains, and these particles interact."
+        )
+    model = draws.potential
+    if model is None:
+        raise ValueError("These draws lack their potential: pvi.load(path, potential=...).")
+    if draws.coordinates is not None or draws.output_shape is not None:
+        raise ValueError("A configurational temperature needs all parameters to be kept.")
+    if data is not None:
+        data = as_tensors(data, model)
+    kept = draws.particles[:, ::thin].to(model.device, model.dtype)
+    chains, length, size = kept.shape
+    flat = kept.reshape(-1, size)
+    gradients = [full_gradient(model, p, data, batch_size).gradient for p in flat.split(chunk_size)]
+    virial = ((flat - flat.mean(0)) * torch.cat(gradients)).double()
+    temperature = _set_temperature(draws)[..., ::thin]
+    found = {"all": _summary(virial.mean(-1).view(chains, length), size, temperature)}
+    for name, where in model.layout.slices().items():
+        part = virial[:, where]
+        values = part.mean(-1).view(chains, length)
+        found[name] = _summary(values, part.shape[-1], temperature)
+    return found

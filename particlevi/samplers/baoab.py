@@ -1,0 +1,126 @@
+"""BAOAB: the symmetric splitting of underdamped Langevin dynamics.
+
+One step of length ``h`` with friction ``f``, unit mass and ``c = exp(-f h)``::
+
+    p     <- p - h g / 2
+    theta <- theta + h p / 2
+    p     <- c p + sqrt(T (1 - c^2)) xi,        xi ~ N(0, I)
+    theta <- theta + h p / 2
+    p     <- p - h g(theta) / 2
+
+The last gradient is the first of the next step, so that a step costs one gradient. (The very first
+half kick is left out: the momenta are drawn as they are after it.) The positions are those of
+``sghmc``, which kicks once; here momenta and potential belong to the end of the step.
+
+Target: ``exp(-U/T)``, with a bias of second order in ``h``. On a Gaussian with curvature ``l`` the
+stationary variance of theta is exactly ``T/l`` for every stable step, that of p
+``T (1 - h^2 l / 4)``, and the two are independent. Gradient noise of variance ``s^2`` adds
+``h^2 s^2 (1 + c) / (l (1 - c) (4 - h^2 l))`` to the first. Stable for ``h^2 l < 4``.
+
+Step size: ``h`` is the time step; a learning rate on the mean loss is about ``h^2 N``.
+
+Reference: Leimkuhler and Matthews, "Rational construction of stochastic numerical methods for
+molecular sampling", 2013.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from particlevi._checks import check_positive
+from particlevi.samplers._assemble import (
+    GradientAt,
+    Target,
+    assemble,
+    configurational_temperature,
+    gaussian,
+    standard_normal,
+)
+from particlevi.schedules import as_schedule
+from particlevi.typing import Controls, Gradient, Sampler, Schedule
+
+__all__ = ["Info", "Memory", "baoab", "move"]
+
+
+class Memory(NamedTuple):
+    """Momenta, and the gradient at the position, ``[P, D]`` each."""
+
+    momentum: Tensor
+    gradient: Tensor
+
+
+class Info(NamedTuple):
+    """Potential, configurational and kinetic temperature ``[P]``, all at the end of the step."""
+
+    potential: Tensor
+    configurational_temperature: Tensor
+    kinetic_temperature: Tensor
+
+
+def move(
+    position: Tensor,
+    memory: Memory,
+    gradient_at: GradientAt,
+    noise: Tensor,
+    h: Tensor,
+    c: Tensor,
+    temperature: Tensor,
+) -> tuple[Tensor, Memory, Gradient]:
+    """One step; the temperature is 0-d, or ``[P, 1]``."""
+    p = memory.momentum - 0.5 * h * memory.gradient
+    position = position + 0.5 * h * p
+    p = c * p + (temperature * (1 - c**2)).sqrt() * noise
+    position = position + 0.5 * h * p
+    found = gradient_at(position)
+    return position, Memory(p - 0.5 * h * found.gradient, found.gradient), found
+
+
+def baoab(target: Target, friction: float = 1.0, temperature: float | Schedule = 1.0) -> Sampler:
+    """Underdamped Langevin dynamics by the symmetric B A O A B splitting.
+
+    Samples ``exp(-U/T)``: exactly on a Gaussian for any stable step (``h^2 l < 4``), with a bias
+    of second order in the step size ``h`` elsewhere. One gradient per step. ``sghmc`` takes the
+    same positions and can compensate minibatch noise; this one reports potential and temperatures
+    at the end of the step.
+
+    Source: Leimkuhler and Matthews, "Rational construction of stochastic numerical methods for
+    molecular sampling", 2013.
+
+    Args:
+        target: a potential, or a gradient estimator.
+        friction: in 1/time, ``dp = ... - friction p dt``.
+        temperature: T, a number or a schedule.
+
+    Raises:
+        ValueError: a friction that is not positive, a negative temperature.
+    """
+    check_positive("friction", friction)
+    start = as_schedule("temperature", temperature)
+
+    def memory(position: Tensor, generator: torch.Generator) -> Memory:
+        momentum = standard_normal(position, generator) * start(0) ** 0.5
+        return Memory(momentum, torch.zeros_like(position))
+
+    def transition(
+        position: Tensor, memory: Memory, gradient_at: GradientAt, noise: Any, controls: Controls
+    ) -> tuple[Tensor, Memory, Info]:
+        h, temperature = controls["step_size"], controls["temperature"]
+        c = (-friction * h).exp()
+        position, memory, (g, potential) = move(
+            position, memory, gradient_at, noise, h, c, temperature
+        )
+        kinetic = memory.momentum.square().mean(-1)
+        return position, memory, Info(potential, configurational_temperature(position, g), kinetic)
+
+    return assemble(
+        "baoab",
+        target,
+        transition,
+        settings={"friction": friction},
+        schedules={"temperature": temperature},
+        memory=memory,
+        noise=gaussian,
+    )

@@ -1,0 +1,121 @@
+"""Each thing that can be wrong with a run is found, named and measured, and nothing else is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import particlevi as pvi
+from particlevi.diagnostics.arviz import integrated_autocorrelation_time
+from tests.stationarity.laws import NoisyGradient, quadratic
+
+TARGET = quadratic(torch.diag(torch.linspace(0.5, 2.0, 20, dtype=torch.float64)).numpy())
+
+
+def run(sampler, h=0.5, **options):
+    options = dict(num_particles=8, num_warmup=100, num_draws=200, thin=4) | options
+    return pvi.sample(sampler, step_size=h, progress=False, **options)
+
+
+def problems(draws, **options):
+    verdict = draws.diagnose(verbose=False, **options)
+    assert verdict.ok == (not verdict.findings)
+    return " ".join(f.problem for f in verdict.findings)
+
+
+def test_a_good_run(capsys):
+    draws = run(pvi.sghmc(TARGET))
+    verdict = draws.diagnose()
+    assert verdict.ok, verdict
+    assert capsys.readouterr().out.strip() == str(verdict)
+    assert "Nothing wrong was found." in str(verdict)
+    assert verdict.facts["configurational temperature"] == pytest.approx(1, abs=0.03)
+
+
+def test_not_converged_and_too_few_draws():
+    apart = torch.arange(8.0).unsqueeze(1).expand(8, 20).clone()
+    found = problems(
+        run(pvi.sghmc(TARGET), 0.05, initial=apart, num_particles=None, num_warmup=0, thin=1)
+    )
+    assert "Not converged: R-hat" in found
+    assert "Too few independent draws: the smallest ESS" in found
+
+
+def test_minibatch_noise_makes_it_too_hot():
+    found = problems(run(pvi.sghmc(NoisyGradient(TARGET, 1.5))))
+    assert "Too hot by" in found
+    assert "kinetic temperature" in found
+    assert "configurational temperature" in found
+
+
+def test_sgld_at_a_large_step_is_too_hot():
+    assert "Too hot by" in problems(run(pvi.sgld(TARGET), 0.4, thin=10))
+
+
+def test_too_cold():
+    frozen = run(pvi.sghmc(TARGET, temperature=1.0))
+    stats = dict(frozen.stats) | {"temperature": torch.full((200,), 2.0)}
+    found = problems(replace(frozen, stats=stats))
+    assert "Too cold by 50%: the kinetic temperature is" in found
+
+
+def test_hidden_noise_under_the_thermostat():
+    found = problems(run(pvi.sgnht(NoisyGradient(TARGET, 8.0)), 0.2))
+    assert "Minibatch noise dominates: the thermostat rests at" in found
+
+
+def test_rejections():
+    draws = run(pvi.hmc(TARGET, num_leapfrog=5), 1.39)
+    assert "Most proposals are rejected" in problems(draws)
+    apart = pvi.parallel_tempering(TARGET, [1.0, 300.0])
+    assert "hardly exchange places" in problems(run(apart))
+
+
+def test_divergence():
+    start = torch.zeros(8, 1, dtype=torch.float64)
+    start[3] = 30.0
+    quartic = pvi.from_log_density(
+        lambda x: -0.25 * (x**4).sum(-1), 1, vectorized=True, dtype=torch.float64
+    )
+    with pytest.warns(UserWarning, match="diverged"):
+        draws = run(pvi.sgld(quartic), 0.01, initial=start, num_particles=None)
+    assert "1 of 8 chains diverged, the first at step" in problems(draws)
+
+
+def test_interacting_particles_and_single_chains():
+    assert "interact" in problems(run(pvi.svgd(TARGET), 0.1, num_draws=5))
+    assert "One chain cannot show" in problems(run(pvi.sghmc(TARGET), num_particles=1))
+    assert "tell nothing" in problems(run(pvi.sghmc(TARGET), num_draws=3))
+
+
+def test_function_space_is_the_view_of_a_net():
+    net = torch.nn.Sequential(torch.nn.Linear(1, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
+    x = torch.linspace(-1, 1, 20).unsqueeze(1)
+    model = pvi.from_module(net, pvi.Gaussian(scale=0.3), pvi.Normal(1.0), num_data=20)
+    draws = pvi.sample(
+        pvi.sghmc(model),
+        (x, x),
+        step_size=0.05,
+        num_particles=4,
+        num_warmup=50,
+        num_draws=20,
+        progress=False,
+    )
+    assert "of the predictions" in problems(draws, data=(x, x), inputs=x)
+    assert "of the parameters" in problems(draws, data=(x, x))
+
+
+def test_autocorrelation_time_of_sgld():
+    """SGLD on a Gaussian is AR(1) with a = 1 - h l: (1 + a)/(1 - a) = 19 at h l = 0.1."""
+    draws = pvi.sample(
+        pvi.sgld(quadratic([[1.0]])),
+        step_size=0.1,
+        num_particles=50,
+        num_warmup=100,
+        num_draws=8000,
+        progress=False,
+    )
+    found = float(integrated_autocorrelation_time(draws.particles)[0])
+    assert found == pytest.approx(19, rel=0.05)

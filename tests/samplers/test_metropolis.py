@@ -1,0 +1,95 @@
+"""HMC and the Metropolis-corrected OBABO through ``sample``."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import particlevi as pvi
+from tests.stationarity.laws import quadratic
+
+CONJUGATE = pvi.from_log_likelihood(
+    lambda theta: -0.5 * theta.square().sum(),
+    lambda theta, x: -0.5 * (x - theta).square(),
+    num_params=1,
+    num_data=20,
+)
+DATA = torch.linspace(-1, 2, 20)
+
+ADJUSTED = {
+    "hmc": lambda target, T: pvi.hmc(target, num_leapfrog=3, temperature=T),
+    "obabo": lambda target, T: pvi.obabo(target, temperature=T, metropolis_every=4),
+}
+
+
+@pytest.mark.parametrize("name", list(ADJUSTED))
+@pytest.mark.parametrize("T", [0.25, 1.0, 4.0])
+def test_variance_is_exact_at_a_coarse_step(name, T):
+    lam = 1.0
+    draws = pvi.sample(
+        ADJUSTED[name](quadratic([[lam]]), T),
+        step_size=1.2,
+        num_particles=2000,
+        num_warmup=41,
+        num_draws=20,
+        thin=8,
+        progress=False,
+    )
+    x = draws.particles
+    error = T / lam * math.sqrt(2 * 3 / x.numel())
+    assert abs(float(x.square().mean()) - T / lam) < 5 * error
+    acceptance = draws.stats["acceptance"]
+    assert 0.5 < float(acceptance.mean()) < 0.99
+    if name == "obabo":
+        kinetic = float(draws.stats["kinetic_temperature"].mean())
+        assert abs(kinetic - T) < 5 * T * math.sqrt(2 * 3 / x.numel())
+
+
+def test_obabo_without_a_test_is_off_at_that_step():
+    options = dict(step_size=1.2, num_particles=2000, num_warmup=41, num_draws=20, thin=8)
+    draws = pvi.sample(pvi.obabo(quadratic([[1.0]])), progress=False, **options)
+    assert float(draws.particles.square().mean()) == pytest.approx(1 / (1 - 0.36), rel=0.05)
+
+
+@pytest.mark.parametrize("name", list(ADJUSTED))
+def test_a_minibatch_is_refused(name):
+    with pytest.raises(ValueError, match="energy of all 20 data, got a batch of 5"):
+        pvi.sample(
+            ADJUSTED[name](CONJUGATE, 1.0),
+            DATA,
+            batch_size=5,
+            step_size=0.1,
+            num_particles=2,
+            num_draws=5,
+            progress=False,
+        )
+
+
+@pytest.mark.parametrize("name", list(ADJUSTED))
+def test_conjugate_posterior(name):
+    draws = pvi.sample(
+        ADJUSTED[name](CONJUGATE, 1.0),
+        DATA,
+        step_size=0.25,
+        num_particles=1000,
+        num_warmup=41,
+        num_draws=20,
+        thin=8,
+        progress=False,
+    )
+    x = draws.particles.double()
+    precision = 21.0
+    mean = float(DATA.sum()) / precision
+    assert abs(float(x.mean()) - mean) < 5 * math.sqrt(3 / precision / x.numel())
+    assert abs(float(x.var()) * precision - 1) < 5 * math.sqrt(2 * 3 / x.numel())
+
+
+@pytest.mark.parametrize("name", list(ADJUSTED))
+def test_first_step_only_evaluates(name):
+    sampler = ADJUSTED[name](quadratic([[1.0]]), 1.0)
+    start = torch.tensor([[3.0], [-1.0]], dtype=torch.float64)
+    draws = pvi.sample(sampler, step_size=0.3, initial=start, num_draws=1, progress=False)
+    assert torch.equal(draws.particles[:, 0], start)
+    assert torch.equal(draws.stats["potential"][:, 0], 0.5 * start[:, 0] ** 2)
