@@ -170,13 +170,12 @@ def main() -> None:
 
     say("\n4. SGD as a sampler of the posterior")
     posterior = pvi.sample(
-        pvi.sghmc(model, friction=5.0),
+        pvi.sghmc(model, friction=2.0),
         data=train,
-        batch_size=256,
         step_size=0.02,
-        initial=solution.repeat(REPLICAS, 1),
-        num_warmup=int(1000 * arguments.work),
-        num_draws=int(200 * arguments.work),
+        initial=solution.repeat(8, 1),
+        num_warmup=int(500 * arguments.work),
+        num_draws=int(100 * arguments.work),
         thin=10,
         seed=2,
     )
