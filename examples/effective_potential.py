@@ -122,39 +122,45 @@ def main() -> None:
         seed=1,
         **run,
     )
-    center = draws.flat().mean(0)
+    center = draws.particles[0].mean(0)
     spectrum = noise_spectrum(model, train, model.init(1)[0], center, say)
     plots.spectrum(spectrum).figure.savefig(folder / "spectrum.png", dpi=130)
 
     say("\n2. The effective potential, from the draws alone")
     temperature = sgdvi.scalings(RATE, BATCH).chaudhari_soatto
-    axes = sgdvi.principal_directions(draws, 2)
-    flat = (draws.particles.double() - center.double()) @ axes
-    phi = sgdvi.fit_potential(flat, temperature, num_centers=100)
-    reach = 2 * flat[..., 0].std()
-    ends = [(center.double() + s * reach * axes[:, 0]).float() for s in (-1, 1)]
+    # The replicas settle in different valleys: each is looked at around its own mean.
+    means = draws.particles.double().mean(1)
+    around = draws.particles.double() - means[:, None]
+    axes = sgdvi.principal_directions(around, 2)
+    flat = around @ axes
+    phi = sgdvi.fit_potential(flat, temperature, num_centers=60)
+    reach = 2 * flat[..., 0].std() * axes[:, 0]
     loss = sgdvi.mean_loss(model, train)
     along = sgdvi.compare_potentials(
-        sgdvi.line(*ends, margin=0.0), phi, loss, directions=axes, origin=center
+        sgdvi.line(-reach, reach, margin=0.0),
+        phi,
+        lambda shift: torch.stack([loss(mean + shift) for mean in means[:4]]).mean(0),
+        directions=axes,
     )
     plots.potential_against_loss(along).figure.savefig(folder / "potential.png", dpi=130)
     assert along.band is not None
     misfit, size = float(along.disagreement.abs().max()), float(along.potential.max())
     band = float(along.band.mean())
-    say("   In the direction in which SGD varies most,")
+    between = means.var(0).sum() / (means.var(0).sum() + around.square().mean((0, 1)).sum())
+    say(f"   {float(between):.0%} of the variance lies between replicas, in different valleys.")
+    say("   Around their means, in the direction in which SGD varies most,")
     say(f"   Phi = {along.scale:.2f} x loss fits best, with correlation {along.agreement:.3f};")
     say(f"   the worst misfit is {misfit:.2g} where Phi reaches {size:.2g}, known to {band:.2g}.")
     say(f"   Temperature {temperature:.2g}; the halves of the run agree: {phi.stationary}.")
     say("   Phi is that of the marginal law in the plane of most variance; the loss is a slice.")
 
     say("\n3. Loops: the test against time reversal")
-    wide = sgdvi.principal_directions(draws, 6)
-    loops = sgdvi.circulation(draws, RATE * 5, directions=wide)
+    coordinates = around @ sgdvi.principal_directions(around, 6)
+    loops = sgdvi.circulation(coordinates, RATE * 5)
     i, j = plane = loops.strongest_plane()
     rate, error = float(loops.rates[plane]), float(loops.standard_error[plane])
     say(f"   In the 6 directions of most variance, p = {loops.p_value:.4f} for all 15 planes;")
     say(f"   the strongest, {i} and {j}, encloses {rate:.2g} ± {error:.2g} per unit of time.")
-    coordinates = (draws.particles.double() - center.double()) @ wide
     produced = sgdvi.entropy_production(coordinates, RATE * 5)
     least, spread = produced.value, produced.standard_error
     say(f"   Entropy production is at least {least:.3g} ± {spread:.1g} nats per unit of time.")
