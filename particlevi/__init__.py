@@ -3,6 +3,7 @@
 import importlib
 from typing import Any
 
+from particlevi.collapse import check_collapse
 from particlevi.diagnostics.groups import group_diagnostics
 from particlevi.diagnostics.step_size import gradient_noise, largest_curvature, suggest_step_size
 from particlevi.draws import Draws, Prediction, load
@@ -73,6 +74,7 @@ __all__ = [
     "StudentT",
     "additive",
     "baoab",
+    "check_collapse",
     "compare",
     "constant",
     "control_variate",

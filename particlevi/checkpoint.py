@@ -85,7 +85,8 @@ def unflatten(template: Any, tensors: Mapping[str, Tensor], prefix: str) -> Any:
                 f"The checkpoint's {prefix} must be {template.dtype} {list(template.shape)}, "
                 f"got {got}: it belongs to another sampler."
             )
-        return found.to(template.device)
+        # A copy, because how torch rounds depends on how memory is aligned.
+        return found.to(template.device, copy=True)
     parts = [
         unflatten(getattr(template, name), tensors, f"{prefix}.{name}") for name in template._fields
     ]

@@ -99,7 +99,7 @@ SAMPLERS = {
     "svgd_rmsprop": SamplerCase(pvi.svgd, 1e-2, {"optimizer": "rmsprop"}),
     "svgd_adam": SamplerCase(pvi.svgd, 1e-2, {"optimizer": "adam"}),
     "svgd_imq_annealed": SamplerCase(
-        pvi.svgd, 1e-2, {"kernel": pvi.imq(), "annealing": pvi.tanh_ramp(20, 2.0)}
+        pvi.svgd, 1e-2, {"kernel": pvi.imq(), "annealing": pvi.polynomial(0.9, delay=10)}
     ),
     "svgd_random_features": SamplerCase(pvi.svgd, 1e-2, {"kernel": pvi.random_features(16)}),
     "svgd_product": SamplerCase(pvi.svgd, 1e-2, {"kernel": pvi.product("tensor")}),

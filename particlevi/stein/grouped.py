@@ -20,16 +20,19 @@ from particlevi.stein.reduction import radial_sums, squared_distances
 __all__ = ["additive", "graphical", "product"]
 
 
-def _members(groups: Tensor) -> list[Tensor]:
-    return [(groups == g).nonzero().flatten() for g in range(int(groups.max()) + 1)]
+def _members(groups: Tensor) -> tuple[Tensor, ...]:
+    return tuple((groups == g).nonzero().flatten() for g in range(int(groups.max()) + 1))
 
 
 @dataclass(frozen=True, eq=False)
 class _Grouped:
     groups: Any
     kernel: Radial = field(default_factory=rbf)
+    _members: tuple[Tensor, ...] = field(default=(), init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if isinstance(self.groups, Tensor):
+            object.__setattr__(self, "_members", _members(self.groups))
         if not isinstance(self.kernel, Radial):
             raise TypeError(
                 "A kernel per group must be pvi.rbf(...) or pvi.imq(...), "
@@ -47,13 +50,13 @@ class _Grouped:
         """With the group numbers of these parameters."""
         return replace(self, groups=space.groups(self.groups))
 
-    def _parts(self) -> list[Tensor]:
-        if not isinstance(self.groups, Tensor):
+    def _parts(self) -> tuple[Tensor, ...]:
+        if not self._members:
             raise TypeError(
                 f"The groups {self.groups!r} are a rule: give group numbers LongTensor [D], "
                 "potential.layout.groups(rule)."
             )
-        return _members(self.groups)
+        return self._members
 
 
 class product(_Grouped):
@@ -144,11 +147,14 @@ class graphical(_Grouped):
     """
 
     neighbours: Tensor | None = None
+    _around: tuple[Tensor, ...] = field(default=(), init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.neighbours is not None and self.neighbours.dtype != torch.bool:
             raise TypeError(f"neighbours must be a BoolTensor [G, G], got {self.neighbours.dtype}.")
+        if self._members:
+            object.__setattr__(self, "_around", self._blankets())
 
     def __repr__(self) -> str:
         if self.neighbours is None:
@@ -156,37 +162,30 @@ class graphical(_Grouped):
         digest = zlib.crc32(self.neighbours.cpu().numpy().tobytes())
         return super().__repr__()[:-1] + f", neighbours {digest:08x})"
 
-    def bind(self, space: Space) -> Any:
-        """With the group numbers of these parameters."""
-        bound = super().bind(space)
-        bound._blankets()
-        return bound
-
-    def _blankets(self) -> list[tuple[Tensor, Tensor]]:
-        """For every group, its coordinates and those of its neighbours."""
-        parts = self._parts()
-        around = self.neighbours
+    def _blankets(self) -> tuple[Tensor, ...]:
+        """For every group, the coordinates of its neighbours."""
+        parts, around = self._members, self.neighbours
         if around is None:
-            return [(part, part[:0]) for part in parts]
+            return tuple(part[:0] for part in parts)
         if around.shape != (len(parts), len(parts)):
             raise ValueError(
                 f"neighbours must be [{len(parts)}, {len(parts)}], one row per group, "
                 f"got {list(around.shape)}."
             )
-        return [
-            (part, torch.cat([part[:0]] + [parts[h] for h in row.nonzero().flatten() if h != g]))
-            for g, (part, row) in enumerate(zip(parts, around, strict=True))
-        ]
+        return tuple(
+            torch.cat([parts[g][:0]] + [parts[h] for h in row.nonzero().flatten() if h != g])
+            for g, row in enumerate(around)
+        )
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """The kernel matrix ``[P, Q]`` of the first group."""
-        seen = torch.cat(self._blankets()[0])
+        seen = torch.cat([self._parts()[0], self._around[0]])
         return self.kernel(x[:, seen], y[:, seen])
 
     def direction(self, x: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Attraction and repulsion, each group's by its own kernel."""
         attraction, repulsion = torch.zeros_like(scores), torch.zeros_like(x)
-        for own, others in self._blankets():
+        for own, others in zip(self._parts(), self._around, strict=True):
             seen = torch.cat([own, others])
             toward, away = self.kernel.direction(x[:, seen], scores[:, own])
             attraction = attraction.index_copy(1, own, toward)
