@@ -6,11 +6,12 @@ from typing import Any
 from particlevi.collapse import check_collapse
 from particlevi.diagnostics.groups import group_diagnostics
 from particlevi.diagnostics.step_size import gradient_noise, largest_curvature, suggest_step_size
-from particlevi.draws import Draws, Prediction, load
+from particlevi.draws import Draws, Prediction
 from particlevi.gradients.control_variate import control_variate
 from particlevi.gradients.history import history
 from particlevi.gradients.minibatch import minibatch
 from particlevi.gradients.structured import structured, structured_dropout
+from particlevi.loading import load
 from particlevi.monitor import DivergenceError
 from particlevi.potentials.function import from_log_density, from_log_likelihood
 from particlevi.potentials.likelihoods import Bernoulli, Categorical, Gaussian, Poisson

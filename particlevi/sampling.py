@@ -12,6 +12,7 @@ from torch import Tensor
 
 from particlevi import checkpoint as files
 from particlevi._checks import check_finite, check_particles, check_positive_int, check_seed
+from particlevi.batches import is_tensors
 from particlevi.draws import Draws
 from particlevi.potentials.random import draw_seed
 from particlevi.recording import describe_keep
@@ -136,6 +137,11 @@ def sample(
         check_positive_int("batch_size", batch_size)
     schedule = as_schedule("step_size", step_size)
     potential = sampler.potential
+    if shared_batch is False and data is not None and not is_tensors(data):
+        raise ValueError(
+            "Batches of a DataLoader are shared by all particles: leave shared_batch out, or pass "
+            "tensors, from which each chain draws its own."
+        )
     if compile and not potential.compilable:
         raise ValueError(
             "compile=True needs a potential that torch.compile can trace, but a "
