@@ -247,6 +247,13 @@ def suggest_step_size(
         f"Suggested: h = {overdamped:.3g} overdamped (limited by the {limits[0]}), "
         f"h = {momentum:.3g} with momentum (limited by the {limits[1]})."
     )
+    wide = MOMENTUM_FRACTION * stable[1]
+    share = wide**2 * noise / (4 * TEMPERATURE_EXCESS * temperature)
+    if limits[1] == "noise" and share < 1:
+        reason += (
+            f" With a friction of {2 * math.atanh(share) / wide:.3g} it could be h = {wide:.3g} at "
+            "the same heating."
+        )
     if verbose:
         print(reason)
     return StepSize(overdamped, momentum, curvature, noise, reason)

@@ -194,7 +194,14 @@ def _judge(
     if not (abs(off) > TEMPERATURE_SHARE and abs(off) > TEMPERATURE_Z * error):
         return
     size = f"{found.mean:.3g} +- {found.mcse:.2g}, set to {target:g}"
-    if off > 0:
+    if found.mean <= 0:
+        findings.append(
+            Finding(
+                f"Not stationary: the {kind} temperature is {size}, and it cannot be negative.",
+                "Raise num_warmup, or start from a trained point.",
+            )
+        )
+    elif off > 0:
         findings.append(
             Finding(
                 f"Too hot by {off:.0%}: the {kind} temperature is {size}. Minibatch noise, or the "

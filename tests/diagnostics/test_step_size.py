@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -87,6 +89,11 @@ def test_suggestions_and_their_reason(capsys):
     assert noisy.overdamped == pytest.approx(0.2 / noisy.gradient_noise)
     assert noisy.momentum == pytest.approx(0.4 / noisy.gradient_noise)
     assert "limited by the noise" in noisy.reason
+    more = pvi.suggest_step_size(mean_model(n), x, batch_size=90, verbose=False)
+    h, s2 = 0.5 / 101**0.5, more.gradient_noise
+    friction = float(re.search(r"friction of (\S+) it", more.reason)[1])
+    c = np.exp(-friction * h)
+    assert h**2 * s2 * (1 + c) / ((1 - c) * 4) == pytest.approx(0.1, rel=0.01)
     assert capsys.readouterr().out == ""
 
 
