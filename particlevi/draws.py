@@ -178,7 +178,10 @@ class Draws:
         if model.predictive_fn is not None:
             return predict_sites(model, flat, inputs, quantiles, int(seed))
         if model.likelihood is None:
-            raise ValueError("Predictions need a potential made from a module or a Pyro model.")
+            raise ValueError(
+                "Predictions need a potential made from a module or a Pyro model; draws of a "
+                "density are in .particles."
+            )
         batch = self._inputs(inputs)
         return predict_outputs(
             model, flat, batch, quantiles, int(chunk_size), int(batch_size), int(seed)
