@@ -92,9 +92,7 @@ def test_classification():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(200, 3, generator=generator)
     y = x.argmax(1)
-    model = pvi.from_module(
-        torch.nn.Linear(3, 3), pvi.Categorical(), pvi.Normal(1.0), num_data=200
-    )
+    model = pvi.from_module(torch.nn.Linear(3, 3), pvi.Categorical(), pvi.Normal(1.0), num_data=200)
     run = {"num_particles": 2, "num_warmup": 200, "num_draws": 50, "progress": False}
     a = pvi.sample(pvi.sghmc(model), (x, y), step_size=0.05, **run)
     sharp = dataclasses.replace(a, particles=10 * a.particles)
