@@ -392,7 +392,9 @@ def study(options: argparse.Namespace) -> None:
     if options.json:
         Path(options.json).write_text(json.dumps(results, indent=1))
     if options.write:
-        write(Path(options.write), {"table": table(results), "verdict": verdict(results)})
+        picture = "\n\n![ESS per second against NLL](figures/structured_study.png)"
+        below = verdict(results) + (picture if options.figures else "")
+        write(Path(options.write), {"table": table(results), "verdict": below})
     if options.figures:
         figure(results, Path(options.figures))
 
