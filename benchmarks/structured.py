@@ -392,7 +392,9 @@ def study(options: argparse.Namespace) -> None:
     if options.json:
         Path(options.json).write_text(json.dumps(results, indent=1))
     if options.write:
-        write(Path(options.write), {"table": table(results), "verdict": verdict(results)})
+        picture = "\n\n![ESS per second against NLL](figures/structured_study.png)"
+        below = verdict(results) + (picture if options.figures else "")
+        write(Path(options.write), {"table": table(results), "verdict": below})
     if options.figures:
         figure(results, Path(options.figures))
 
@@ -403,14 +405,14 @@ def study(options: argparse.Namespace) -> None:
 def cost_cases() -> dict[str, tuple[Any, tuple[Tensor, Tensor], int]]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2000, 784, generator=generator)
-    labels = torch.randint(10, (2000,), generator=generator)
+    y = torch.randn(2000, 10, generator=generator)
     wide = nn.Sequential(nn.Linear(784, 20), nn.ReLU(), nn.Linear(20, 10))
     prior = pvi.Normal(1.0)
-    images = pvi.from_module(wide, pvi.Categorical(), prior, num_data=2000)
+    images = pvi.from_module(wide, pvi.Gaussian(scale=0.5), prior, num_data=2000)
     small = nn.Sequential(nn.Linear(13, 50), nn.ReLU(), nn.Linear(50, 1))
     table_ = pvi.from_module(small, pvi.Gaussian(scale=0.5), prior, num_data=2000)
     return {
-        "784-20-10, B = 100": (images, (x, labels), 100),
+        "784-20-10, B = 100": (images, (x, y), 100),
         "13-50-1, B = 32": (table_, (x[:, :13].contiguous(), x[:, :1].sin()), 32),
     }
 
