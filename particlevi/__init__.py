@@ -1,15 +1,17 @@
 """Sampling posteriors with particles, and SGD as an approximate posterior sampler."""
 
-from particlevi import sgdvi
+import importlib
+from typing import Any
+
 from particlevi.collapse import check_collapse
-from particlevi.comparison import Comparison, compare
 from particlevi.diagnostics.groups import group_diagnostics
 from particlevi.diagnostics.step_size import gradient_noise, largest_curvature, suggest_step_size
-from particlevi.draws import Draws, Prediction, load
+from particlevi.draws import Draws, Prediction
 from particlevi.gradients.control_variate import control_variate
 from particlevi.gradients.history import history
 from particlevi.gradients.minibatch import minibatch
 from particlevi.gradients.structured import structured, structured_dropout
+from particlevi.loading import load
 from particlevi.monitor import DivergenceError
 from particlevi.potentials.function import from_log_density, from_log_likelihood
 from particlevi.potentials.likelihoods import Bernoulli, Categorical, Gaussian, Poisson
@@ -129,3 +131,13 @@ __all__ = [
     "svgd",
     "tanh_ramp",
 ]
+
+_NEEDS_SCIPY = {"Comparison": "comparison", "compare": "comparison", "sgdvi": "sgdvi"}
+
+
+def __getattr__(name: str) -> Any:
+    """Names whose modules bring scipy along are imported when they are first used."""
+    if name not in _NEEDS_SCIPY:
+        raise AttributeError(f"module 'particlevi' has no attribute {name!r}")
+    module = importlib.import_module(f"particlevi.{_NEEDS_SCIPY[name]}")
+    return module if name == "sgdvi" else getattr(module, name)

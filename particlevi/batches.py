@@ -18,7 +18,7 @@ from particlevi._checks import check_choice, check_finite, check_positive_int
 from particlevi.potentials.potential import ModelPotential
 from particlevi.typing import JSON, Batch
 
-__all__ = ["BatchSource", "as_source", "as_tensors", "fingerprint"]
+__all__ = ["BatchSource", "as_source", "as_tensors", "fingerprint", "is_tensors"]
 
 _SHUFFLED_AT_ONCE = 2**24
 
@@ -341,7 +341,8 @@ def as_tensors(data: Any, potential: ModelPotential, name: str = "data") -> Any:
     return data
 
 
-def _is_tensors(data: Any) -> bool:
+def is_tensors(data: Any) -> bool:
+    """Whether data are tensors in memory, and no iterable of batches."""
     if isinstance(data, (tuple, dict)):
         return True
     leaves = pytree.tree_leaves(data)
@@ -381,7 +382,7 @@ def as_source(
         return NoData()
     if data is None:
         raise ValueError("The potential needs data, got none: sample(sampler, data=(x, y), ...).")
-    if not _is_tensors(data):
+    if not is_tensors(data):
         if not isinstance(data, Iterable):
             raise TypeError(
                 "data must be a tensor, a tuple or dict of tensors, or an iterable of batches "
@@ -421,7 +422,7 @@ def fingerprint(data: Any) -> Any:
     """Shapes, dtypes and checksums of the data, so that a checkpoint is not resumed on others."""
     if data is None:
         return None
-    if not _is_tensors(data):
+    if not is_tensors(data):
         return {"kind": type(data).__name__}
     return [_checksum(leaf) for leaf in pytree.tree_leaves(data)]
 

@@ -25,8 +25,10 @@ from torch.utils import _pytree as pytree
 from particlevi._checks import check_choice, check_positive_int
 from particlevi.batches import as_tensors
 from particlevi.draws import Draws
+from particlevi.gradients._evaluate import value_and_grad
 from particlevi.potentials.potential import ModelPotential
 from particlevi.sgdvi.optimal import effective_temperatures
+from particlevi.stein.discrepancies import Discrepancy, ksd, mmd, sliced_wasserstein
 from particlevi.typing import Batch
 
 __all__ = ["Comparison", "calibration_error", "compare"]
@@ -39,7 +41,9 @@ COLUMNS = {
     "agreement": "share of inputs with the reference's most likely class",
     "total_variation": "between predictive distributions and the reference's, mean over inputs",
     "function_distance": "RMS difference of the mean output to the reference's",
-    "sliced_wasserstein": "between draws and the reference's, mean over random directions",
+    "sliced_wasserstein": "between draws and the reference's: root of the mean over directions",
+    "mmd": "squared maximum mean discrepancy between draws and the reference's, unbiased",
+    "ksd": "squared kernel Stein discrepancy of the draws to the posterior, unbiased",
     "temperature": "median effective temperature over Hessian eigendirections, 1 for the posterior",
     "ess": "median effective sample size of the outputs",
     "ess_per_second": "the same over the seconds of the run",
@@ -57,7 +61,8 @@ class Comparison:
         eigenvalues: of the Hessian of the potential at the centre, ``[D]``, smallest first; empty
             if it was not computed.
         temperatures: by name, the effective temperature along each eigenvector, ``[D]``.
-        errors: standard errors of ``nll`` and ``accuracy`` over the data, by name.
+        errors: by name, standard errors of ``nll`` and ``accuracy`` over the data, of the
+            distances over directions or draws (taken as independent).
     """
 
     rows: dict[str, dict[str, float | None]]
@@ -95,6 +100,7 @@ def compare(
     max_hessian: int = 1500,
     num_probes: int = 20,
     num_directions: int = 200,
+    num_points: int = 500,
     seed: int = 0,
 ) -> Comparison:
     """Several sets of draws of one posterior, in one table.
@@ -103,7 +109,8 @@ def compare(
         draws: by name, all of the same potential, made from a module.
         data: held-out data, as given to ``sample``.
         reference: the set that the others are compared with; the last if absent.
-        train_data: the training data. With them the Hessian of the potential is computed at the
+        train_data: the training data. With them the kernel Stein discrepancy to the posterior is
+            computed, and the Hessian of the potential is computed at the
             mean of the reference's draws (at its draw of highest density if that is better), and
             the effective temperature along its eigenvectors: variance times curvature, within
             chains, so that different modes do not count as variance.
@@ -111,6 +118,7 @@ def compare(
         max_hessian: with more parameters than that, no Hessian is computed.
         num_probes: of the inputs, at which effective sample sizes of the outputs are taken.
         num_directions: for the sliced Wasserstein distance.
+        num_points: draws, evenly spaced, for the two kernel discrepancies.
         seed: of these directions.
 
     Raises:
@@ -138,6 +146,7 @@ def compare(
     check_choice("reference", reference, names)
     check_positive_int("num_probes", num_probes)
     check_positive_int("num_directions", num_directions)
+    check_positive_int("num_points", num_points, minimum=2)
     model = _shared_model(draws)
     data = as_tensors(data, model)
     inputs, targets = data[:-1], data[-1]
@@ -145,6 +154,10 @@ def compare(
     predictive = {name: _predictive(each, inputs, thin) for name, each in draws.items()}
     base = predictive[reference]
     eigenvalues, temperatures = torch.empty(0), {}
+    few = {
+        n: p[torch.linspace(0, len(p) - 1, min(num_points, len(p))).long()]
+        for n, p in parameters.items()
+    }
     if train_data is not None and model.num_params <= max_hessian:
         train = as_tensors(train_data, model)
         hessian = _hessian(model, _center(model, parameters[reference], train), train)
@@ -164,6 +177,21 @@ def compare(
         ess = _ess(each, inputs, num_probes)
         warm = temperatures.get(name)
         different = name != reference
+        distances: dict[str, Discrepancy] = {}
+        if different:
+            distances["sliced_wasserstein"] = sliced_wasserstein(
+                parameters[name], parameters[reference], num_directions, seed
+            )
+        if different and min(len(few[name]), len(few[reference])) > 1:
+            distances["mmd"] = mmd(few[name], few[reference])
+        if train_data is not None and len(few[name]) > 1:
+            distances["ksd"] = ksd(few[name], _scores(model, few[name], train_data))
+        found = {key: d.value for key, d in distances.items()}
+        spread = {key: d.standard_error for key, d in distances.items()}
+        if different:
+            root = max(found["sliced_wasserstein"], 0.0) ** 0.5
+            found["sliced_wasserstein"] = root
+            spread["sliced_wasserstein"] /= 2 * max(root, 1e-30)
         rows[name] = {
             "draws": float(len(parameters[name])),
             "nll": float(scores.mean()),
@@ -174,11 +202,7 @@ def compare(
             "function_distance": float((own.mean - base.mean).square().mean().sqrt())
             if different
             else None,
-            "sliced_wasserstein": _sliced_wasserstein(
-                parameters[name], parameters[reference], num_directions, seed
-            )
-            if different
-            else None,
+            **{key: found.get(key) for key in ("sliced_wasserstein", "mmd", "ksd")},
             "temperature": None if warm is None else float(warm.nanmedian()),
             "ess": ess,
             "ess_per_second": None if ess is None else ess / each.seconds,
@@ -187,6 +211,7 @@ def compare(
         root = math.sqrt(len(scores))
         error = float(hits.std()) / root
         errors[name] = {
+            **spread,
             "nll": float(scores.std()) / root,
             "accuracy": error if own.classes else error / (2 * max(accuracy, 1e-30)),
         }
@@ -257,6 +282,19 @@ def _shared_model(draws: Mapping[str, Draws]) -> ModelPotential:
     return first
 
 
+def _spaced(points: Tensor, num: int) -> Tensor:
+    """At most ``num`` of the points, evenly spaced."""
+    return points[torch.linspace(0, len(points) - 1, min(num, len(points))).long()]
+
+
+def _scores(model: ModelPotential, particles: Tensor, train_data: Any) -> Tensor:
+    """``grad log p [S, D]`` on all training data, in float64."""
+    batch = Batch(as_tensors(train_data, model))
+    parts = particles.to(model.device, model.dtype).split(64)
+    slopes = [value_and_grad(model, part, batch, model.chunk_size).gradient for part in parts]
+    return -torch.cat(slopes).double()
+
+
 def _predictive(draws: Draws, inputs: Any, thin: int) -> _Predictive:
     found = draws.predict(inputs, thin=thin)
     probs = found.probs
@@ -313,13 +351,3 @@ def _hessian(model: ModelPotential, position: Tensor, data: Any) -> Tensor:
         ]
     matrix = torch.stack(rows)
     return (matrix + matrix.T) / 2
-
-
-def _sliced_wasserstein(a: Tensor, b: Tensor, num: int, seed: int) -> float:
-    """Mean over unit directions of the squared 2-Wasserstein distance, its root."""
-    generator = torch.Generator().manual_seed(seed)
-    directions = torch.randn(a.shape[1], num, generator=generator, dtype=torch.float64)
-    directions = directions / directions.norm(dim=0)
-    levels = (torch.arange(256, dtype=torch.float64) + 0.5) / 256
-    gaps = (a @ directions).quantile(levels, dim=0) - (b @ directions).quantile(levels, dim=0)
-    return float(gaps.square().mean().sqrt())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,47 +16,18 @@ from torch.utils import _pytree as pytree
 from particlevi import checkpoint as files
 from particlevi._checks import (
     check_choice,
-    check_finite,
     check_positive_int,
     check_seed,
     is_integer,
     is_number,
 )
 from particlevi.batches import as_tensors
+from particlevi.diagnostics.predictive import Prediction, predict_outputs, predict_sites
 from particlevi.potentials.layout import Groups
 from particlevi.potentials.potential import ModelPotential
 from particlevi.typing import Batch
 
-__all__ = ["Draws", "Prediction", "load"]
-
-_TARGETS_FOR_QUANTILES = 1000
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """The posterior predictive at B inputs, summarised over all draws.
-
-    Iterating gives ``mean, std``.
-
-    Attributes:
-        mean: of a new target, ``[B, ...]``; class probabilities ``[B, C]`` for a categorical.
-        std: standard deviation of a new target, ``[B, ...]``: that of the model's mean between
-            draws and that of the noise, by the law of total variance. For class probabilities,
-            their standard deviation between draws.
-        epistemic_std: that of the model's mean between draws alone.
-        probs: class probabilities ``[B, C]``, or ``P(y = 1)`` for a Bernoulli; None otherwise.
-        quantiles: of a new target, ``[Q, B, ...]``, or None if none were asked for.
-    """
-
-    mean: Tensor
-    std: Tensor
-    epistemic_std: Tensor
-    probs: Tensor | None = None
-    quantiles: Tensor | None = None
-
-    def __iter__(self) -> Iterator[Tensor]:
-        yield self.mean
-        yield self.std
+__all__ = ["Draws", "Prediction"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,17 +137,23 @@ class Draws:
     ) -> Prediction:
         """The posterior predictive at some inputs: mean, standard deviation, class probabilities.
 
+        Of a Pyro model with one observed site, ``inputs`` are the model's arguments, with or
+        without observations, and all is estimated from targets drawn from the predictive, one per
+        draw and at least a thousand in all, by a run of the model each.
+
         Args:
-            inputs: one tensor ``[B, ...]``, or a tuple of them for a module with several inputs.
+            inputs: one tensor ``[B, ...]``, or a tuple of them for a module with several inputs;
+                for a Pyro model also a dict, or None if it has no arguments.
             quantiles: of a new target; estimated from targets drawn from the predictive, one per
                 draw and at least a thousand in all.
             thin: use every ``thin``-th draw.
-            chunk_size: draws evaluated at once.
-            batch_size: inputs evaluated at once.
-            seed: of the targets drawn for the quantiles.
+            chunk_size: draws evaluated at once, of a module.
+            batch_size: inputs evaluated at once, of a module.
+            seed: of the targets drawn.
 
         Raises:
-            ValueError: draws of a potential without outputs, or of a subset of its parameters.
+            ValueError: draws of a potential without outputs, or of a subset of its parameters; a
+                Pyro model with several observed sites or one of class numbers.
 
         >>> import particlevi as pvi
         >>> net = torch.nn.Linear(1, 1)
@@ -197,75 +174,14 @@ class Draws:
         for each in quantiles:
             if not is_number(each) or not 0 <= each <= 1:
                 raise ValueError(f"quantiles must be numbers in [0, 1], got {quantiles!r}.")
-        if model.likelihood is None:
-            raise ValueError(
-                "Predictions need a potential made from a module; draws of a density have "
-                ".particles, and Pyro models .constrained()."
-            )
         flat = self._parameters(thin)
+        if model.predictive_fn is not None:
+            return predict_sites(model, flat, inputs, quantiles, int(seed))
+        if model.likelihood is None:
+            raise ValueError("Predictions need a potential made from a module or a Pyro model.")
         batch = self._inputs(inputs)
-        length = len(pytree.tree_leaves(batch.data)[0])
-        generator = torch.Generator().manual_seed(int(seed))
-        parts = []
-        for start in range(0, length, int(batch_size)):
-            piece = pytree.tree_map(lambda leaf, a=start: leaf[a : a + int(batch_size)], batch.data)
-            parts.append(self._summary(flat, Batch(piece), quantiles, chunk_size, generator))
-        has_probs, has_quantiles = parts[0].probs is not None, parts[0].quantiles is not None
-        return Prediction(
-            mean=torch.cat([part.mean for part in parts]),
-            std=torch.cat([part.std for part in parts]),
-            epistemic_std=torch.cat([part.epistemic_std for part in parts]),
-            probs=torch.cat([part.mean for part in parts]) if has_probs else None,
-            quantiles=torch.cat([part.quantiles for part in parts if part.quantiles is not None], 1)
-            if has_quantiles
-            else None,
-        )
-
-    def _summary(
-        self,
-        flat: Tensor,
-        batch: Batch,
-        quantiles: tuple[float, ...],
-        chunk_size: int,
-        generator: torch.Generator,
-    ) -> Prediction:
-        model = self._model()
-        assert model.likelihood is not None
-        mean = second = noise = torch.zeros(())
-        targets = []
-        reference = None
-        probabilities = False
-        for part in flat.split(int(chunk_size)):
-            outputs = self._outputs(part, batch)
-            law = model.likelihood.distribution(
-                outputs.double(), {k: v.double() for k, v in self._own(part).items()}
-            )
-            probabilities = model.likelihood.classes
-            center = law.probs if probabilities else law.mean
-            reference = center.mean(0) if reference is None else reference
-            mean = mean + (center - reference).sum(0)
-            second = second + (center - reference).square().sum(0)
-            noise = noise + (0.0 if probabilities else law.variance.sum(0))
-            if quantiles:
-                with torch.random.fork_rng():
-                    torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-                    each = math.ceil(_TARGETS_FOR_QUANTILES / len(flat))
-                    targets.append(law.sample((each,)).flatten(0, 1))
-        assert reference is not None
-        mean, second, noise = mean / len(flat), second / len(flat), noise / len(flat)
-        between = (second - mean.square()).clamp(min=0)
-        mean, dtype = mean + reference, model.dtype
-        drawn = None
-        if quantiles:
-            found = np.quantile(torch.cat(targets).double().cpu().numpy(), quantiles, axis=0)
-            drawn = torch.from_numpy(found).to(mean.device, dtype)
-        has_probs = model.likelihood.classes or model.likelihood.binary
-        return Prediction(
-            mean=mean.to(dtype),
-            std=(between + noise).sqrt().to(dtype),
-            epistemic_std=between.sqrt().to(dtype),
-            probs=mean.to(dtype) if has_probs else None,
-            quantiles=drawn,
+        return predict_outputs(
+            model, flat, batch, quantiles, int(chunk_size), int(batch_size), int(seed)
         )
 
     def log_likelihood(
@@ -442,7 +358,7 @@ class Draws:
         Args:
             data: as given to ``sample``, for the groups that need it and ``observed_data``.
             log_likelihood: add the log-likelihood of each datum under each draw.
-            posterior_predictive: add one target drawn per datum and draw.
+            posterior_predictive: add one target drawn per datum and draw (and observed site).
             seed: of those targets.
         """
         from particlevi.diagnostics.export import to_arviz
@@ -472,17 +388,27 @@ class Draws:
         }
         files.write(Path(path), tensors, meta)
 
-    def recombine(self, num: int, groups: Groups | None = None, seed: int = 0) -> Draws:
+    def recombine(
+        self,
+        num: int,
+        groups: Groups | None = None,
+        *,
+        pooled: bool | None = None,
+        seed: int = 0,
+    ) -> Draws:
         """Draws from the factorised law: each group of parameters from a draw of its own.
 
-        ``structured`` samples a law in which groups are independent. Its joint iterates follow
-        that law over a run; recombined draws obey the independence exactly, and there are as many
-        as are asked for. The result is one chain of ``num`` independent draws, for predictions.
+        ``structured`` samples a law in which groups are independent, one per chain. Its joint
+        iterates follow that law over a run; recombined draws obey the independence exactly, and
+        there are as many as are asked for. The result is one chain of ``num`` independent draws,
+        for predictions.
 
         Args:
             num: how many.
             groups: a rule, or group numbers ``[D]``; those of the run's structured estimator if
                 absent.
+            pooled: take groups of one draw from different chains too, which mixes modes where
+                chains are in different ones; by default only if the run's history was pooled.
             seed: of the draws that are picked.
 
         Raises:
@@ -490,7 +416,7 @@ class Draws:
         """
         from particlevi.diagnostics.groups import recombine
 
-        recombined: Draws = recombine(self, num, groups, seed)
+        recombined: Draws = recombine(self, num, groups, pooled, seed)
         return recombined
 
     def select(self, chains: list[int] | slice) -> Draws:
@@ -543,43 +469,3 @@ class Draws:
             self._parameters(1)
         with torch.no_grad():
             return model.outputs(flat.to(model.device, model.dtype), batch)
-
-    def _own(self, flat: Tensor) -> dict[str, Tensor]:
-        model = self._model()
-        return model.likelihood_parameters(flat.to(model.device, model.dtype))
-
-
-def load(path: str | Path, potential: ModelPotential | None = None) -> Draws:
-    """Draws that ``Draws.save`` wrote.
-
-    Args:
-        path: the file.
-        potential: the potential they are of, made again, for predictions.
-
-    Raises:
-        ValueError: the potential is another one; the difference is named.
-    """
-    tensors, meta = files.read(Path(path))
-    if potential is not None:
-        given = dict(potential.fingerprint)
-        found = files.differences(meta["fingerprint"], given, "the potential's")
-        if found:
-            raise ValueError("These draws are of another potential:\n  " + "\n  ".join(found))
-    check_finite("particles", tensors["particles"], "The file is damaged.")
-
-    def group(prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-    shape = meta.pop("output_shape")
-    return Draws(
-        particles=tensors["particles"],
-        stats=group("stats."),
-        warmup=tensors.get("warmup"),
-        warmup_stats=group("warmup_stats."),
-        coordinates=tensors.get("coordinates"),
-        output_shape=None if shape is None else tuple(shape),
-        potential=potential,
-        shapes={name: tuple(s) for name, s in meta.pop("shapes").items()},
-        diverged={int(chain): step for chain, step in meta.pop("diverged").items()},
-        **meta,
-    )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from particlevi import checkpoint as files
 from particlevi._checks import check_finite, check_particles, check_positive_int, check_seed
+from particlevi.batches import is_tensors
 from particlevi.draws import Draws
 from particlevi.potentials.random import draw_seed
 from particlevi.recording import describe_keep
@@ -81,7 +82,8 @@ def sample(
         seed: of all randomness of the run. Starting points, minibatches and noise have streams of
             their own, so that different samplers with one seed see the data in one order. Torch's
             global generator is seeded inside and left as it was.
-        compile: compile the whole step with ``torch.compile``: the same draws up to rounding.
+        compile: compile the whole step with ``torch.compile``: the same draws up to rounding. Not
+            for Pyro models.
         progress: show a progress bar.
         checkpoint: a folder to save the run in, so that ``resume`` can go on after a crash.
         checkpoint_every: steps between checkpoints; about once a minute if absent.
@@ -101,7 +103,7 @@ def sample(
 
     Raises:
         ValueError: an argument out of its range, data that do not fit the potential, or a
-            potential that is not finite at the start.
+            potential that is not finite at the start or, if asked to, cannot be compiled.
         MemoryError: the draws and the estimator's state would not fit in memory.
         FileExistsError: the checkpoint folder already holds a run.
         DivergenceError: every chain, or an interacting particle, diverged; its ``draws`` hold what
@@ -135,6 +137,18 @@ def sample(
         check_positive_int("batch_size", batch_size)
     schedule = as_schedule("step_size", step_size)
     potential = sampler.potential
+    if shared_batch is False and data is not None and not is_tensors(data):
+        raise ValueError(
+            "Batches of a DataLoader are shared by all particles: leave shared_batch out, or pass "
+            "tensors, from which each chain draws its own."
+        )
+    if compile and not potential.compilable:
+        raise ValueError(
+            "compile=True needs a potential that torch.compile can trace, but a "
+            f"{potential.fingerprint.get('kind', '?')} model runs Python code of its own at every "
+            "step. Leave compile out, or write the model as a module (from_module) or as a "
+            "log-likelihood in torch operations (from_log_likelihood)."
+        )
     seeds = _Seeds.of(int(seed))
     start = _starting_points(potential, num_particles, initial, seeds.start)
     settings = Settings(

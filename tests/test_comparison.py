@@ -58,6 +58,12 @@ def test_effective_temperatures_and_distances():
     # Sliced Wasserstein of N(0, 4 S) to N(0, S): root of the mean of u' S u, which is tr(S) / D.
     wanted = math.sqrt(float(torch.linalg.inv(hessian).trace()) / 2)
     assert rows["hot"]["sliced_wasserstein"] == pytest.approx(wanted, rel=0.1)
+    error = found.errors["hot"]
+    assert rows["hot"]["mmd"] > 5 * error["mmd"]
+    assert abs(rows["same"]["mmd"]) < 5 * found.errors["same"]["mmd"]
+    assert rows["hot"]["ksd"] > 5 * error["ksd"]
+    assert rows["posterior"]["mmd"] is None
+    assert abs(rows["posterior"]["ksd"]) < 0.2 * rows["hot"]["ksd"]
     assert rows["same"]["ess"] > 1000
     assert rows["same"]["ess_per_second"] == rows["same"]["ess"] / 2.0
     assert rows["same"]["function_distance"] < rows["hot"]["function_distance"] < 0.05
@@ -92,9 +98,7 @@ def test_classification():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(200, 3, generator=generator)
     y = x.argmax(1)
-    model = pvi.from_module(
-        torch.nn.Linear(3, 3), pvi.Categorical(), pvi.Normal(1.0), num_data=200
-    )
+    model = pvi.from_module(torch.nn.Linear(3, 3), pvi.Categorical(), pvi.Normal(1.0), num_data=200)
     run = {"num_particles": 2, "num_warmup": 200, "num_draws": 50, "progress": False}
     a = pvi.sample(pvi.sghmc(model), (x, y), step_size=0.05, **run)
     sharp = dataclasses.replace(a, particles=10 * a.particles)

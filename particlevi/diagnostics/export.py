@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from particlevi.diagnostics import arviz
+from particlevi.diagnostics.predictive import draw_sites
+from particlevi.potentials._pyro_terms import arguments
 
 __all__ = ["to_arviz"]
 
@@ -18,7 +20,9 @@ def to_arviz(
     draws: Any, data: Any, log_likelihood: bool, posterior_predictive: bool, seed: int
 ) -> Any:
     """See ``Draws.to_arviz``."""
-    if (log_likelihood or posterior_predictive) and data is None:
+    model = draws.potential
+    without_data = model is not None and model.predictive_fn is not None and model.num_data is None
+    if (log_likelihood or (posterior_predictive and not without_data)) and data is None:
         raise ValueError(
             "log_likelihood and posterior_predictive need the data: to_arviz(data=(x, y), ...)."
         )
@@ -31,16 +35,12 @@ def to_arviz(
         groups["warmup_sample_stats"] = _stats(draws.warmup_stats, draws.interacting)
     if log_likelihood:
         values = draws.log_likelihood(data)
-        groups["log_likelihood"] = (
-            {"y": _array(values.transpose(0, 1), False)}
-            if (draws.interacting)
-            else {"y": _array(values, False)}
-        )
+        values = values.transpose(0, 1) if draws.interacting else values
+        groups["log_likelihood"] = {_target_name(draws): _array(values, False)}
     if data is not None:
-        leaves = pytree.tree_leaves(data)
-        groups["observed_data"] = {"y": np.asarray(leaves[-1])}
+        groups["observed_data"] = _observed(draws, data)
     if posterior_predictive:
-        groups["posterior_predictive"] = {"y": _targets(draws, data, seed)}
+        groups["posterior_predictive"] = _targets(draws, data, seed)
     attrs = {
         "inference_library": "particlevi",
         **draws.attrs,
@@ -96,18 +96,37 @@ def _stats(stats: dict[str, Tensor], interacting: bool) -> dict[str, np.ndarray[
     return found
 
 
-def _targets(draws: Any, data: Any, seed: int) -> np.ndarray[Any, Any]:
+def _target_name(draws: Any) -> str:
+    """The name of the observed site of a Pyro model that has one."""
+    observed = list(draws.fingerprint.get("observed", {}))
+    return str(observed[0]) if len(observed) == 1 else "y"
+
+
+def _observed(draws: Any, data: Any) -> dict[str, np.ndarray[Any, Any]]:
+    """The targets of a module, or the arguments of a Pyro model that are its observations."""
+    if "observed" not in draws.fingerprint:
+        return {"y": np.asarray(pytree.tree_leaves(data)[-1])}
+    places, given = draws.fingerprint["observed"], arguments(data)
+    return {name: np.asarray(given[place]) for name, place in places.items() if place in given}
+
+
+def _targets(draws: Any, data: Any, seed: int) -> dict[str, np.ndarray[Any, Any]]:
     model = draws.potential
-    if model is None or model.likelihood is None:
-        raise ValueError("posterior_predictive needs draws of a potential made from a module.")
-    inputs = data[:-1]
-    outputs = draws.outputs(inputs)
-    chains, length = outputs.shape[:2]
-    kept = draws.particles[:, -1:] if draws.interacting else draws.particles
-    own = model.likelihood_parameters(kept.reshape(-1, kept.shape[-1]).to(model.dtype))
-    law = model.likelihood.distribution(outputs.flatten(0, 1), own)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        targets = law.sample()
-    targets = targets.reshape(chains, length, *targets.shape[1:])
-    return _array(targets, draws.interacting)
+    if model is None or (model.likelihood is None and model.predictive_fn is None):
+        raise ValueError(
+            "posterior_predictive needs draws of a potential made from a module or a Pyro model."
+        )
+    flat = draws._parameters(thin=1).to(model.device, model.dtype)
+    if model.predictive_fn is not None:
+        found = draw_sites(model, flat, data, seed)
+    else:
+        outputs = draws.outputs(data[:-1]).flatten(0, 1)
+        law = model.likelihood.distribution(outputs, model.likelihood_parameters(flat))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            found = {"y": law.sample()}
+    chains = len(draws.particles)
+    return {
+        name: _array(targets.reshape(chains, -1, *targets.shape[1:]), draws.interacting)
+        for name, targets in found.items()
+    }

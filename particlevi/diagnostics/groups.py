@@ -135,17 +135,22 @@ def group_numbers(draws: Any, rule: Groups | None) -> Tensor:
     return numbers if draws.coordinates is None else numbers[draws.coordinates]
 
 
-def recombine(draws: Any, num: int, groups: Groups | None, seed: int) -> Any:
+def recombine(draws: Any, num: int, groups: Groups | None, pooled: bool | None, seed: int) -> Any:
     """See ``Draws.recombine``."""
     check_positive_int("num", num)
-    numbers = group_numbers(draws, groups)
+    partition = Partition(group_numbers(draws, groups))
+    if pooled is None:
+        history = draws.attrs.get("estimator_settings", {}).get("history", {})
+        pooled = bool(history.get("pooled", False))
     rows = draws.flat()
+    chains = 1 if pooled or draws.interacting else len(draws.particles)
+    length = len(rows) // chains
     generator = torch.Generator().manual_seed(seed)
-    shape = (num, int(numbers.max()) + 1)
-    index = torch.randint(len(rows), shape, generator=generator)
+    chain = torch.randint(chains, (num, 1), generator=generator)
+    index = torch.randint(length, (num, partition.num_groups), generator=generator)
     return replace(
         draws,
-        particles=Partition(numbers).gather(rows, index).unsqueeze(0),
+        particles=partition.gather(rows, chain * length + index).unsqueeze(0),
         stats={},
         warmup=None,
         warmup_stats={},

@@ -47,7 +47,13 @@ class Partition:
         Returns:
             ``[S, D]``.
         """
-        if len(self.runs) * _ELEMENTS_PER_RUN > len(index) * rows.shape[1]:
+        if torch.compiler.is_compiling() and len(self.runs) <= _MOST_RUNS:
+            parts = [rows[:, a:b].index_select(0, index[:, m]) for m, a, b in self.runs]
+            return torch.cat(parts, dim=1)
+        if (
+            torch.compiler.is_compiling()
+            or len(self.runs) * _ELEMENTS_PER_RUN >= len(index) * rows.shape[1]
+        ):
             return rows.gather(0, index.index_select(1, self.groups.to(index.device)))
         out = rows.new_empty(len(index), rows.shape[1])
         for m, start, stop in self.runs:

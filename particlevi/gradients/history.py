@@ -24,12 +24,12 @@ class Bank(NamedTuple):
     Attributes:
         values: entries ``[R, C, D]``, the first ``min(seen, C)`` of them in use; R is P, or 1
             where all chains share a frozen bank.
-        offset: ``[P]``, where a chain's entries begin among the ``R * C``.
-        seen: entries seen so far, 0-d, always on the CPU so that reading it waits for nothing.
+        num_particles: P, 0-d.
+        seen: entries seen so far, 0-d. Both on the CPU, so that reading them waits for nothing.
     """
 
     values: Tensor
-    offset: Tensor
+    num_particles: Tensor
     seen: Tensor
 
 
@@ -149,10 +149,7 @@ class history:
         if self.initial is not None:
             count = len(self.initial)
             values[:, :count] = self.initial.to(values)
-        offset = torch.arange(len(particles), device=particles.device) * values.shape[1]
-        if len(values) == 1:
-            offset = torch.zeros_like(offset)
-        return Bank(values, offset, torch.tensor(count))
+        return Bank(values, torch.tensor(len(particles)), torch.tensor(count))
 
     def record(self, bank: Bank, particles: Tensor, progress: Progress) -> Bank:
         """The bank after a step that ended at ``particles``; its storage is used again.
@@ -196,16 +193,21 @@ class history:
         spare = particles[finite.int().argmax()]
         return torch.where(finite.unsqueeze(1), particles, spare)
 
-    def rows(self, bank: Bank, num: int, num_groups: int, generator: torch.Generator) -> Tensor:
-        """Random entries ``[S, P, M]``, all independent and uniform.
+    def draw(self, bank: Bank, num: int, num_groups: int, generator: torch.Generator) -> Tensor:
+        """Random entries ``[P, S, M]``, all independent and uniform.
 
-        Row numbers of ``bank.values.flatten(0, 1)``, of the particle's own chain unless pooled.
+        Numbers among the chain's own, or among those of all chains if pooled.
         """
+        used = min(int(bank.seen), bank.values.shape[1])
+        number = used * (len(bank.values) if self.pooled else 1)
+        shape = (int(bank.num_particles), num, num_groups)
+        return torch.randint(number, shape, generator=generator, device=generator.device)
+
+    def rows(self, bank: Bank, entries: Tensor) -> Tensor:
+        """The same as rows of ``bank.values.flatten(0, 1)``."""
         owners, capacity, _ = bank.values.shape
-        used = min(int(bank.seen), capacity)
-        shape, device = (num, len(bank.offset), num_groups), generator.device
-        if self.pooled:
-            pick = torch.randint(owners * used, shape, generator=generator, device=device)
-            return (pick // used) * capacity + pick % used
-        pick = torch.randint(used, shape, generator=generator, device=device)
-        return pick + bank.offset.view(1, -1, 1)
+        if not self.pooled:
+            first = capacity * torch.arange(owners, device=entries.device)
+            return entries + first.view(-1, 1, 1)
+        used = bank.seen.to(entries.device).clamp(max=capacity)
+        return (entries // used) * capacity + entries % used

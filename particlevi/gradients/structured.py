@@ -69,27 +69,24 @@ class _SelfAveraged(ABC):
         return self.history.init(particles)
 
     def draw_noise(self, state: Bank, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Masks and historical values ``[P, S, D]`` of S composites.
+        """Masks of S composites, and the entries ``[P, S, M]`` that they take their values from.
 
         Masks are ``[P, L, M]`` with dropout and one-hot ``[S, 1, D]`` without. S is 0 for a plain
-        step: compiled code tells the two by their shapes. In memory composites come first, so
-        that they can be evaluated in blocks.
+        step: compiled code tells the two by their shapes.
         """
-        num_particles = len(state.offset)
+        num_particles = int(state.num_particles)
         if self._plain() or int(state.seen) == 0:
-            nothing = torch.empty(
-                num_particles, 0, 1, dtype=self.potential.dtype, device=self.potential.device
-            )
+            nothing = torch.empty(num_particles, 0, 1, device=self.potential.device)
             return nothing, nothing
         masks = self._masks(num_particles, generator)
-        return masks, self._values(state, generator).transpose(0, 1)
+        return masks, self.history.draw(state, self.num_composites, self.num_groups, generator)
 
     def record(self, state: Bank, particles: Tensor, progress: Progress) -> Bank:
         """The bank with one more entry, when one is due."""
         return self.history.record(state, particles, progress)
 
     def nbytes(self, num_particles: int) -> int:
-        """Memory of the bank, and of the values drawn from it for one step."""
+        """Memory of the bank, and of the composites of one step."""
         size, dtype = self.potential.num_params, self.potential.dtype
         drawn = 0 if self._plain() else self.num_composites * num_particles * size * dtype.itemsize
         return self.history.nbytes(num_particles, size, dtype) + drawn
@@ -102,12 +99,12 @@ class _SelfAveraged(ABC):
     def _masks(self, num_particles: int, generator: torch.Generator) -> Tensor:
         """Masks of S composites."""
 
-    def _values(self, state: Bank, generator: torch.Generator) -> Tensor:
-        """Historical values ``[S, P, D]``, an entry of its own for every composite and group."""
-        rows = self.history.rows(state, self.num_composites, self.num_groups, generator)
+    def _values(self, state: Bank, entries: Tensor) -> Tensor:
+        """Historical values ``[S, P, D]`` from entries ``[P, S, M]``."""
         bank = state.values.flatten(0, 1)
-        values = self.partition.gather(bank, rows.flatten(0, 1).to(bank.device))
-        spread = values.view(*rows.shape[:2], -1)
+        index = self.history.rows(state, entries).transpose(0, 1)
+        values = self.partition.gather(bank, index.flatten(0, 1).to(bank.device))
+        spread = values.view(*index.shape[:2], -1)
         found: Tensor = spread.to(self.potential.device, self.potential.dtype)
         return found
 
@@ -247,9 +244,10 @@ class structured(_SelfAveraged):
         self, state: Bank, particles: Tensor, batch: Batch | None, noise: tuple[Tensor, Tensor]
     ) -> Gradient:
         """The gradient at ``particles [P, D]``."""
-        masks, values = noise[0], noise[1].transpose(0, 1)
-        if len(values) == 0:
+        masks, entries = noise
+        if entries.shape[1] == 0:
             return self._plain_gradient(particles, batch)
+        values = self._values(state, entries)
         composites = torch.lerp(values, particles.expand_as(values), masks.expand_as(values))
         found, prior = self._evaluate(particles, composites, batch)
         own = self.partition.own(found.gradient.unflatten(0, (self.num_history, self.num_groups)))
@@ -324,24 +322,25 @@ class structured_dropout(_SelfAveraged):
         return self.keep is not None and (self.keep == 1 or self.num_groups == 1)
 
     def _masks(self, num_particles: int, generator: torch.Generator) -> Tensor:
-        """Random ``[P, L, M]``, composites first in memory."""
-        shape = (self.num_composites, num_particles, self.num_groups)
+        """Random ``[P, L, M]``."""
+        shape = (num_particles, self.num_composites, self.num_groups)
         dtype, device = self.potential.dtype, self.potential.device
         if isinstance(self.mask, tuple):
-            masks = _beta(*self.mask[1:], shape, generator, device).to(dtype)
-            return masks.transpose(0, 1)
-        uniform = torch.rand(shape, generator=generator, dtype=dtype, device=device)
-        masks = uniform if self.keep is None else (uniform < self.keep).to(dtype)
-        return masks.transpose(0, 1)
+            return _beta(*self.mask[1:], shape, generator, device).to(dtype)
+        masks = torch.empty(shape, dtype=dtype, device=device)
+        if self.keep is None:
+            return masks.uniform_(generator=generator)
+        return masks.bernoulli_(self.keep, generator=generator)
 
     def __call__(
         self, state: Bank, particles: Tensor, batch: Batch | None, noise: tuple[Tensor, Tensor]
     ) -> Gradient:
         """The gradient at ``particles [P, D]``."""
-        masks, values = noise[0].transpose(0, 1), noise[1].transpose(0, 1)
-        if len(values) == 0:
+        masks, entries = noise
+        if entries.shape[1] == 0:
             return self._plain_gradient(particles, batch)
-        mask = self.partition.spread(masks)
+        values = self._values(state, entries)
+        mask = self.partition.spread(masks.transpose(0, 1))
         composites = torch.lerp(values, particles.expand_as(values), mask)
         found, prior = self._evaluate(particles, composites, batch)
         averaged = (mask * found.gradient).mean(0) / self.mean_mask

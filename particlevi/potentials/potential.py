@@ -121,8 +121,8 @@ class ModelPotential:
         """Model outputs ``[P, B, ...]`` at a batch of inputs."""
         if self.outputs_fn is None:
             raise ValueError(
-                "This potential has no outputs to predict with: it was made from a density, "
-                "not from a module."
+                "This potential has no outputs: it was made from a density or a Pyro model, not "
+                "from a module. Draws of a Pyro model predict targets by draws.predict(inputs)."
             )
         if particles.ndim != 2 or particles.shape[1] != self.num_params:
             check_particles(particles, self.num_params)

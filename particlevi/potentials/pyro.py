@@ -6,15 +6,16 @@ import copy
 import functools
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, TypeAlias
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from particlevi._checks import check_positive_int
+from particlevi.potentials._pyro_terms import Sites, num_rows, sort_terms, subsampling
+from particlevi.potentials._pyro_values import Rule, bijection, from_prior, uniform
 from particlevi.potentials.layout import Layout
 from particlevi.potentials.potential import ModelPotential
 from particlevi.potentials.random import draw_seed, seeded
@@ -22,12 +23,6 @@ from particlevi.potentials.vectorize import Vectorized
 from particlevi.typing import JSON, Batch
 
 __all__ = ["from_pyro", "posterior_predictive"]
-
-Sites: TypeAlias = dict[str, Any]
-"""Pyro's messages of the sample sites of one run, by name."""
-
-Rule: TypeAlias = Callable[[dict[str, Tensor], Any], Tensor]
-"""Gives a latent site its value, and notes the unconstrained one under the site's name."""
 
 _LOCK = threading.RLock()
 """Pyro's handlers, validation flags and parameters are global to the process."""
@@ -134,6 +129,8 @@ def from_pyro(
         device=adapter.device,
         dtype=adapter.dtype,
         constrain_fn=constrain,
+        predictive_fn=adapter.predict,
+        compilable=False,
         chunk_size=chunk_size,
         fingerprint=adapter.fingerprint,
     )
@@ -145,6 +142,7 @@ def posterior_predictive(
     args: Any = None,
     seed: int = 0,
     fixed: Mapping[str, Tensor] | None = None,
+    redraw: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """Draws of all sites of a Pyro model that ``samples`` does not hold, given those it does.
 
@@ -158,6 +156,7 @@ def posterior_predictive(
         args: the model's arguments without the observations, a tuple, dict or tensor.
         seed: of the draws; torch's global generators stay as they are.
         fixed: values of ``pyro.param`` sites; those of Pyro's parameter store if absent.
+        redraw: observed sites to draw anew, though the arguments hold observations.
 
     Raises:
         ValueError: no samples, or samples of different lengths.
@@ -175,7 +174,7 @@ def posterior_predictive(
         raise ValueError(f"samples must be tensors [S, *shape] with one S >= 1, got {lengths}.")
 
     def one(given: dict[str, Tensor]) -> dict[str, Tensor]:
-        sites = _run(model, args, lambda site: given.get(site["name"]), dict(fixed or {}))
+        sites = _run(model, args, lambda site: given.get(site["name"]), dict(fixed or {}), redraw)
         return {name: site["value"] for name, site in sites.items() if name not in given}
 
     with _runtime(), seeded(seed), torch.no_grad():
@@ -191,7 +190,7 @@ class _Adapter:
         self.model = copy.deepcopy(model).eval() if isinstance(model, nn.Module) else model
         function = model.func if isinstance(model, functools.partial) else model
         self.name: str = getattr(function, "__name__", type(function).__name__)
-        rows = 0 if example is None else _num_rows(example)
+        rows = 0 if example is None else num_rows(example)
         self.num_data = num_data or rows or None
         if self.num_data and (rows > self.num_data or rows == 1 < self.num_data):
             raise ValueError(
@@ -199,7 +198,7 @@ class _Adapter:
             )
         self.params: dict[str, Tensor] = {}
         points: dict[str, Tensor] = {}
-        sites = self.run(example, functools.partial(_uniform, points))
+        sites = self.run(example, functools.partial(uniform, points))
         if not points:
             raise ValueError(f"The model {self.name} has no latent sites: nothing to sample.")
         kinds = {name: (z.dtype, z.device) for name, z in points.items()}
@@ -217,9 +216,12 @@ class _Adapter:
         }
         self.prior_data = example
         self.names = set(sites)
-        self.data_dims: dict[str, int] = {}
-        self.prior_terms: list[str] = []
-        self.exports = self._classify(example, rows, self.layout.ravel(points))
+        look = functools.partial(self.look, particle=self.layout.ravel(points))
+        self.terms = sort_terms(self.name, list(points), example, rows, look)
+        self.prior_data = self.terms.prior_data
+        self.fingerprint["observed"] = self.terms.observed
+        shown = self.terms.shown.items()
+        self.exports = Layout({n: tuple(v.shape) for n, v in shown if v.dtype == self.dtype})
 
     def run(self, data: Any, latent: Callable[[Any], Tensor | None]) -> Sites:
         """One run of the model."""
@@ -237,7 +239,7 @@ class _Adapter:
             z = points.get(site["name"])
             if z is None:
                 return None
-            transform = _bijection(site)
+            transform = bijection(site)
             value: Tensor = transform(z)
             volume = volume + transform.log_abs_det_jacobian(z, value).sum()
             return value
@@ -254,16 +256,16 @@ class _Adapter:
     def log_prior(self, particle: Tensor) -> Tensor:
         """All that is there once, a scalar."""
         sites, total = self.evaluate(particle, self.prior_data)
-        for name in self.prior_terms:
+        for name in self.terms.prior:
             total = total + self.log_prob(sites[name], None).sum()
         return total
 
     def log_likelihood(self, particle: Tensor, data: Any) -> Tensor:
         """One value per datum, ``[B]``."""
-        rows = _num_rows(data)
+        rows = num_rows(data)
         total = particle.new_zeros(rows)
         sites, _ = self.evaluate(particle, data)
-        for name, dim in self.data_dims.items():
+        for name, dim in self.terms.data_dims.items():
             values = self.log_prob(sites[name], rows)
             if values.ndim < -dim or values.shape[dim] != rows:
                 raise ValueError(
@@ -284,7 +286,7 @@ class _Adapter:
     def scale(self, site: Any, rows: int | None) -> Any:
         """The site's scale without the N/B of a plate that subsamples."""
         scale = site["scale"]
-        for frame in _subsampling(site):
+        for frame in subsampling(site):
             if (frame.full_size, frame.size) != (self.num_data, rows):
                 raise ValueError(
                     f"The plate {frame.name!r} takes {frame.size} of {frame.full_size}, but the "
@@ -300,15 +302,21 @@ class _Adapter:
         sites, _ = self.evaluate(particle, self.prior_data)
         return torch.cat([sites[name]["value"].reshape(-1) for name in self.exports.shapes])
 
+    def predict(self, samples: dict[str, Tensor], args: Any, seed: int) -> dict[str, Tensor]:
+        """Draws of the observed sites, whether or not the arguments hold observations."""
+        observed = self.terms.observed
+        found = posterior_predictive(self.model, samples, args, seed, self.params, observed)
+        return {name: found[name] for name in observed if name in found}
+
     def init_fns(self) -> dict[str, Callable[[int, torch.Generator], Tensor]]:
         """Ways to draw starting points; from the prior only if every site has draws."""
-        uniform = functools.partial(self._draw, _uniform)
-        prior = functools.partial(self._draw, _from_prior)
+        uniformly = functools.partial(self._draw, uniform)
+        prior = functools.partial(self._draw, from_prior)
         try:
             prior(1, torch.Generator())
         except Exception:
-            return {"uniform": uniform}
-        return {"prior": prior, "uniform": uniform}
+            return {"uniform": uniformly}
+        return {"prior": prior, "uniform": uniformly}
 
     def _draw(self, rule: Rule, num_particles: int, generator: torch.Generator) -> Tensor:
         draws = []
@@ -319,135 +327,14 @@ class _Adapter:
                 draws.append(self.layout.ravel(points))
         return torch.stack(draws)
 
-    def _classify(self, example: Any, rows: int, particle: Tensor) -> Layout:
-        """Sort the sites into those per datum and those there once; returns what to export.
-
-        Runs at one particle on other data tell what depends on them; a run on another number of
-        rows tells which dimensions follow it.
-        """
-
-        def look(data: Any, length: int | None, point: Tensor | None = None) -> Sites:
-            free = functools.partial(_uniform, {})
-            sites = self.run(data, free) if point is None else self.evaluate(point, data)[0]
-            for site in sites.values():
-                site["log_prob"] = self.log_prob(site, length)
-                site["scale"] = self.scale(site, length)
-            return sites
-
-        def attempt(index: Tensor, point: Tensor | None, change: float = 0.0) -> Sites:
-            def vary(leaf: Tensor) -> Tensor:
-                leaf = leaf[index.to(leaf.device)]
-                return (1 - change) * leaf + change if leaf.is_floating_point() else leaf
-
-            try:
-                return look(pytree.tree_map(vary, example), len(index), point)
-            except Exception:
-                return {}
-
-        base = look(example, rows or None, particle)
-        latent = list(self.layout.shapes)
-        terms = [name for name, site in base.items() if not _is_deterministic(site)]
-        varying: set[str] = set()
-        if rows:
-            index = torch.arange(rows)
-            single, first = attempt(index[:1], particle), attempt(index * 0, particle)
-            other = index[:-1] if rows > 2 else index.repeat(2)
-            looks = [single, first, attempt(index * 0 - 1, particle, 0.5), attempt(other, particle)]
-            varying = {n for n in base for sites in looks if sites and _differ(n, base, sites)}
-            resized = looks[-1] or attempt(other, None)
-            for name in [name for name in terms if name not in latent]:
-                dim = _data_dim(base[name], rows, resized)
-                if dim is not None:
-                    self.data_dims[name] = dim
-                    _check_observed(base[name], resized.get(name))
-            self._check_minibatches(base, resized, [name for name in terms if name in varying])
-            if single:
-                self.prior_data = pytree.tree_map(lambda leaf: leaf[:1], example)
-        once = [name for name in base if name not in self.data_dims and name not in varying]
-        self.prior_terms = [name for name in terms if name in once]
-        shown = [name for name in once if name in latent or name not in terms]
-        values = {name: base[name]["value"] for name in shown}
-        return Layout({n: tuple(v.shape) for n, v in values.items() if v.dtype == self.dtype})
-
-    def _check_minibatches(self, base: Sites, resized: Sites, varying: list[str]) -> None:
-        """Every term that depends on the data is a sum over them, and nothing else does."""
-        plates = {
-            frame.name
-            for name, site in base.items()
-            for frame in site["cond_indep_stack"]
-            if frame in _subsampling(site) or frame.dim == self.data_dims.get(name, 0)
-        }
-        local = []
-        for name in self.layout.shapes:
-            site, twin = base[name], resized.get(name)
-            moves = resized and (twin is None or twin["value"].shape != site["value"].shape)
-            if moves or any(frame.name in plates for frame in site["cond_indep_stack"]):
-                local.append(name)
-        whole = [name for name in varying if name not in self.data_dims]
-        advice = (
-            "Or use the full data at every step, without a batch: "
-            "from_pyro(functools.partial(model, *data))."
-        )
-        if local:
-            raise ValueError(
-                f"The latent sites {local} have one value per datum (or should be observed, but "
-                "their values are missing from the batch), and no minibatch can update those: sum "
-                f"them out by hand. {advice}"
-            )
-        if whole:
-            raise ValueError(
-                f"The sites {whole} depend on the data but have no dimension for them, so N/B "
-                "cannot rescale them: put them in pyro.plate(name, len(batch)), without .to_event "
-                f"over the data. {advice}"
-            )
-        if not self.data_dims:
-            raise ValueError(
-                f"No observed site of the model {self.name} depends on the batch: pass the "
-                "observations as pyro.sample(..., obs=y)."
-            )
-
-
-def _differ(name: str, a: Sites, b: Sites) -> bool:
-    """Whether a site is not the same in two runs at the same particle."""
-    if name not in b:
-        return True
-    key = "value" if _is_deterministic(a[name]) else "log_prob"
-    x, y = a[name][key], b[name][key]
-    return x.shape != y.shape or not torch.equal(x.nan_to_num(), y.nan_to_num())
-
-
-def _data_dim(site: Any, rows: int, resized: Sites) -> int | None:
-    """The dimension of a log density that follows the rows of the batch."""
-    shape = site["log_prob"].shape
-    dims = [dim for dim in range(-len(shape), 0) if shape[dim] == rows]
-    if resized:
-        other = resized[site["name"]]["log_prob"].shape if site["name"] in resized else ()
-        dims = [dim for dim in dims if len(other) == len(shape) and other[dim] != rows]
-    dims = [frame.dim for frame in _subsampling(site) if frame.vectorized] or dims
-    if len(dims) > 1:
-        raise ValueError(
-            f"The log density of site {site['name']!r} has shape {list(shape)}, and the data may "
-            f"be in any of its dimensions {dims}: try an example_batch of another length."
-        )
-    return dims[0] if dims else None
-
-
-def _check_observed(site: Any, resized: Any) -> None:
-    """Observed values are in their support, and no scale of the user's holds N/B."""
-    law, possible = site["fn"], True
-    if site["mask"] is None and not hasattr(law, "_mask"):
-        with suppress(AttributeError, NotImplementedError):
-            possible = bool(law.support.check(site["value"]).all())
-    if not possible:
-        raise ValueError(
-            f"Site {site['name']!r} has observed values outside its support {law.support!r}."
-        )
-    a, b = (torch.as_tensor(each["scale"]).double() for each in (site, resized or site))
-    if a.numel() == b.numel() == 1 and not torch.isclose(a, b):
-        raise ValueError(
-            f"Site {site['name']!r} has a scale that changes with the length of the batch, from "
-            f"{a:g} to {b:g}. The likelihood is rescaled by N/B already: leave poutine.scale out."
-        )
+    def look(self, data: Any, rows: int | None, particle: Tensor | None) -> Sites:
+        """The sites of a run, at any point if no particle is given, with their log densities."""
+        free = functools.partial(uniform, {})
+        sites = self.run(data, free) if particle is None else self.evaluate(particle, data)[0]
+        for site in sites.values():
+            site["log_prob"] = self.log_prob(site, rows)
+            site["scale"] = self.scale(site, rows)
+        return sites
 
 
 @contextmanager
@@ -474,13 +361,20 @@ def _recorder() -> Any:
     class Recorder(Messenger):
         """Gives latent sites, subsamples and parameters their values; notes the sample sites."""
 
-        def __init__(self, latent: Callable[[Any], Tensor | None], params: dict[str, Tensor]):
+        def __init__(
+            self,
+            latent: Callable[[Any], Tensor | None],
+            params: dict[str, Tensor],
+            redraw: Collection[str],
+        ):
             super().__init__()
-            self.latent, self.params = latent, params
+            self.latent, self.params, self.redraw = latent, params, redraw
             self.sites: Sites = {}
 
         def _pyro_sample(self, site: Any) -> None:
             law = site["fn"]
+            if site["name"] in self.redraw:
+                site["value"], site["is_observed"] = None, False
             if isinstance(law, torch.distributions.Distribution):
                 site["fn"] = _unvalidated(law)
             if site["value"] is None and hasattr(law, "subsample_size"):
@@ -511,9 +405,10 @@ def _run(
     data: Any,
     latent: Callable[[Any], Tensor | None],
     params: dict[str, Tensor],
+    redraw: Collection[str] = (),
 ) -> Sites:
     """One run of a model."""
-    with _recorder()(latent, params) as recorder:
+    with _recorder()(latent, params, redraw) as recorder:
         if isinstance(data, Mapping):
             model(**data)
         elif isinstance(data, (tuple, list)):
@@ -532,64 +427,3 @@ def _unvalidated(law: Any) -> Any:
         if isinstance(part, torch.distributions.Distribution):
             law.__dict__[name] = _unvalidated(part)
     return law
-
-
-def _bijection(site: Any) -> Any:
-    """From the real line to the support of a latent site."""
-    support = site["fn"].support
-    if support.is_discrete:
-        raise ValueError(
-            f"The latent site {site['name']!r} is discrete and has no gradient: sum it out by "
-            "hand, for example as a mixture distribution. Pyro's enumeration is not supported."
-        )
-    try:
-        return torch.distributions.biject_to(support)
-    except NotImplementedError as error:
-        raise ValueError(
-            f"The latent site {site['name']!r} has the support {support!r}, to which there is no "
-            "bijection from the real line: write it as a function of other sites."
-        ) from error
-
-
-def _uniform(points: dict[str, Tensor], site: Any) -> Tensor:
-    """Unconstrained coordinates uniform on (-2, 2), as in Stan."""
-    transform, law = _bijection(site), site["fn"]
-    try:
-        like = law.sample()
-    except NotImplementedError:  # an improper prior
-        like = torch.empty(law.batch_shape + law.event_shape)
-    z = torch.rand(transform.inverse_shape(like.shape), dtype=like.dtype, device=like.device)
-    value: Tensor = transform(points.setdefault(site["name"], 4 * z - 2))
-    return value
-
-
-def _from_prior(points: dict[str, Tensor], site: Any) -> Tensor:
-    """A draw of the prior; unconstrained coordinates that are infinite are drawn uniformly."""
-    transform = _bijection(site)
-    z = transform.inv(site["fn"].sample())
-    z = torch.where(z.isfinite(), z, 4 * torch.rand_like(z) - 2)
-    value: Tensor = transform(points.setdefault(site["name"], z))
-    return value
-
-
-def _subsampling(site: Any) -> list[Any]:
-    """The plates around a site that take part of their size."""
-    return [f for f in site["cond_indep_stack"] if f.full_size not in (None, f.size)]
-
-
-def _is_deterministic(site: Any) -> bool:
-    """Whether it is a ``pyro.deterministic`` or, of a reparametrised site, what is left of it."""
-    return bool(site["is_observed"] and getattr(site["fn"], "_mask", None) is False)
-
-
-def _num_rows(data: Any) -> int:
-    """B, the length that all tensors of a batch share."""
-    leaves = pytree.tree_leaves(data)
-    shapes = [list(leaf.shape) if isinstance(leaf, Tensor) else type(leaf) for leaf in leaves]
-    lengths = {shape[0] if isinstance(shape, list) and shape else 0 for shape in shapes}
-    if len(lengths) != 1 or 0 in lengths:
-        raise ValueError(
-            f"A batch is made of tensors with one first dimension B >= 1, got {shapes}: bind other "
-            "arguments with functools.partial."
-        )
-    return int(lengths.pop())

@@ -77,15 +77,21 @@ def configurational_temperature(position: Tensor, gradient: Tensor) -> Tensor:
     return (position * gradient).mean(-1)
 
 
-def check_gradient_noise(value: float | Tensor) -> JSON:
-    """An estimate of the gradient noise is one variance or one per parameter; its record."""
+def check_gradient_noise(value: float | Tensor, target: Target) -> tuple[float | Tensor, JSON]:
+    """An estimate of the gradient noise, one variance or one per parameter, and its record."""
     if not isinstance(value, Tensor):
         check_nonnegative("gradient_noise", value)
-        return value
+        return value, value
+    potential = as_estimator(target).potential
     check_finite("gradient_noise", value, "Estimate it again.")
     if (value < 0).any():
         raise ValueError("gradient_noise is a variance: it must not be negative.")
-    return "per parameter"
+    if value.shape not in ((), (potential.num_params,)):
+        raise ValueError(
+            "gradient_noise must be one variance or one per parameter "
+            f"[{potential.num_params}], got {list(value.shape)}."
+        )
+    return value.to(potential.device, potential.dtype), "per parameter"
 
 
 def _check_full(batch: Batch | None, num_data: int | None, name: str) -> None:

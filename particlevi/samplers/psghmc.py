@@ -13,7 +13,8 @@ and the B A O A step of ``sghmc`` in momenta ``q = M^(-1/2) p`` of unit mass, ``
     theta <- theta + h M^(-1/2) q / 2
 
 so that nothing has to be rescaled when M changes. The smallest mass is 1: ``h`` is the step size
-of the tensor with the smallest gradients.
+of the tensor with the smallest gradients. V and M start from the first gradient, so that the first
+steps are no larger than the later ones.
 
 Target: ``exp(-U/T)``, once M is frozen: it is then ``sghmc`` in the coordinates ``M^(1/2) theta``.
 On a Gaussian the stationary variance is exactly that of the target, whatever the masses, for every
@@ -53,7 +54,7 @@ class Memory(NamedTuple):
     Attributes:
         momentum: q ``[P, D]``.
         second_moment: V ``[P, K]``.
-        mass: M ``[P, K]``.
+        mass: M ``[P, K]``, 0 before the first step.
         weight: how much of the old V is kept, 0-d: 0 at first, then ``a``.
     """
 
@@ -99,7 +100,7 @@ def psghmc(
         decay: a in [0, 1), per step, of the moving average of squared mean gradients.
         regularisation: eps, added to it.
         update_every: steps between updates of the masses.
-        freeze: leave the masses as they are at the end of warm-up.
+        freeze: leave the masses as they are at the end of warm-up, if there is one.
 
     Raises:
         ValueError: an argument out of its range.
@@ -117,15 +118,18 @@ def psghmc(
     def memory(position: Tensor, generator: torch.Generator) -> Memory:
         blank = position.new_zeros(len(position), len(sizes))
         momentum = standard_normal(position, generator) * start(0) ** 0.5
-        return Memory(momentum, blank, torch.ones_like(blank), position.new_zeros(()))
+        return Memory(momentum, blank, blank.clone(), position.new_zeros(()))
+
+    def masses(second_moment: Tensor) -> Tensor:
+        root = (second_moment + regularisation).sqrt()
+        return root / root.amin(-1, keepdim=True)
 
     def remember(memory: Memory, progress: Progress) -> Memory:
         memory = memory._replace(weight=memory.weight.new_tensor(decay))
-        frozen = freeze and progress.step > progress.num_warmup
+        frozen = freeze and progress.step > progress.num_warmup > 0
         if frozen or progress.step % update_every:
             return memory
-        mass = (memory.second_moment + regularisation).sqrt()
-        return memory._replace(mass=mass / mass.amin(-1, keepdim=True))
+        return memory._replace(mass=masses(memory.second_moment))
 
     def transition(
         position: Tensor, memory: Memory, gradient_at: GradientAt, noise: Any, controls: Controls
@@ -136,14 +140,15 @@ def psghmc(
         totals = torch.zeros_like(memory.mass).index_add(1, groups, (g / num_data).square())
         a = memory.weight
         second_moment = a * memory.second_moment + (1 - a) * totals / sizes
-        scale = memory.mass.rsqrt().index_select(1, groups)
+        mass = torch.where(memory.mass > 0, memory.mass, masses(second_moment))
+        scale = mass.rsqrt().index_select(1, groups)
         c = (-friction * h).exp()
         q = memory.momentum - h * scale * g
         position = position + 0.5 * h * scale * q
         q = c * q + (temperature * (1 - c**2)).sqrt() * noise
         position = position + 0.5 * h * scale * q
         info = Info(energy, configurational, q.square().mean(-1))
-        return position, Memory(q, second_moment, memory.mass, a), info
+        return position, Memory(q, second_moment, mass, a), info
 
     return assemble(
         "psghmc",

@@ -115,7 +115,7 @@ def sghmc(
     """
     check_positive("friction", friction)
     check_choice("integrator", integrator, ["baoa", "symplectic", "explicit"])
-    noise_record = check_gradient_noise(gradient_noise)
+    gradient_noise, noise_record = check_gradient_noise(gradient_noise, target)
     start = as_schedule("temperature", temperature)
 
     def memory(position: Tensor, generator: torch.Generator) -> Memory:

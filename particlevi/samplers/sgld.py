@@ -66,7 +66,8 @@ def sgld(
     Raises:
         ValueError: a negative temperature or gradient noise.
     """
-    settings = {"gradient_noise": check_gradient_noise(gradient_noise)}
+    gradient_noise, record = check_gradient_noise(gradient_noise, target)
+    settings = {"gradient_noise": record}
 
     def transition(
         position: Tensor, memory: Nothing, gradient_at: GradientAt, noise: Any, controls: Controls

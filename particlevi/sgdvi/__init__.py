@@ -50,6 +50,7 @@ from particlevi.sgdvi.stationary import (
     scalings,
     stationary_law,
 )
+from particlevi.sgdvi.subspace import Subspace, hessian_vector_product, invariant_subspace
 from particlevi.sgdvi.swag import iterate_average, swag
 
 __all__ = [
@@ -70,6 +71,7 @@ __all__ = [
     "Spectra",
     "Spectrum",
     "StationaryLaw",
+    "Subspace",
     "batch_factor",
     "circulation",
     "compare_potentials",
@@ -82,6 +84,8 @@ __all__ = [
     "gaussian_kl",
     "gaussian_potential",
     "gradient_noise",
+    "hessian_vector_product",
+    "invariant_subspace",
     "is_stationary",
     "iterate_average",
     "kl_to_posterior",

@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from scipy.spatial import cKDTree
-from scipy.special import digamma, gammaln
 from torch import Tensor
 
 from particlevi._checks import check_choice, check_positive, check_positive_int
@@ -185,6 +183,9 @@ def _gaussian_entropy(points: Tensor) -> Tensor:
 
 def _neighbour_entropy(points: Tensor, k: int) -> Tensor:
     """Kozachenko and Leonenko's estimate for points ``[P, D]``."""
+    from scipy.spatial import cKDTree
+    from scipy.special import digamma, gammaln
+
     count, size = points.shape
     found = cKDTree(points.numpy()).query(points.numpy(), k=[k + 1])[0]
     ball = 0.5 * size * math.log(math.pi) - gammaln(size / 2 + 1)

@@ -6,7 +6,6 @@ import math
 import warnings
 
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
 from particlevi._checks import check_finite
@@ -67,6 +66,8 @@ def is_stationary(series: Tensor, what: str = "The run", level: float = 1e-3) ->
         what: its name in the warning.
         level: of the test.
     """
+    from scipy.special import stdtrit
+
     chains, length, size = series.shape
     centered = series - series.mean((0, 1))
     values = torch.cat([centered, centered.square()], dim=-1)

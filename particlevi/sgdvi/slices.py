@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from particlevi._checks import check_positive, check_positive_int
@@ -99,6 +98,8 @@ def project(
     >>> bool((found.potential[50] - 0.5 * found.axes[0][50] ** 2).abs() < 0.1)
     True
     """
+    from scipy.ndimage import gaussian_filter
+
     check_positive("temperature", temperature)
     series = as_series(draws)
     chosen = principal_directions(series) if directions is None else directions

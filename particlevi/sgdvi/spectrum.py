@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -111,8 +110,10 @@ def covariance_spectrum(matrix: Tensor, num_data: int) -> Spectrum:
 
 
 def _exact(matrix: Tensor, num_params: int, num_data: int) -> Spectrum:
+    from scipy.linalg import eigvalsh
+
     # Only the lower triangle is read. The transpose is column-major, so LAPACK works in place.
-    values = scipy.linalg.eigvalsh(
+    values = eigvalsh(
         matrix.numpy().T, lower=False, overwrite_a=True, check_finite=False, driver="ev"
     )
     found = torch.from_numpy(values.copy()).flip(0)

@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -124,8 +123,10 @@ def ou_covariance(drift: Tensor, diffusion: Tensor) -> Tensor:
         _check_stable(rates.min())
         inner = vectors.T @ b @ vectors / (rates[:, None] + rates[None, :])
         return torch.from_numpy(_sym(vectors @ inner @ vectors.T))
+    from scipy.linalg import solve_continuous_lyapunov
+
     _check_stable(np.linalg.eigvals(a).real.min())
-    return torch.from_numpy(_sym(scipy.linalg.solve_continuous_lyapunov(a, b)))
+    return torch.from_numpy(_sym(solve_continuous_lyapunov(a, b)))
 
 
 @dataclass(frozen=True, eq=False)

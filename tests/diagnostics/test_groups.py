@@ -91,6 +91,15 @@ def test_recombined_draws_follow_the_product_law():
     assert {tuple(row) for row in one.tolist()} <= {tuple(row) for row in flat.tolist()}
 
 
+def test_recombined_draws_stay_within_a_chain_unless_pooled():
+    z = torch.arange(4.0).view(4, 1, 1).expand(4, 10, 2).contiguous()
+    own = of(z, 2).recombine(1000, "parameter").particles[0]
+    assert torch.equal(own[:, 0], own[:, 1])
+    assert set(own[:, 0].tolist()) == {0, 1, 2, 3}
+    mixed = of(z, 2).recombine(1000, "parameter", pooled=True).particles[0]
+    assert (mixed[:, 0] != mixed[:, 1]).double().mean().item() == pytest.approx(0.75, abs=0.07)
+
+
 def test_the_groups_of_the_run_are_the_default(tmp_path):
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))

@@ -112,9 +112,9 @@ def test_autocorrelation_time_of_sgld():
     draws = pvi.sample(
         pvi.sgld(quadratic([[1.0]])),
         step_size=0.1,
-        num_particles=50,
+        num_particles=400,
         num_warmup=100,
-        num_draws=8000,
+        num_draws=1500,
         progress=False,
     )
     found = float(integrated_autocorrelation_time(draws.particles)[0])

@@ -65,8 +65,9 @@ def test_first_entries_are_those_given():
 def test_rows_are_the_chains_own_unless_pooled(pooled):
     options = pvi.history(capacity=4, thin=1, pooled=pooled)
     bank = filled(options, 3)
-    rows = options.rows(bank, 50, 1, torch.Generator().manual_seed(0))
-    drawn = bank.values.flatten(0, 1)[rows.flatten()].view(50, 2)
+    entries = options.draw(bank, 50, 1, torch.Generator().manual_seed(0))
+    rows = options.rows(bank, entries)
+    drawn = bank.values.flatten(0, 1)[rows.flatten()].view(2, 50).T
     assert (drawn != 0).all()
     own = (drawn[:, 0] > 0).all() and (drawn[:, 1] < 0).all()
     assert bool(own) is not pooled
@@ -88,7 +89,8 @@ def test_dtype_of_the_bank(dtype):
     estimator = pvi.structured(potential, "parameter", history=options)
     state = estimator.init(torch.zeros(4, 3), torch.Generator())
     assert state.values.dtype == dtype
-    _, values = estimator.draw_noise(state, torch.Generator())
+    _, entries = estimator.draw_noise(state, torch.Generator())
+    values = estimator._values(state, entries)
     assert values.dtype == torch.float32
     assert (values == torch.tensor(1 / 3, dtype=dtype).float()).all()
 

@@ -17,6 +17,7 @@ import scipy.special
 import torch
 
 import particlevi as pvi
+from particlevi.gradients.history import Bank
 from particlevi.typing import Batch
 
 D64 = torch.float64
@@ -51,12 +52,25 @@ def combinations(values, count):
     return torch.tensor(list(itertools.product(values, repeat=count)), dtype=D64)
 
 
-def noise(masks, values):
-    """Masks and values, composites first, as a step takes them."""
-    return masks.transpose(0, 1), values.transpose(0, 1)
+def given(masks, values):
+    """A state and the noise that make a step use these masks and values, ``[S, P, ...]``."""
+    count, num_particles, size = values.shape
+    bank = values.transpose(0, 1).contiguous()
+    state = Bank(bank, torch.tensor(num_particles), torch.tensor(count))
+    return state, (masks, torch.arange(count).view(1, -1, 1).expand(num_particles, -1, size))
 
 
-def affine(sampler, estimator_noise, num_particles, step_size, temperature):
+def dropped(masks, values):
+    """The same with random masks ``[L, P, M]``."""
+    return given(masks.transpose(0, 1), values)
+
+
+def estimate(estimator, particles, batch, state_and_noise):
+    state, noise = state_and_noise
+    return estimator(state, particles, batch, noise)
+
+
+def affine(sampler, state_and_noise, num_particles, step_size, temperature):
     """``A [P, D, D]``, ``b [P, D]`` and ``B [D, D]`` of the step with given masks and values."""
     size = sampler.potential.num_params
     controls = {
@@ -66,8 +80,9 @@ def affine(sampler, estimator_noise, num_particles, step_size, temperature):
 
     def move(start, xi):
         position = start.expand(num_particles, size).contiguous()
-        state = sampler.init(position, torch.Generator())
-        random = (xi.expand(num_particles, size), estimator_noise)
+        bank, noise = state_and_noise
+        state = sampler.init(position, torch.Generator())._replace(estimator=bank)
+        random = (xi.expand(num_particles, size), noise)
         return sampler.step(state, None, random, controls)[0].position
 
     zero, basis = torch.zeros(size, dtype=D64), torch.eye(size, dtype=D64)
@@ -107,7 +122,9 @@ def dropout_law(precision, groups, nodes, weights, num_masks, h, temperature, ma
     probability = combinations(weights, num_groups).prod(-1)
     values = torch.zeros(1, len(masks), len(precision), dtype=D64)
     sampler = pvi.sgld(estimator, temperature=temperature)
-    a, b, diffusion = affine(sampler, noise(masks.unsqueeze(0), values), len(masks), h, temperature)
+    a, b, diffusion = affine(
+        sampler, dropped(masks.unsqueeze(0), values), len(masks), h, temperature
+    )
     size = len(precision)
     mean = torch.einsum("p,pij->ij", probability, a)
     fluctuation = torch.einsum("p,pij,pkl->ikjl", probability, a - mean, a - mean)
@@ -263,7 +280,7 @@ def test_masks_narrow_the_range_of_stable_steps(keep, num_masks):
     weights = combinations([1 - keep, keep], num_masks).prod(-1)
     h = 2 / (1 + (1 - keep) / (keep * num_masks)) / 3.0
     values = torch.zeros(*masks.shape, dtype=D64)
-    a, _, _ = affine(pvi.sgld(estimator), noise(masks, values), len(weights), h, 1.0)
+    a, _, _ = affine(pvi.sgld(estimator), dropped(masks, values), len(weights), h, 1.0)
     assert float(weights @ a[:, 0, 0].square()) == pytest.approx(1, rel=1e-12)
 
 
@@ -282,9 +299,9 @@ def test_masks_average(mask):
         )
         for num in (1, 8)
     }
-    together = estimators[8](None, particles, None, noise(masks, values))
+    together = estimate(estimators[8], particles, None, dropped(masks, values))
     apart = [
-        estimators[1](None, particles, None, noise(masks[i : i + 1], values[i : i + 1]))
+        estimate(estimators[1], particles, None, dropped(masks[i : i + 1], values[i : i + 1]))
         for i in range(8)
     ]
     for name in ("gradient", "potential"):
@@ -304,9 +321,7 @@ def one_hot_law(precision, groups, bank, num_history, h, temperature):
         rows.view(len(rows), composites, num_groups)[:, :, groups], torch.arange(len(precision))
     ].transpose(0, 1)
     sampler = pvi.sgld(estimator, temperature=temperature)
-    a, b, diffusion = affine(
-        sampler, (estimator.one_hot, values.transpose(0, 1)), len(rows), h, temperature
-    )
+    a, b, diffusion = affine(sampler, given(estimator.one_hot, values), len(rows), h, temperature)
     weights = torch.full((len(rows),), 1 / len(rows), dtype=D64)
     return law(weights, a, b, diffusion)
 
@@ -487,7 +502,7 @@ def test_masks_of_ones_give_the_plain_gradient(per_particle):
     plain = pvi.minibatch(potential)(None, particles, batch, ())
     values = torch.full((2, 3, potential.num_params), 7.0, dtype=D64)
     estimator = pvi.structured_dropout(potential, "tensor", keep=0.5, num_masks=2)
-    kept = estimator(None, particles, batch, noise(torch.ones(2, 3, 4, dtype=D64), values))
+    kept = estimate(estimator, particles, batch, dropped(torch.ones(2, 3, 4, dtype=D64), values))
     energy = potential.log_prior(particles) + potential(particles, batch)
     prior = torch.autograd.functional.jacobian(lambda p: potential.log_prior(p).sum(), particles)
     wanted = (plain.gradient + prior) / 0.5 - prior
@@ -523,7 +538,7 @@ def test_structured_is_the_sum_over_groups(chunk_size, per_particle, rule):
     batch = Batch((x[index], y[index]), per_particle)
     values = torch.randn(2 * num_groups, 3, 26, generator=generator, dtype=D64)
     estimator = pvi.structured(potential, rule, num_history=2)
-    found = estimator(None, particles, batch, (estimator.one_hot, values.transpose(0, 1)))
+    found = estimate(estimator, particles, batch, given(estimator.one_hot, values))
     wanted, _ = one_hot_pieces(potential, particles, batch, values, 2, groups)
     assert torch.allclose(found.gradient, wanted, rtol=1e-10, atol=1e-10)
 
@@ -538,8 +553,8 @@ def test_one_hot_masks_times_m_are_the_structured_gradient():
     structured = pvi.structured(gaussian(precision), groups, history=frozen(4))
     dropout = pvi.structured_dropout(gaussian(precision), groups, 1 / 3, 3, history=frozen(4))
     masks = torch.eye(3, dtype=D64).unsqueeze(1).expand(3, 5, 3)
-    one = structured(None, particles, None, (structured.one_hot, values.transpose(0, 1)))
-    other = dropout(None, particles, None, noise(masks, values))
+    one = estimate(structured, particles, None, given(structured.one_hot, values))
+    other = estimate(dropout, particles, None, dropped(masks, values))
     assert torch.allclose(one.gradient, other.gradient, rtol=1e-12)
     assert torch.allclose(one.potential, other.potential, rtol=1e-12)
 
@@ -552,7 +567,7 @@ def test_the_prior_of_a_module_counts_once_in_every_mask():
     values = torch.zeros(1, 2, 26, dtype=D64)
     estimator = pvi.structured_dropout(potential, "layer", keep=0.2, num_masks=1)
     masks = torch.zeros(1, 2, 2, dtype=D64)
-    found = estimator(None, particles, Batch((x, y)), noise(masks, values))
+    found = estimate(estimator, particles, Batch((x, y)), dropped(masks, values))
     assert torch.allclose(found.gradient, particles, rtol=1e-12)
 
 
@@ -571,9 +586,10 @@ def test_a_prior_that_may_not_factorise_goes_through_the_composites():
     particles = torch.randn(3, 2, generator=generator, dtype=D64)
     values = torch.randn(2, 3, 2, generator=generator, dtype=D64)
     batch = Batch(torch.ones(4, dtype=D64))
-    given = (pvi.structured(without, "parameter").one_hot, values.transpose(0, 1))
-    one = pvi.structured(with_data, "parameter")(None, particles, batch, given)
-    other = pvi.structured(without, "parameter")(None, particles, None, given)
+    one = pvi.structured(with_data, "parameter")
+    other = pvi.structured(without, "parameter")
+    one = estimate(one, particles, batch, given(one.one_hot, values))
+    other = estimate(other, particles, None, given(other.one_hot, values))
     assert torch.allclose(one.gradient, other.gradient, rtol=1e-12)
 
 
@@ -590,8 +606,10 @@ def test_indices_and_masks_are_independent_and_uniform():
     )
     particles = torch.zeros(50_000, size, dtype=D64)
     generator = torch.Generator().manual_seed(0)
-    masks, values = estimator.draw_noise(estimator.init(particles, generator), generator)
-    assert values.shape == masks.shape == (50_000, 2, size)
+    state = estimator.init(particles, generator)
+    masks, entries = estimator.draw_noise(state, generator)
+    assert entries.shape == masks.shape == (50_000, 2, size)
+    values = estimator._values(state, entries).transpose(0, 1)
     flat = torch.cat([values.reshape(-1, 6).T, masks.reshape(-1, 6).T])
     count = flat.shape[1]
     for entry in range(4):
@@ -637,8 +655,8 @@ def test_the_gradient_is_that_of_the_averaged_energy():
     rows = combinations([0, 1], 2).long().repeat(4, 1)
     values = bank[rows, torch.arange(2)]
     weights = (masks * keep + (1 - masks) * (1 - keep)).prod(1) / 4
-    found = estimator(
-        None, theta.expand(16, 2), None, noise(masks.unsqueeze(0), values.unsqueeze(0))
+    found = estimate(
+        estimator, theta.expand(16, 2), None, dropped(masks.unsqueeze(0), values.unsqueeze(0))
     )
 
     def averaged(point):

@@ -1,0 +1,167 @@
+"""The posterior predictive, summarised over draws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from particlevi.batches import as_tensors
+from particlevi.potentials.potential import ModelPotential
+from particlevi.typing import Batch
+
+__all__ = ["Prediction", "draw_sites", "predict_outputs", "predict_sites"]
+
+_MIN_TARGETS = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The posterior predictive at B inputs, summarised over all draws.
+
+    Iterating gives ``mean, std``.
+
+    Attributes:
+        mean: of a new target, ``[B, ...]``; class probabilities ``[B, C]`` for a categorical.
+        std: standard deviation of a new target, ``[B, ...]``: that of the model's mean between
+            draws and that of the noise, by the law of total variance. For class probabilities,
+            their standard deviation between draws.
+        epistemic_std: that of the model's mean between draws alone; None for Pyro models, which
+            give targets but not the mean of their law.
+        probs: class probabilities ``[B, C]``, or ``P(y = 1)`` for a Bernoulli; None otherwise.
+        quantiles: of a new target, ``[Q, B, ...]``, or None if none were asked for.
+    """
+
+    mean: Tensor
+    std: Tensor
+    epistemic_std: Tensor | None
+    probs: Tensor | None = None
+    quantiles: Tensor | None = None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield self.mean
+        yield self.std
+
+
+def predict_outputs(
+    model: ModelPotential,
+    flat: Tensor,
+    batch: Batch,
+    quantiles: tuple[float, ...],
+    chunk_size: int,
+    batch_size: int,
+    seed: int,
+) -> Prediction:
+    """From the likelihood at the model's outputs, for draws ``flat [S, D]``."""
+    length = len(pytree.tree_leaves(batch.data)[0])
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    for start in range(0, length, batch_size):
+        piece = pytree.tree_map(lambda leaf, a=start: leaf[a : a + batch_size], batch.data)
+        parts.append(_summary(model, flat, Batch(piece), quantiles, chunk_size, generator))
+    has_probs, has_quantiles = parts[0].probs is not None, parts[0].quantiles is not None
+    between = [part.epistemic_std for part in parts if part.epistemic_std is not None]
+    return Prediction(
+        mean=torch.cat([part.mean for part in parts]),
+        std=torch.cat([part.std for part in parts]),
+        epistemic_std=torch.cat(between),
+        probs=torch.cat([part.mean for part in parts]) if has_probs else None,
+        quantiles=torch.cat([part.quantiles for part in parts if part.quantiles is not None], 1)
+        if has_quantiles
+        else None,
+    )
+
+
+def _summary(
+    model: ModelPotential,
+    flat: Tensor,
+    batch: Batch,
+    quantiles: tuple[float, ...],
+    chunk_size: int,
+    generator: torch.Generator,
+) -> Prediction:
+    assert model.likelihood is not None
+    mean = second = noise = torch.zeros(())
+    targets = []
+    reference = None
+    probabilities = model.likelihood.classes
+    for part in flat.split(chunk_size):
+        particles = part.to(model.device, model.dtype)
+        with torch.no_grad():
+            outputs = model.outputs(particles, batch)
+        own = {k: v.double() for k, v in model.likelihood_parameters(particles).items()}
+        law = model.likelihood.distribution(outputs.double(), own)
+        center = law.probs if probabilities else law.mean
+        reference = center.mean(0) if reference is None else reference
+        mean = mean + (center - reference).sum(0)
+        second = second + (center - reference).square().sum(0)
+        noise = noise + (0.0 if probabilities else law.variance.sum(0))
+        if quantiles:
+            with torch.random.fork_rng():
+                torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+                each = math.ceil(_MIN_TARGETS / len(flat))
+                targets.append(law.sample((each,)).flatten(0, 1))
+    assert reference is not None
+    mean, second, noise = mean / len(flat), second / len(flat), noise / len(flat)
+    between = (second - mean.square()).clamp(min=0)
+    mean, dtype = mean + reference, model.dtype
+    has_probs = model.likelihood.classes or model.likelihood.binary
+    return Prediction(
+        mean=mean.to(dtype),
+        std=(between + noise).sqrt().to(dtype),
+        epistemic_std=between.sqrt().to(dtype),
+        probs=mean.to(dtype) if has_probs else None,
+        quantiles=_quantiles(torch.cat(targets), quantiles, dtype) if quantiles else None,
+    )
+
+
+def _quantiles(targets: Tensor, quantiles: tuple[float, ...], dtype: torch.dtype) -> Tensor:
+    found = np.quantile(targets.double().cpu().numpy(), quantiles, axis=0)
+    return torch.from_numpy(found).to(targets.device, dtype)
+
+
+def predict_sites(
+    model: ModelPotential, flat: Tensor, args: Any, quantiles: tuple[float, ...], seed: int
+) -> Prediction:
+    """From targets that the model draws itself, at least a thousand, for draws ``flat [S, D]``.
+
+    Raises:
+        ValueError: several observed sites, or one of class numbers, which have no mean.
+    """
+    each = math.ceil(_MIN_TARGETS / len(flat))
+    found = draw_sites(model, flat.repeat(each, 1), args, seed)
+    how = "potential.predictive_fn(potential.constrain(draws.flat()), inputs, seed=0)"
+    if len(found) != 1:
+        raise ValueError(
+            f"The model has the observed sites {list(found)}, and predict() summarises one. Draws "
+            f"of all of them: {how}, or to_arviz(posterior_predictive=True)."
+        )
+    ((name, targets),) = found.items()
+    if not targets.is_floating_point():
+        raise ValueError(
+            f"Site {name!r} has integer targets, class numbers whose mean says nothing. Count "
+            f"them: torch.nn.functional.one_hot({how}[{name!r}]).double().mean(0)."
+        )
+    dtype, wide = model.dtype, targets.double()
+    return Prediction(
+        mean=wide.mean(0).to(dtype),
+        std=wide.std(0, correction=0).to(dtype),
+        epistemic_std=None,
+        quantiles=_quantiles(targets, quantiles, dtype) if quantiles else None,
+    )
+
+
+def draw_sites(model: ModelPotential, flat: Tensor, args: Any, seed: int) -> dict[str, Tensor]:
+    """One draw of each observed site for each of the draws ``flat [S, D]``, by name."""
+    assert model.predictive_fn is not None
+    if args is not None:
+        tensors = as_tensors(args, model, "inputs")
+        args = pytree.tree_map(lambda leaf: leaf.to(model.device), tensors)
+    samples = model.constrain(flat.to(model.device, model.dtype))
+    return model.predictive_fn(samples, args, seed)
