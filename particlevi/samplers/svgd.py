@@ -89,8 +89,7 @@ def svgd(
         position: Tensor, memory: Memory, gradient_at: GradientAt, noise: Any, controls: Controls
     ) -> tuple[Tensor, Memory, Info]:
         g, potential = gradient_at(position)
-        attraction, repulsion = chosen.direction(position, -g)
-        attraction = controls["annealing"] * attraction
+        attraction, repulsion = chosen.direction(position, -controls["annealing"] * g)
         info = Info(
             potential,
             torch.linalg.vector_norm(attraction, dim=-1),

@@ -68,8 +68,10 @@ def radial_sums(x: Tensor, scores: Tensor, b: Tensor, kind: str) -> tuple[Tensor
         kind: a key of ``PROFILES``.
     """
     if len(x) <= DENSE:
-        u = _centred_squares(x, x) / b
-        attraction, repulsion = _rows(x, x, scores, u, b, kind)
+        kernel = PROFILES[kind].value(_centred_squares(x, x) / b)
+        weights = PROFILES[kind].slope(kernel)
+        balance = (torch.diag(weights.sum(1)) - weights) * (2 / (len(x) * b))
+        attraction, repulsion = (kernel / len(x)) @ scores, balance @ x
     elif kind == "rbf" and x.shape[1] <= _ATTENTION_DIM and scores.shape[1] <= _ATTENTION_DIM:
         attraction, repulsion = _by_attention(x, scores, b)
     else:
