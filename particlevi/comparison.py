@@ -29,6 +29,7 @@ from particlevi.gradients._evaluate import value_and_grad
 from particlevi.potentials.potential import ModelPotential
 from particlevi.sgdvi.optimal import effective_temperatures
 from particlevi.stein.discrepancies import Discrepancy, ksd, mmd, sliced_wasserstein
+from particlevi.stein.kernels import rbf
 from particlevi.typing import Batch
 
 __all__ = ["Comparison", "calibration_error", "compare"]
@@ -42,7 +43,8 @@ COLUMNS = {
     "total_variation": "between predictive distributions and the reference's, mean over inputs",
     "function_distance": "RMS difference of the mean output to the reference's",
     "sliced_wasserstein": "between draws and the reference's: root of the mean over directions",
-    "mmd": "squared maximum mean discrepancy between draws and the reference's, unbiased",
+    "mmd": "squared maximum mean discrepancy between draws and the reference's, unbiased; Gaussian "
+    "kernel, its bandwidth the median squared distance within the reference",
     "ksd": "squared kernel Stein discrepancy of the draws to the posterior, unbiased",
     "temperature": "median effective temperature over Hessian eigendirections, 1 for the posterior",
     "ess": "median effective sample size of the outputs",
@@ -154,10 +156,10 @@ def compare(
     predictive = {name: _predictive(each, inputs, thin) for name, each in draws.items()}
     base = predictive[reference]
     eigenvalues, temperatures = torch.empty(0), {}
-    few = {
-        n: p[torch.linspace(0, len(p) - 1, min(num_points, len(p))).long()]
-        for n, p in parameters.items()
-    }
+    few = {name: _spaced(points, num_points) for name, points in parameters.items()}
+    # One bandwidth for every row: the median squared distance within the reference.
+    between = torch.pdist(few[reference]).square()
+    kernel = rbf(float(between.median())) if len(between) and between.median() > 0 else rbf()
     if train_data is not None and model.num_params <= max_hessian:
         train = as_tensors(train_data, model)
         hessian = _hessian(model, _center(model, parameters[reference], train), train)
@@ -183,7 +185,7 @@ def compare(
                 parameters[name], parameters[reference], num_directions, seed
             )
         if different and min(len(few[name]), len(few[reference])) > 1:
-            distances["mmd"] = mmd(few[name], few[reference])
+            distances["mmd"] = mmd(few[name], few[reference], kernel)
         if train_data is not None and len(few[name]) > 1:
             distances["ksd"] = ksd(few[name], _scores(model, few[name], train_data))
         found = {key: d.value for key, d in distances.items()}
