@@ -114,8 +114,9 @@ def compare(
         train_data: the training data. With them the kernel Stein discrepancy to the posterior is
             computed, and the Hessian of the potential is computed at the
             mean of the reference's draws (at its draw of highest density if that is better), and
-            the effective temperature along its eigenvectors: variance times curvature, within
-            chains, so that different modes do not count as variance.
+            the effective temperature along its eigenvectors: the variance over the reference's,
+            both within chains, so that different modes do not count as variance; the variance
+            times the curvature if the reference's particles interact.
         thin: use every ``thin``-th draw.
         max_hessian: with more parameters than that, no Hessian is computed.
         num_probes: of the inputs, at which effective sample sizes of the outputs are taken.
@@ -170,6 +171,11 @@ def compare(
             for name, covariance in within.items()
             if covariance is not None
         }
+        # The posterior's own variance, where it was sampled: the Hessian's inverse is only its
+        # Gaussian approximation.
+        if reference in temperatures:
+            base_temperatures = temperatures[reference]
+            temperatures = {name: each / base_temperatures for name, each in temperatures.items()}
     rows, errors = {}, {}
     for name, each in draws.items():
         own = predictive[name]

@@ -218,7 +218,7 @@ def effective_temperature(found: Comparison, axes: Any = None) -> Any:
     axes.axhline(1, color="k", linewidth=0.8)
     axes.set(
         xlabel="eigenvalue of the Hessian of the potential (nats)",
-        ylabel="variance x curvature",
+        ylabel="variance over the reference's",
         title="Effective temperature (posterior: 1)",
     )
     axes.legend()
