@@ -117,6 +117,7 @@ class TensorBatches:
         device: torch.device,
     ):
         self.leaves, self.structure = pytree.tree_flatten(data)
+        self.flat = type(data) is tuple and len(data) == len(self.leaves)
         self.num_data = len(self.leaves[0])
         self.batch_size = batch_size
         self.num_particles = num_particles
@@ -167,7 +168,8 @@ class TensorBatches:
         if self.num_particles is None:
             indices = indices[0]
         parts = [leaf[indices.to(leaf.device)].to(self.device) for leaf in self.leaves]
-        return Batch(pytree.tree_unflatten(parts, self.structure), self.num_particles is not None)
+        data = tuple(parts) if self.flat else pytree.tree_unflatten(parts, self.structure)
+        return Batch(data, self.num_particles is not None)
 
     def nbytes(self) -> int:
         """The order of the data in the current epoch, for every particle."""

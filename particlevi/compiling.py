@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import types
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from particlevi.typing import Batch, Sampler
 
-__all__ = ["compiled"]
+__all__ = ["compiled", "static_shapes"]
 
 _unique = itertools.count()
 _compiled_steps: WeakKeyDictionary[Sampler, dict[str, Callable[..., Any]]] = WeakKeyDictionary()
@@ -24,7 +25,8 @@ def compiled(sampler: Sampler, example: Batch | None) -> Callable[..., Any]:
 
     A graph break is an error. The code object is made anew, because torch.compile counts
     compilations per code object and gives up after a few, and all samplers share theirs. Within
-    one compilation only the tensors' shapes can change, so only they are guarded.
+    one compilation only the tensors' shapes can change, so only they are guarded. Call it inside
+    ``static_shapes()``.
     """
     kind = f"{pytree.tree_structure(example)} {example is not None and example.per_particle}"
     compilations = _compiled_steps.setdefault(sampler, {})
@@ -35,9 +37,21 @@ def compiled(sampler: Sampler, example: Batch | None) -> Callable[..., Any]:
         fresh = types.FunctionType(
             code, step.__globals__, step.__name__, step.__defaults__, step.__closure__
         )
-        options: dict[str, Any] = {"guard_filter_fn": _shapes_only, "size_asserts": False}
-        compilations[kind] = torch.compile(fresh, fullgraph=True, dynamic=False, options=options)
+        options: dict[str, Any] = {
+            "guard_filter_fn": _shapes_only,
+            "size_asserts": False,
+            "cpp_wrapper": sampler.potential.device.type == "cpu",
+        }
+        compilations[kind] = torch.compile(fresh, fullgraph=True, options=options)
     return compilations[kind]
+
+
+def static_shapes() -> AbstractContextManager[None]:
+    """Every shape compiled for itself: as an argument of torch.compile it would cost every call."""
+    context: AbstractContextManager[None] = torch._dynamo.config.patch(
+        assume_static_by_default=True, automatic_dynamic_shapes=False
+    )
+    return context
 
 
 def _shapes_only(guards: Iterable[Any]) -> list[bool]:

@@ -7,6 +7,7 @@ import itertools
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 from particlevi import checkpoint as files
 from particlevi._checks import check_nonnegative
 from particlevi.batches import BatchSource, as_source, fingerprint
-from particlevi.compiling import compiled
+from particlevi.compiling import compiled, static_shapes
 from particlevi.draws import Draws
 from particlevi.monitor import (
     DivergenceError,
@@ -187,7 +188,8 @@ class Run:
         keep = self.kept_steps
         began, saved_at = time.perf_counter() - self.seconds, time.perf_counter()
         bar = progress_bar(sampler.name, self.step, self.num_steps, progress)
-        with bar, Interrupt().watch() as interrupt:
+        shapes = static_shapes() if settings.compile else nullcontext()
+        with bar, shapes, Interrupt().watch() as interrupt:
             while self.step < self.num_steps:
                 batch = source.next(self.batch_generator)
                 noise = sampler.draw_noise(self.state, self.noise_generator)

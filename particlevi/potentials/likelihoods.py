@@ -240,10 +240,8 @@ class Categorical:
     parameters = staticmethod(no_parameters)
 
     def distribution(self, outputs: Tensor, parameters: Mapping[str, Tensor]) -> Any:
-        """``Categorical(logits=outputs)``."""
-        import pyro.distributions as dist
-
-        return dist.Categorical(logits=outputs, validate_args=False)
+        """``Categorical(logits=outputs)``, torch's own: Pyro's cannot be compiled whole."""
+        return torch.distributions.Categorical(logits=outputs, validate_args=False)
 
     def align(self, outputs: Tensor, targets: Tensor, per_particle: bool) -> Tensor:
         """Class numbers without a dimension for the classes."""

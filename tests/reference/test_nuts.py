@@ -23,7 +23,7 @@ SCHOOLS_SCALE = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0], dt
 # squares, theta.
 SCHOOLS_MOMENTS = [4.41052, 3.60206, 30.403, 23.204]
 SCHOOLS_THETA = [6.1505, 4.9396, 3.9059, 4.7960, 3.6144, 4.0511, 6.3172, 4.8840]
-NUTS_DRAWS = 6000
+NUTS_DRAWS = 2000
 
 X = torch.linspace(-2, 2, 16, dtype=torch.float64)
 Y = torch.sin(1.5 * X) + 0.6 * torch.cos(17.0 * X)
