@@ -25,6 +25,12 @@ SCHOOLS_MOMENTS = [4.41052, 3.60206, 30.403, 23.204]
 SCHOOLS_THETA = [6.1505, 4.9396, 3.9059, 4.7960, 3.6144, 4.0511, 6.3172, 4.8840]
 NUTS_DRAWS = 2000
 
+# Pyro compiles NUTS with torch.jit.trace.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
+]
+
 X = torch.linspace(-2, 2, 16, dtype=torch.float64)
 Y = torch.sin(1.5 * X) + 0.6 * torch.cos(17.0 * X)
 PROBES = torch.tensor([-3.0, -1.5, -0.3, 0.6, 2.0, 3.0], dtype=torch.float64)
