@@ -194,14 +194,16 @@ def particlevi_svgd(P: int, D: int) -> Timed:
     )
     generator = torch.Generator().manual_seed(0)
     state = sampler.init(torch.randn(P, D, generator=generator), generator)
-    controls = {"step_size": torch.tensor(0.1)}
+    noise = sampler.draw_noise(state, generator)
+    controls = {name: torch.tensor(value(0)) for name, value in sampler.schedules.items()}
+    controls["step_size"] = torch.tensor(0.1)
 
     def run(steps: int) -> float:
         now = state
         began = time.perf_counter()
         with torch.no_grad():
             for _ in range(steps):
-                now, _ = sampler.step(now, None, ((), ()), controls)
+                now, _ = sampler.step(now, None, noise, controls)
         return time.perf_counter() - began
 
     return run
