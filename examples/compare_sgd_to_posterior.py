@@ -216,7 +216,7 @@ def draw_chains(task: Task, results: dict[str, pvi.Draws], folder: Path) -> None
         outputs = results[name].outputs(x[:1])[:, :, 0]
         label = "predicted progression (standardised)"
         if task.classifies:
-            outputs, label = outputs.log_softmax(-1), "log-probability of class 0"
+            outputs, label = outputs - outputs.mean(-1, keepdim=True), "centred logit of class 0"
         axis.plot(outputs[..., 0].T, linewidth=0.8, alpha=0.8)
         axis.set(title=f"{name} at one test input, a line per chain", xlabel="draw", ylabel=label)
     sizes = {n: results[n].ess(of="predictions", inputs=x[:20]).ravel() for n in ("SGLD", "SGHMC")}

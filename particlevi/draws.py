@@ -243,7 +243,7 @@ class Draws:
         Args:
             of: ``"parameters"`` ``[K]``; ``"projections"``, ``num`` random directions ``[num]``;
                 or ``"predictions"``, the model's outputs at ``inputs``, ``[B, ...]`` (for classes
-                their log-probabilities): the view that does not depend on which hidden unit is
+                logits less their mean): the view that does not depend on which hidden unit is
                 which.
             inputs: probe inputs for predictions.
             method: of ArviZ: ``"bulk"``, ``"tail"``, ``"mean"``, ``"sd"`` ...
@@ -340,7 +340,7 @@ class Draws:
         """Outputs without the directions that the likelihood does not see."""
         likelihood = None if self.potential is None else self.potential.likelihood
         if likelihood is not None and likelihood.classes:
-            return outputs.double().log_softmax(-1)
+            return outputs - outputs.mean(-1, keepdim=True)
         return outputs
 
     def to_arviz(
