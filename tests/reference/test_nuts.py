@@ -103,7 +103,6 @@ def check(ours, theirs):
     assert np.abs(z).max() < 5
 
 
-# Step sizes a tenth of the limit of stability or less: the bias is far below the errors here.
 SCHOOLS_RUN = {"friction": 0.6, "step_size": 0.2, "initial": "uniform"}
 NET_RUN = {"friction": 1.0, "step_size": 0.05}
 
