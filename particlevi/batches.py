@@ -6,7 +6,7 @@ A source's ``state`` and the generators' states are all that a checkpoint needs 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,8 +34,8 @@ class BatchSource(Protocol):
         """A batch to try the potential on; draws no random numbers."""
         ...
 
-    def targets(self) -> Tensor | None:
-        """All targets, where they are at hand: the last element of a tuple of data."""
+    def check_targets(self, check: Callable[[Any], None]) -> None:
+        """Call ``check`` on all data, now or as they are read."""
         ...
 
     def nbytes(self) -> int:
@@ -60,9 +60,8 @@ class NoData:
     def example(self) -> None:
         """No batch."""
 
-    def targets(self) -> Tensor | None:
-        """None."""
-        return None
+    def check_targets(self, check: Callable[[Any], None]) -> None:
+        """There are none."""
 
     def nbytes(self) -> int:
         """None."""
@@ -90,9 +89,9 @@ class FullBatch(NoData):
         """The data."""
         return self.batch
 
-    def targets(self) -> Tensor | None:
-        """The last element of the data."""
-        return _last(self.batch.data)
+    def check_targets(self, check: Callable[[Any], None]) -> None:
+        """At once."""
+        check(self.batch.data)
 
 
 class TensorBatches:
@@ -135,9 +134,9 @@ class TensorBatches:
         rows = self.num_particles or 1
         return self._gather(torch.arange(self.batch_size).expand(rows, -1))
 
-    def targets(self) -> Tensor | None:
-        """The last element of the data."""
-        return _last(pytree.tree_unflatten(self.leaves, self.structure))
+    def check_targets(self, check: Callable[[Any], None]) -> None:
+        """At once."""
+        check(pytree.tree_unflatten(self.leaves, self.structure))
 
     def _indices(self, generator: torch.Generator) -> Tensor:
         rows, size = self.num_particles or 1, self.batch_size
@@ -203,6 +202,7 @@ class LoaderBatches:
         self.used = 0
         self.epoch_start = self._generators()
         self.first: Batch | None = None
+        self.check: Callable[[Any], None] = lambda data: None
 
     def _generators(self) -> dict[str, Tensor]:
         own = {name: generator.get_state() for name, generator in self.own.items()}
@@ -231,10 +231,16 @@ class LoaderBatches:
 
     def _prepare(self, item: Any) -> Batch:
         data = as_tensors(item, self.potential, "a batch")
+        self.check(data)
         return Batch(pytree.tree_map(lambda leaf: leaf.to(self.potential.device), data))
 
     def example(self) -> Batch:
         """The first batch; generators are left as they were."""
+        if self.first is None:
+            self.first = self._first()
+        return self.first
+
+    def _first(self) -> Batch:
         if self.loader is iter(self.loader):
             raise ValueError(
                 "The data can be read only once: pass something that can be iterated over many "
@@ -247,9 +253,10 @@ class LoaderBatches:
             raise ValueError("The iterable of batches is empty.")
         return self._prepare(item)
 
-    def targets(self) -> Tensor | None:
-        """Not at hand."""
-        return None
+    def check_targets(self, check: Callable[[Any], None]) -> None:
+        """The first batch now, every batch when it is read."""
+        check(self.example().data)
+        self.check = check
 
     def nbytes(self) -> int:
         """None."""
@@ -297,11 +304,6 @@ def _generators_of(loader: Any) -> dict[str, torch.Generator]:
         if isinstance(generator, torch.Generator) and generator not in found.values():
             found[f"{path}.generator".lstrip(".")] = generator
     return found
-
-
-def _last(data: Any) -> Tensor | None:
-    last = data[-1] if isinstance(data, tuple) else None
-    return last if isinstance(last, Tensor) else None
 
 
 def as_tensors(data: Any, potential: ModelPotential, name: str = "data") -> Any:

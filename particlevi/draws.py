@@ -206,7 +206,7 @@ class Draws:
         first = pytree.tree_map(lambda leaf: leaf[:1].to(model.device), data)
         with torch.no_grad():
             one = flat[:1].to(model.device, model.dtype)
-            model.check_targets(one, Batch(first), data[-1] if isinstance(data, tuple) else None)
+            model.target_check(one, Batch(first))(data)
         length = len(pytree.tree_leaves(data)[0])
         columns = []
         with torch.no_grad():

@@ -115,6 +115,12 @@ class Run:
         self.noise_generator.manual_seed(noise_seed)
         self.batch_generator.manual_seed(batch_seed)
         energy = self._probe(initial)
+        bad = (~torch.isfinite(energy)).nonzero().flatten().tolist()
+        if bad:
+            raise ValueError(
+                f"The potential is not finite at the start for particles {bad[:10]}: choose other "
+                "starting points (initial=) inside the support, or rescale the data."
+            )
         self.watch = DivergenceWatch(runaway_bound(energy, self.potential.num_params), {})
         self.state: SamplerState = self.sampler.init(initial, self.noise_generator)
         if self.folder is not None:
@@ -147,10 +153,10 @@ class Run:
             torch.cuda.set_rng_state(tensors["cuda_rng"], device)
 
     def _probe(self, initial: Tensor) -> Tensor:
-        """Potentials ``[P]`` at the start, after checks of shapes, targets and finiteness."""
+        """Potentials ``[P]`` at the start, after checks of shapes and targets."""
         batch = self.source.example()
         if batch is not None:
-            self.potential.check_targets(initial, batch, self.source.targets())
+            self.source.check_targets(self.potential.target_check(initial, batch))
         energies = []
         for part, piece in chunks(initial, batch, self.potential.chunk_size):
             energies.append(self.potential(part, piece))
@@ -159,12 +165,6 @@ class Run:
             raise ValueError(
                 f"The potential must give one value per particle, [{len(initial)}], "
                 f"got {list(energy.shape)}."
-            )
-        bad = (~torch.isfinite(energy)).nonzero().flatten().tolist()
-        if bad and self.step == 0:
-            raise ValueError(
-                f"The potential is not finite at the start for particles {bad[:10]}: choose other "
-                "starting points (initial=) inside the support, or rescale the data."
             )
         return energy
 
@@ -181,7 +181,23 @@ class Run:
         return self.controls
 
     def loop(self, progress: bool) -> Draws:
-        """Run to the end, to Ctrl-C, or until nothing is left to run."""
+        """Run to the end, to Ctrl-C, or until nothing is left to run.
+
+        An error on the way leaves with the draws made before it, as its attribute ``draws``.
+        """
+        try:
+            return self._loop(progress)
+        except DivergenceError:
+            raise
+        except BaseException as error:
+            error.draws = self._draws()  # type: ignore[attr-defined]
+            error.add_note(
+                f"It came at step {self.step + 1}; the {self._draws_kept()} of "
+                f"{self.settings.num_draws} draws made before it are in this error's .draws."
+            )
+            raise
+
+    def _loop(self, progress: bool) -> Draws:
         sampler, settings = self.sampler, self.settings
         source, watch = self.source, self.watch
         move = compiled(sampler, source.example()) if settings.compile else sampler.step
@@ -203,9 +219,10 @@ class Run:
                     scalars = {"step": float(self.step), **self.scalars}
                     self.storage.append(self.recorder(self.state.position), info._asdict(), scalars)
                 last = self.step == self.num_steps or interrupt.requested
-                if last or self.step % settings.check_every == 0:
+                save = self.folder is not None and self._checkpoint_due(last, saved_at)
+                if last or save or self.step % settings.check_every == 0:
                     self._check(began, bar, info)
-                if self.folder is not None and self._checkpoint_due(last, saved_at):
+                if save:
                     self.seconds, saved_at = time.perf_counter() - began, time.perf_counter()
                     self._save()
                 if last:

@@ -194,6 +194,29 @@ def test_of_interacting_particles_one_lost_is_all_lost():
     assert torch.isfinite(cliff()(draws.particles[:, -1])).all()
 
 
+def test_an_error_on_the_way_leaves_with_what_was_drawn():
+    """A loader whose seventh batch is broken: six draws were made, and they are a shorter run's."""
+    potential = pvi.from_log_likelihood(
+        lambda t: -t.square().sum(), lambda t, xs: -(t - xs[0]).square(), 1, 8, dtype=torch.float64
+    )
+    good = torch.arange(8.0, dtype=torch.float64)
+    options = {"num_particles": 2, **QUIET}
+    broken = [(good,)] * 6 + [(good * torch.inf,)]
+    with pytest.raises(ValueError, match=r"a batch\[0\]") as got:
+        pvi.sample(pvi.sgld(potential), broken, num_draws=20, **options)
+    whole = pvi.sample(pvi.sgld(potential), [(good,)], num_draws=6, **options)
+    assert torch.equal(got.value.draws.particles, whole.particles)
+    assert "6 of 20 draws" in got.value.__notes__[0]
+
+
+def test_every_batch_of_a_loader_has_its_targets_checked():
+    net = torch.nn.Linear(2, 3)
+    potential = pvi.from_module(net, pvi.Categorical(), pvi.Normal(), num_data=8)
+    x, y = torch.ones(4, 2), torch.tensor([0, 1, 2, 0])
+    with pytest.raises(ValueError, match="Categorical"):
+        pvi.sample(pvi.sgld(potential), [(x, y), (x, y + 1)], num_particles=2, **QUIET)
+
+
 def interrupting(sampler, step, how):
     """The sampler, but at one of its steps Ctrl-C is pressed."""
     count = 0
@@ -206,6 +229,25 @@ def interrupting(sampler, step, how):
         return sampler.step(*arguments)
 
     return dataclasses.replace(sampler, step=move)
+
+
+def test_a_kill_between_two_checks_does_not_change_the_step_of_a_divergence(tmp_path):
+    def kill():
+        raise RuntimeError("killed")
+
+    initial = torch.tensor([[0.0], [17.5], [-50.0]], dtype=torch.float64)
+    sampler = pvi.sgd(cliff())
+    with pytest.warns(UserWarning, match="diverged: 1"), pytest.raises(RuntimeError, match="kill"):
+        pvi.sample(
+            interrupting(sampler, 20, kill),
+            initial=initial,
+            num_draws=25,
+            step_size=1.0,
+            progress=False,
+            checkpoint=tmp_path,
+            checkpoint_every=15,
+        )
+    assert pvi.resume(tmp_path, sampler, progress=False).diverged == {1: 13}
 
 
 def test_ctrl_c_returns_what_was_drawn(tmp_path):

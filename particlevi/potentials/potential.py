@@ -183,24 +183,22 @@ class ModelPotential:
         """Group numbers ``[D]`` under a rule; see ``Layout.groups``."""
         return self.layout.groups(rule, seed)
 
-    def check_targets(self, particles: Tensor, batch: Batch, targets: Tensor | None) -> None:
-        """Whether targets are possible under the likelihood, given the outputs on a batch.
+    def target_check(self, particles: Tensor, batch: Batch) -> Callable[[Any], None]:
+        """A check whether the targets in data ``(inputs, ..., targets)`` are possible.
+
+        It raises a ValueError where the likelihood gives them no density.
 
         Args:
             particles: ``[P, D]``; the first is used.
-            batch: whose outputs tell the shapes.
-            targets: ``[N, ...]``, all there are; those of the batch if None.
-
-        Raises:
-            ValueError: they are not.
+            batch: of such data; its outputs tell the shapes.
         """
-        if self.likelihood is None or self.outputs_fn is None:
-            return
-        if not isinstance(batch.data, tuple) or len(batch.data) < 2:
-            return
-        inputs = batch.data[:-1]
+        likelihood, data = self.likelihood, batch.data
+        if likelihood is None or self.outputs_fn is None:
+            return lambda data: None
+        if not isinstance(data, tuple) or len(data) < 2:
+            return lambda data: None
+        inputs = data[:-1]
         if batch.per_particle:
             inputs = pytree.tree_map(lambda leaf: leaf[0], inputs)
-        if targets is None:
-            targets = batch.data[-1][0] if batch.per_particle else batch.data[-1]
-        self.likelihood.check(self.outputs(particles[:1], Batch(inputs)), targets)
+        outputs = self.outputs(particles[:1], Batch(inputs))
+        return lambda data: likelihood.check(outputs, data[-1])
