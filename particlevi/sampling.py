@@ -106,9 +106,8 @@ def sample(
             potential that is not finite at the start or, if asked to, cannot be compiled.
         MemoryError: the draws and the estimator's state would not fit in memory.
         FileExistsError: the checkpoint folder already holds a run.
-        DivergenceError: every chain, or an interacting particle, diverged. This and any other error
-            on the way has an attribute ``draws`` with what
-            was drawn before it.
+        DivergenceError: every chain, or an interacting particle, diverged. This and any other
+            error on the way has an attribute ``draws`` that holds what was drawn before.
 
     >>> import particlevi as pvi
     >>> normal = pvi.from_log_density(lambda theta: -0.5 * (theta**2).sum(), num_params=2)
