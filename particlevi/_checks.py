@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,6 +35,12 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def _shown(value: Any) -> str:
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim:
+        return f"a {type(value).__name__} {list(value.shape)}"
+    return repr(value)
+
+
 def _is_finite(value: Any) -> bool:
     if is_integer(value):
         return bool(abs(int(value)) < 2**63)
@@ -43,35 +50,35 @@ def _is_finite(value: Any) -> bool:
 def check_positive(name: str, value: Any) -> None:
     """``value`` is a finite number above 0."""
     if not _is_finite(value) or value <= 0:
-        raise ValueError(f"{name} must be a finite number above 0, got {value!r}.")
+        raise ValueError(f"{name} must be a finite number above 0, got {_shown(value)}.")
 
 
 def check_nonnegative(name: str, value: Any) -> None:
     """``value`` is a finite number of at least 0."""
     if not _is_finite(value) or value < 0:
-        raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}.")
+        raise ValueError(f"{name} must be a finite number of at least 0, got {_shown(value)}.")
 
 
 def check_fraction(name: str, value: Any) -> None:
     """``value`` is a number in [0, 1)."""
     if not is_number(value) or not 0 <= value < 1:
-        raise ValueError(f"{name} must be a number in [0, 1), got {value!r}.")
+        raise ValueError(f"{name} must be a number in [0, 1), got {_shown(value)}.")
 
 
 def check_positive_int(name: str, value: Any, minimum: int = 1) -> None:
     """``value`` is an integer of at least ``minimum``."""
     if not is_integer(value) or value < minimum:
-        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}.")
+        raise ValueError(f"{name} must be an integer of at least {minimum}, got {_shown(value)}.")
     if value >= 2**63:
-        raise ValueError(f"{name} must be below 2**63, got {value!r}.")
+        raise ValueError(f"{name} must be below 2**63, got {_shown(value)}.")
 
 
 def check_seed(name: str, value: Any) -> None:
     """``value`` is an integer that seeds a generator."""
     if not is_integer(value):
-        raise TypeError(f"{name} must be an integer, got {value!r}.")
+        raise TypeError(f"{name} must be an integer, got {_shown(value)}.")
     if not 0 <= value < 2**63:
-        raise ValueError(f"{name} must be in 0 ... 2**63 - 1, got {value!r}.")
+        raise ValueError(f"{name} must be in 0 ... 2**63 - 1, got {_shown(value)}.")
 
 
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
@@ -79,7 +86,7 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     choices = list(choices)
     if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
         listed = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"{name} must be one of {listed}, got {value!r}.")
+        raise ValueError(f"{name} must be one of {listed}, got {_shown(value)}.")
 
 
 def check_finite(name: str, value: Tensor, fix: str) -> None:

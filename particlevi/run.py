@@ -251,7 +251,7 @@ class Run:
         shown = {"potential": f"{float(info.potential[alive].mean()):.4g}"}
         for name, value in info._asdict().items():
             if name.endswith("temperature"):
-                short = name.removesuffix("_temperature")[:6]
+                short = name.removesuffix("_temperature")[:4]
                 shown[f"T_{short}"] = f"{float(value[alive].mean()):.3g}"
         bar.set_postfix(shown, refresh=False)
 

@@ -170,6 +170,10 @@ class Sampler:
     settings: Mapping[str, JSON] = field(default_factory=dict)
     interacting: bool = False
 
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
+        return f"{self.name}({settings}) on {self.estimator.name} of {self.potential}"
+
     @property
     def potential(self) -> Any:
         """What is sampled."""

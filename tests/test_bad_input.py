@@ -228,6 +228,11 @@ CASES = {
         "num_data",
     ),
     "num_data zero": (lambda: mean(0), ValueError, "num_data .* got 0"),
+    "num_data a tensor": (
+        lambda: mean(torch.zeros(3, 2)),
+        ValueError,
+        r"num_data .* got a Tensor \[3, 2\]",
+    ),
     "num_data None": (lambda: mean(None), ValueError, "num_data .* got None"),
     "num_data below a batch": (
         lambda: mean(3)(torch.zeros(1, 1), Batch(torch.zeros(4))),

@@ -484,3 +484,9 @@ def test_progress_tells_potential_and_temperature(capsys):
     assert "sgld" in shown
     assert "potential=" in shown
     assert "T_config" in shown
+
+
+def test_a_sampler_says_what_it_is():
+    sampler = pvi.sghmc(pvi.from_log_density(lambda t: -t.sum(), 3), friction=2.0)
+    assert repr(sampler).startswith("sghmc(friction=2.0, ")
+    assert repr(sampler).endswith("ModelPotential(log_density, D=3, N=None, float32)")

@@ -69,6 +69,11 @@ class ModelPotential:
             check_positive_int("chunk_size", self.chunk_size)
             object.__setattr__(self, "chunk_size", int(self.chunk_size))
 
+    def __repr__(self) -> str:
+        kind = self.fingerprint.get("kind", "density")
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"ModelPotential({kind}, D={self.num_params}, N={self.num_data}, {dtype})"
+
     @property
     def num_params(self) -> int:
         """D, the number of parameters in a particle."""

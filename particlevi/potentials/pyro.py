@@ -91,6 +91,11 @@ def from_pyro(
     >>> potential(torch.zeros(1, 1), Batch(torch.ones(10)))
     tensor([142.62])
     """
+    if isinstance(num_data, (Tensor, tuple, dict)):
+        raise TypeError(
+            "from_pyro takes the model's arguments as one: from_pyro(model, example_batch=(x, y)); "
+            f"got a {type(num_data).__name__} in the place of num_data."
+        )
     if num_data is not None:
         check_positive_int("num_data", num_data)
         if example_batch is None:

@@ -1205,3 +1205,8 @@ def test_sampling_a_conjugate_model():
     standard = (mu - X.mean()) * math.sqrt(N)
     assert standard.mean().abs() < 0.25
     assert (standard.var() - 1).abs() < 0.35
+
+
+def test_data_in_the_place_of_their_number_are_told_where_to_go():
+    with pytest.raises(TypeError, match=r"example_batch=\(x, y\).*got a Tensor"):
+        pvi.from_pyro(lambda x, y: None, torch.zeros(3), torch.zeros(3))
