@@ -1,0 +1,19 @@
+"""Results into the marked sections of a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["write"]
+
+
+def write(path: Path, sections: dict[str, str]) -> None:
+    """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->``."""
+    text = path.read_text()
+    for name, body in sections.items():
+        head, mark = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, found, rest = text.partition(head)
+        if not found or mark not in rest:
+            raise ValueError(f"{path} has no section {head} ... {mark}.")
+        text = before + head + "\n" + body + "\n" + mark + rest.partition(mark)[2]
+    path.write_text(text)
