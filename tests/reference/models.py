@@ -7,7 +7,7 @@ from those to the quantities that posteriordb reports, in its order.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,56 +132,102 @@ class Files:
             return np.asarray(archive["draws"], dtype=np.float64)
 
 
+class MadeUp:
+    """Random numbers in the place of every column, to compare densities without the files."""
+
+    def data(self, name: str) -> Mapping[str, Tensor]:
+        return _MadeUpColumns()
+
+
+class _MadeUpColumns(dict[str, Tensor]):
+    def __missing__(self, key: str) -> Tensor:
+        generator = torch.Generator().manual_seed(sum(key.encode()))
+        shape = {"X": (200, 5), "sigma": (8,)}.get(key, () if key[:2] in ("pm", "ps") else (200,))
+        self[key] = 0.5 + torch.rand(shape, generator=generator, dtype=torch.float64)
+        return self[key]
+
+
 def _columns(*parts: Tensor) -> Tensor:
     return torch.stack([torch.ones_like(parts[-1]), *parts], dim=1)
 
 
-def make(name: str, files: Files) -> Model:
+CAUCHY, NORMAL = ("half_cauchy", 2.5), ("half_normal", 10.0)
+SIGMA: dict[str, tuple[str, float]] = {
+    "arK-arK": CAUCHY,
+    "kidiq-kidscore_momhs": CAUCHY,
+    "kidiq-kidscore_momiq": CAUCHY,
+    "kidiq-kidscore_momhsiq": CAUCHY,
+    "sblri-blr": NORMAL,
+    "sblrc-blr": NORMAL,
+}
+"""Priors of sigma by kind and scale, of the regressions in which it is not flat."""
+
+
+def beta_prior(name: str, d: Mapping[str, Tensor]) -> tuple[Any, Any] | None:
+    """Mean and scale of the normal prior of beta, None if it is flat."""
+    if name in ("arK-arK", "sblri-blr", "sblrc-blr"):
+        return 0.0, 10.0
+    if name == "kilpisjarvi_mod-kilpisjarvi":
+        mean, scale = ([d[f"{p}alpha"], d[f"{p}beta"]] for p in ("pmu", "ps"))
+        return torch.stack(mean), torch.stack(scale)
+    return None
+
+
+def data_of(name: str, files: Any) -> Mapping[str, Tensor]:
+    """The data set of a posterior."""
+    found: Mapping[str, Tensor] = files.data(name.split("-", maxsplit=1)[0])
+    return found
+
+
+def make(name: str, files: Any) -> Model:
     """A posterior by its name in posteriordb."""
-    d = files.data(name.split("-", maxsplit=1)[0])
-    cauchy = lambda s: half_cauchy(s, 2.5)  # noqa: E731
+    d = data_of(name, files)
+    if name == "eight_schools-eight_schools_noncentered":
+        return eight_schools(d["y"][:8], d["sigma"])
+    if name == "low_dim_gauss_mix-low_dim_gauss_mix":
+        return gauss_mix(d["y"])
+    kind, scale = SIGMA.get(name, ("flat", 0.0))
+    sigma = {
+        "flat": flat,
+        "half_cauchy": lambda s: half_cauchy(s, scale),
+        "half_normal": lambda s: half_normal(s, scale),
+    }[kind]
+    prior = beta_prior(name, d)
+    beta = None if prior is None else lambda b: normal(b, *prior)
+    return regression(*design(name, d), sigma, beta)
+
+
+def design(name: str, d: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Columns ``[N, K]`` and response ``[N]`` of a regression."""
     if name == "arK-arK":
-        lags = [d["y"][5 - k : 200 - k] for k in range(1, 6)]
-        wide = lambda b: normal(b, 0.0, 10.0)  # noqa: E731
-        return regression(_columns(*lags), d["y"][5:], cauchy, wide)
+        return _columns(*(d["y"][5 - k : 200 - k] for k in range(1, 6))), d["y"][5:]
     if name == "earnings-earn_height":
-        return regression(_columns(d["height"]), d["earn"], flat)
+        return _columns(d["height"]), d["earn"]
     if name == "earnings-logearn_height_male":
-        return regression(_columns(d["height"], d["male"]), d["earn"].log(), flat)
+        return _columns(d["height"], d["male"]), d["earn"].log()
     if name == "earnings-logearn_interaction":
-        x = _columns(d["height"], d["male"], d["height"] * d["male"])
-        return regression(x, d["earn"].log(), flat)
+        return _columns(d["height"], d["male"], d["height"] * d["male"]), d["earn"].log()
     if name == "kidiq-kidscore_momhs":
-        return regression(_columns(d["mom_hs"]), d["kid_score"], cauchy)
+        return _columns(d["mom_hs"]), d["kid_score"]
     if name == "kidiq-kidscore_momiq":
-        return regression(_columns(d["mom_iq"]), d["kid_score"], cauchy)
+        return _columns(d["mom_iq"]), d["kid_score"]
     if name == "kidiq-kidscore_momhsiq":
-        return regression(_columns(d["mom_hs"], d["mom_iq"]), d["kid_score"], cauchy)
+        return _columns(d["mom_hs"], d["mom_iq"]), d["kid_score"]
     if name == "kidiq_with_mom_work-kidscore_interaction_z":
         hs, iq = ((v - v.mean()) / (2 * v.std(correction=1)) for v in (d["mom_hs"], d["mom_iq"]))
-        return regression(_columns(hs, iq, hs * iq), d["kid_score"], flat)
+        return _columns(hs, iq, hs * iq), d["kid_score"]
     if name == "kilpisjarvi_mod-kilpisjarvi":
-        mean = torch.stack([d["pmualpha"], d["pmubeta"]])
-        scale = torch.stack([d["psalpha"], d["psbeta"]])
-        prior = lambda b: normal(b, mean, scale)  # noqa: E731
-        return regression(_columns(d["x"]), d["y"], flat, prior)
-    if name in ("mesquite-mesquite", "mesquite-logmesquite", "mesquite-logmesquite_logvash"):
-        return regression(*_mesquite(name, d), flat)
+        return _columns(d["x"]), d["y"]
     if name == "nes1972-nes":
         ages = [(d["age_discrete"] == k).double() for k in (2, 3, 4)]
         rest = [d["educ1"], d["gender"], d["income"]]
-        x = _columns(d["real_ideo"], d["race_adj"], *ages, *rest)
-        return regression(x, d["partyid7"], flat)
+        return _columns(d["real_ideo"], d["race_adj"], *ages, *rest), d["partyid7"]
     if name in ("sblri-blr", "sblrc-blr"):
-        sigma = lambda s: half_normal(s, 10.0)  # noqa: E731
-        return regression(d["X"], d["y"], sigma, lambda b: normal(b, 0.0, 10.0))
-    if name == "eight_schools-eight_schools_noncentered":
-        return eight_schools(d["y"], d["sigma"])
-    assert name == "low_dim_gauss_mix-low_dim_gauss_mix"
-    return gauss_mix(d["y"])
+        return d["X"], d["y"]
+    return _mesquite(name, d)
 
 
-def _mesquite(name: str, d: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _mesquite(name: str, d: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     d1, d2, canopy, total = d["diam1"], d["diam2"], d["canopy_height"], d["total_height"]
     if name == "mesquite-mesquite":
         return _columns(d1, d2, canopy, total, d["density"], d["group"]), d["weight"]

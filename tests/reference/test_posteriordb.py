@@ -19,7 +19,8 @@ import torch
 
 import particlevi as pvi
 from particlevi.diagnostics import arviz
-from tests.reference.models import NAMES, Files, Model, eight_schools, make
+from tests.reference import models, pyro_models
+from tests.reference.models import NAMES, Files, MadeUp, Model, eight_schools, make
 
 SAMPLERS = {
     "hmc": (lambda target: pvi.hmc(target, num_leapfrog=6), {"step_size": 0.3, "thin": 1}),
@@ -66,9 +67,9 @@ def laplace(model: Model):
     return u, torch.linalg.cholesky(covariance)
 
 
-def draw(model: Model, sampler: str, num_draws: int = 500, chains: int = 20):
+def draw(model: Model, sampler: str, num_draws: int = 500, chains: int = 20, at=None):
     """Quantities ``[chain, draw, K]``, sampled in coordinates in which the mode is round."""
-    mode, root = laplace(model)
+    mode, root = laplace(model) if at is None else at
     target = pvi.from_log_density(
         lambda z: model.log_density(mode + z @ root.T),
         len(mode),
@@ -94,15 +95,8 @@ def scores(found, truth, truth_error):
     return (found.mean((0, 1)) - truth) / error
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("sampler", list(SAMPLERS))
-@pytest.mark.parametrize("name", NAMES)
-def test_against_reference_draws(name, sampler):
-    folder = os.environ.get("PARTICLEVI_POSTERIORDB")
-    if folder is None:
-        pytest.skip("PARTICLEVI_POSTERIORDB names no folder with reference draws")
-    files = Files(Path(folder))
-    found = draw(make(name, files), sampler)
+def compare(name, kind, found, files):
+    """Means and second moments of ``found [chain, draw, K]`` within four combined errors."""
     reference = files.draws(name)
     center = reference.mean((0, 1))
     means = scores(found, center, arviz.mcse(reference))
@@ -112,9 +106,42 @@ def test_against_reference_draws(name, sampler):
         mean, sd = (np.array(values) for values in EXACT[name])
         means = scores(found, mean, np.zeros(len(mean)))
         spreads = scores((found - mean) ** 2, sd**2, np.zeros(len(mean)))
-    print(f"{name:45} {sampler:6} |z| mean {abs(means).max():.2f} var {abs(spreads).max():.2f}")
+    print(f"{name:45} {kind:6} |z| mean {abs(means).max():.2f} var {abs(spreads).max():.2f}")
     assert abs(means).max() < 4
     assert abs(spreads).max() < 4
+
+
+@pytest.fixture
+def files():
+    folder = os.environ.get("PARTICLEVI_POSTERIORDB")
+    if folder is None:
+        pytest.skip("PARTICLEVI_POSTERIORDB names no folder with reference draws")
+    return Files(Path(folder))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
+@pytest.mark.parametrize("name", NAMES)
+def test_against_reference_draws(name, sampler, files):
+    compare(name, sampler, draw(make(name, files), sampler), files)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_pyro_models_against_reference_draws(name, files):
+    found = draw(pyro_models.make(name, files), "hmc", at=laplace(make(name, files)))
+    compare(name, "pyro", found, files)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pyro_models_are_the_plain_densities(name):
+    """Up to a constant, in the same coordinates, with the same quantities."""
+    plain, model = (module.make(name, MadeUp()) for module in (models, pyro_models))
+    size = len(plain.start)
+    u = 0.3 * torch.randn(5, size, generator=torch.Generator().manual_seed(1)).double()
+    ours, theirs = plain.log_density(u), model.log_density(u)
+    torch.testing.assert_close(ours - ours[0], theirs - theirs[0], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(plain.quantities(u), model.quantities(u))
 
 
 EIGHT_SCHOOLS = {  # mean of theta_1 ... theta_8, mu, tau; the errors of the last two
