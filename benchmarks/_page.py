@@ -1,10 +1,16 @@
-"""Results into the marked sections of a page."""
+"""Tables written into a page of the documentation, between marks."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["write"]
+__all__ = ["markdown", "write"]
+
+
+def markdown(heads: list[str], rows: list[list[str]]) -> str:
+    """A table."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def write(path: Path, sections: dict[str, str]) -> None:

@@ -66,6 +66,13 @@ def test_finds_hidden_noise(h, s, T):
     assert found == pytest.approx(T / LAM, rel=0.02)
 
 
+@pytest.mark.parametrize("T", [0.01, 0.25, 1.0, 4.0])
+def test_variance_is_linear_in_temperature(T):
+    x = run(pvi.sgnht(wide(0.0), temperature=T), 0.1, T).particles
+    error = T / LAM * math.sqrt(2 * 3 / x.numel())
+    assert abs(float(x.square().mean()) - T / LAM) < 5 * error + T / LAM / SIZE
+
+
 def test_sghmc_does_not():
     h, s = 0.02, 10.0
     found = float(run(pvi.sghmc(wide(s), integrator="baoa"), h, 1.0).particles.square().mean())
