@@ -58,7 +58,9 @@ class Row:
     """For blackjax, whose SGHMC keeps a minibatch for ten steps and so is heated ten times more."""
 
     def runs(self, model: Model) -> dict[str, Run]:
-        made = {name: LIBRARIES[name](model, self.method, self.batch_size) for name in self.libraries}
+        made = {
+            name: LIBRARIES[name](model, self.method, self.batch_size) for name in self.libraries
+        }
         if self.cooler is not None:
             run = LIBRARIES["blackjax"](model, self.cooler, self.batch_size)
             made[f"blackjax, h = {self.cooler.step_size:g}"] = run
@@ -120,8 +122,17 @@ def credit(folder: Path) -> Task:
             20,
             cooler=Method("euler", 0.0015, 0.01),
         ),
-        Row("BAOA, all data", Method("baoa", 0.05, 10.0), None, 200, 10, ("particlevi", "posteriors")),
-        Row("HMC, all data", Method("hmc", 0.05, steps=6), None, 200, 1, ("particlevi", "blackjax")),
+        Row(
+            "BAOA, all data",
+            Method("baoa", 0.05, 10.0),
+            None,
+            200,
+            10,
+            ("particlevi", "posteriors"),
+        ),
+        Row(
+            "HMC, all data", Method("hmc", 0.05, steps=6), None, 200, 1, ("particlevi", "blackjax")
+        ),
     ]
     return Task(name, model, functionals, (Method("hmc", 0.05, steps=6), 1000), rows, published)
 
@@ -163,7 +174,9 @@ def net(folder: Path) -> Task:
             30,
             cooler=Method("euler", 0.0015, 0.01),
         ),
-        Row("BAOA, batch 32", Method("baoa", 0.006, 15.0), 32, 200, 30, ("particlevi", "posteriors")),
+        Row(
+            "BAOA, batch 32", Method("baoa", 0.006, 15.0), 32, 200, 30, ("particlevi", "posteriors")
+        ),
     ]
     return Task(name, model, functionals, (Method("hmc", 0.012, steps=40), 200), table)
 

@@ -89,6 +89,21 @@ def test_sgd_is_torch_sgd(momentum):
         torch.testing.assert_close(draws.particles[0, step], weights, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("integrator", ["baoa", "symplectic"])
+@pytest.mark.parametrize("beta", [0.5, 0.9])
+def test_sghmc_at_temperature_zero_is_sgd_with_momentum(integrator, beta):
+    """With the learning rate ``h^2 (1 + beta)/2`` under B A O A, ``h^2`` under symplectic Euler."""
+    problem, h = registry.module(F64), 0.02
+    friction = -math.log(beta) / h if integrator == "baoa" else (1 - beta) / h
+    rate = h**2 * (1 + beta) / 2 if integrator == "baoa" else h**2
+    run = {"initial": problem.potential.init(3), "num_draws": 20, "batch_size": 4, **QUIET}
+    sampler = pvi.sghmc(problem.potential, friction, temperature=0.0, integrator=integrator)
+    ours = pvi.sample(sampler, problem.data, step_size=h, **run)
+    heavy = pvi.sgd(problem.potential, momentum=beta)
+    theirs = pvi.sample(heavy, problem.data, step_size=rate, **run)
+    torch.testing.assert_close(ours.particles, theirs.particles, rtol=1e-10, atol=1e-11)
+
+
 def test_a_full_minibatch_gives_the_gradient_of_the_potential():
     for name in ("function", "module"):
         problem = registry.PROBLEMS[name](F64)

@@ -27,9 +27,7 @@ def p_values(model, sampler, **options):
     truth, log_density, quantities = model(torch.Generator().manual_seed(0))
     factory, step_size, thin = SAMPLERS[sampler]
     slower = SLOWER[model]
-    target = pvi.from_log_density(
-        log_density, truth.shape[1], vectorized=True, dtype=torch.float64
-    )
+    target = pvi.from_log_density(log_density, truth.shape[1], vectorized=True, dtype=torch.float64)
     draws = pvi.sample(
         factory(target, **options),
         step_size=step_size / slower**2,

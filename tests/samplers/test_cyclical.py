@@ -21,6 +21,12 @@ def test_formula(num_steps, cycles):
         assert schedule(k - 1) == pytest.approx(expected, rel=1e-12)
 
 
+def test_ends_and_middle_of_a_cycle():
+    schedule = pvi.cyclical(0.7, period=50)
+    assert [schedule(k) for k in (0, 25, 50)] == pytest.approx([0.7, 0.35, 0.7], rel=1e-12)
+    assert 0 < schedule(49) < 0.002
+
+
 @pytest.mark.parametrize("constant_step", [False, True])
 def test_draws_come_from_the_sampling_part_alone(constant_step):
     schedule = pvi.cyclical(0.1, period=10, exploration=0.6)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import chi2, kstest
 
 import particlevi as pvi
 from tests.stationarity.laws import quadratic
@@ -51,6 +53,28 @@ def test_obabo_without_a_test_is_off_at_that_step():
     options = dict(step_size=1.2, num_particles=2000, num_warmup=41, num_draws=20, thin=8)
     draws = pvi.sample(pvi.obabo(quadratic([[1.0]])), progress=False, **options)
     assert float(draws.particles.square().mean()) == pytest.approx(1 / (1 - 0.36), rel=0.05)
+
+
+def test_obabo_in_a_thousand_dimensions():
+    """Gradient-guided Monte Carlo keeps N(1, 4 T) and its temperatures follow chi-square laws."""
+    size, T, h = 1000, 0.75, math.sqrt(1 / 32)
+    target = quadratic(0.25 * np.eye(size), mean=np.ones(size))
+    exact = torch.randn(50, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    draws = pvi.sample(
+        pvi.obabo(target, -math.log(0.9) / h, T, metropolis_every=4),
+        step_size=h,
+        initial=1 + 2 * math.sqrt(T) * exact,
+        num_draws=1,
+        thin=81,
+        progress=False,
+    )
+    assert float(draws.stats["acceptance"].mean()) > 0.6
+    x = (draws.particles[:, 0] - 1) / (2 * math.sqrt(T))
+    assert abs(float((x * exact).mean())) < 0.2
+    assert kstest(x.flatten(), "norm").pvalue > 1e-3
+    assert kstest(x.square().sum(-1), chi2(size).cdf).pvalue > 1e-3
+    kinetic = draws.stats["kinetic_temperature"][:, 0] * size / T
+    assert kstest(kinetic, chi2(size).cdf).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("name", list(ADJUSTED))

@@ -156,6 +156,18 @@ def test_sghmc_euler_numbers(integrator, s, expected):
         assert h**2 * law.covariance[1, 1] == pytest.approx(0.0212766, abs=5e-8)
 
 
+@pytest.mark.parametrize("T", TEMPERATURES)
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.9])
+def test_symplectic_momenta_of_the_deep_learning_form(beta, T):
+    """``m' = beta m - h grad U + sqrt(2 (1 - beta) T) R``: as h falls at a fixed beta, positions are
+    right and momenta at ``2 T / (1 + beta)``."""
+    h = 1e-4
+    sampler = pvi.sghmc(quadratic([[2.0]]), (1 - beta) / h, T, integrator="symplectic")
+    law = stationary(affine_step(sampler, h, ("momentum",)))
+    assert law.covariance[0, 0] == pytest.approx(T / 2, rel=1e-6)
+    assert law.covariance[1, 1] == pytest.approx(2 * T / (1 + beta), rel=1e-6)
+
+
 FIGURE_3A = [  # diagonal and off-diagonal covariance under SGLD, then under SGHMC
     (1.4972, 0.4972, 0.4500, 1.0138, 0.8991, 0.00735),
     (1.1660, 0.8088, 0.1286, 1.0047, 0.8999, 0.00239),

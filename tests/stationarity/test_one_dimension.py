@@ -70,6 +70,19 @@ def test_psgld_with_the_divergence_samples_the_target():
     assert extrapolated(values) == pytest.approx(1.0, rel=2e-3)
 
 
+@pytest.mark.parametrize(
+    "decay, h, expected", [(0.9, 0.025, 1.60), (0.9, 0.1, 1.40), (0.99, 0.025, 1.18)]
+)
+def test_psgld_with_a_short_memory_is_too_wide(decay, h, expected):
+    """The smaller the step, the more the preconditioner is a function of theta alone."""
+    sampler = pvi.psgld(normal(), decay=decay, regularisation=0.1, freeze=False)
+    draws = pvi.sample(
+        sampler, step_size=h, num_particles=8000, num_warmup=400, num_draws=10, thin=40,
+        progress=False,
+    )  # fmt: skip
+    assert float(draws.particles.square().mean()) == pytest.approx(expected, rel=0.03)
+
+
 def test_psgld_divergence_is_the_derivative_of_the_preconditioner():
     """``d G_i / d theta_i`` by hand, where the Hessian is diagonal and V has a memory."""
     curvature = torch.tensor([1.0, 5.0, 0.3], dtype=torch.float64)
