@@ -5,9 +5,9 @@ parameters in torch's order. A method means the same in all libraries: ``theta' 
 sqrt(2 h) xi``, or unit-mass Langevin dynamics with the friction in 1/time. The libraries' own
 conventions for both are these.
 
-posteriors is run as its documentation says, ``torch.vmap`` over the chains, and compiled on request;
-blackjax in a jitted ``lax.scan`` over a ``vmap``. Its ``sghmc`` draws a new momentum and keeps one
-minibatch for all the steps of a call: a call counts as that many gradients.
+posteriors is run by ``torch.vmap`` over the chains, as its documentation says, and compiled on
+request; blackjax in a jitted ``lax.scan`` over a ``vmap``. Its ``sghmc`` draws a new momentum and
+keeps one minibatch for all the steps of a call: a call counts as that many gradients.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@
 
 Langevin: the same Bayesian neural net for all (13-50-1, ReLU, N = 455, batch 32, one minibatch per
 chain), SGLD, at 1, 20 and 100 chains: particlevi eager and compiled, posteriors vectorised by
-``torch.vmap``, blackjax in a jitted ``lax.scan``. A repetition is many steps through the library's
-own loop, the drawing of minibatches included; compilation is not. Repetitions are interleaved.
+``torch.vmap``, eager and compiled, blackjax in a jitted ``lax.scan``. A repetition is many steps
+through the library's own loop, the drawing of minibatches included; compilation is not.
+Repetitions are interleaved.
 
 SVGD: one step on a standard normal, the median bandwidth included, at (P, D) = (50, 1e3),
 (20, 3e5), (1000, 100), beside Pyro and blackjax. Memory is the highest resident set during the
@@ -25,126 +26,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from _peers import LIBRARIES, Method, Model
 
 N, F, H, B = 455, 13, 50, 32
 Timed = Callable[[int], float]
 """A number of steps to the seconds that they took."""
 
 
-def bnn_data() -> tuple[torch.Tensor, torch.Tensor]:
+def sgld(library: str, chains: int, compile: bool = True) -> Timed:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(N, F, generator=generator)
     y = x[:, :1].sin() + 0.1 * torch.randn(N, 1, generator=generator)
-    return x, y
-
-
-def particlevi_sgld(chains: int, compile: bool) -> Timed:
-    import particlevi as pvi
-
-    x, y = bnn_data()
-    net = torch.nn.Sequential(torch.nn.Linear(F, H), torch.nn.ReLU(), torch.nn.Linear(H, 1))
-    potential = pvi.from_module(net, pvi.Gaussian(scale=0.5), pvi.Normal(1.0), num_data=N)
-    sampler = pvi.sgld(potential)
-
-    def run(steps: int) -> float:
-        began = time.perf_counter()
-        pvi.sample(
-            sampler,
-            data=(x, y),
-            batch_size=B,
-            num_particles=chains,
-            num_draws=1,
-            thin=steps,
-            step_size=1e-5,
-            compile=compile,
-            progress=False,
-        )
-        return time.perf_counter() - began
-
-    return run
-
-
-def posteriors_sgld(chains: int) -> Timed:
-    import posteriors
-    from torch.func import functional_call
-
-    x, y = bnn_data()
-    net = torch.nn.Sequential(torch.nn.Linear(F, H), torch.nn.ReLU(), torch.nn.Linear(H, 1))
-
-    def log_posterior(params, batch):  # type: ignore[no-untyped-def]
-        inputs, targets = batch
-        outputs = functional_call(net, params, (inputs,))
-        likelihood = torch.distributions.Normal(outputs, 0.5, validate_args=False)
-        prior = posteriors.diag_normal_log_prob(params)
-        return N * likelihood.log_prob(targets).sum(-1).mean() + prior, torch.tensor([])
-
-    transform = posteriors.sgmcmc.sgld.build(log_posterior, lr=1e-5)
-    start = {
-        name: p.detach().expand(chains, *p.shape) + 0.01 * torch.randn(chains, *p.shape)
-        for name, p in net.named_parameters()
-    }
-
-    def one(params, batch):  # type: ignore[no-untyped-def]
-        state, _ = transform.update(transform.init(params), batch)
-        return dict(state.params)
-
-    many = torch.vmap(one, randomness="different")
-
-    def run(steps: int) -> float:
-        params = start
-        began = time.perf_counter()
-        for _ in range(steps):
-            index = torch.randint(N, (chains, B))
-            params = many(params, (x[index], y[index]))
-        return time.perf_counter() - began
-
-    return run
-
-
-def blackjax_sgld(chains: int) -> Timed:
-    import blackjax
-    import jax
-    import jax.numpy as jnp
-
-    x, y = (jnp.asarray(a.numpy()) for a in bnn_data())
-
-    def log_prior(params):  # type: ignore[no-untyped-def]
-        return -0.5 * sum((p**2).sum() for p in jax.tree.leaves(params))
-
-    def log_likelihood(params, datum):  # type: ignore[no-untyped-def]
-        inputs, target = datum
-        hidden = jax.nn.relu(params["w1"] @ inputs + params["b1"])
-        return -0.5 * (((params["w2"] @ hidden + params["b2"] - target) / 0.5) ** 2).sum()
-
-    gradient = blackjax.sgmcmc.gradients.grad_estimator(log_prior, log_likelihood, N)
-    sgld = blackjax.sgld(gradient)
-    keys = jax.random.split(jax.random.key(0), 4)
-    start = {
-        "w1": jax.random.normal(keys[0], (chains, H, F)) * 0.1,
-        "b1": jnp.zeros((chains, H)),
-        "w2": jax.random.normal(keys[1], (chains, 1, H)) * 0.1,
-        "b2": jnp.zeros((chains, 1)),
-    }
-
-    def one(key, params):  # type: ignore[no-untyped-def]
-        k1, k2 = jax.random.split(key)
-        index = jax.random.randint(k1, (B,), 0, N)
-        return sgld.step(k2, params, (x[index], y[index]), 1e-5)
-
-    def many(key, params, steps):  # type: ignore[no-untyped-def]
-        def body(params, key):  # type: ignore[no-untyped-def]
-            return jax.vmap(one)(jax.random.split(key, chains), params), None
-
-        return jax.lax.scan(body, params, jax.random.split(key, steps))[0]
-
-    compiled = jax.jit(many, static_argnums=2)
-
-    def run(steps: int) -> float:
-        began = time.perf_counter()
-        jax.block_until_ready(compiled(keys[2], start, steps))
-        return time.perf_counter() - began
-
-    return run
+    model = Model(x, y, (F, H, 1), noise=0.5)
+    run = LIBRARIES[library](model, Method("sgld", 1e-5), B, compile)
+    start = 0.1 * torch.randn(chains, model.potential().num_params, generator=generator)
+    return lambda steps: run(start, 1, steps, 0)[1]
 
 
 def interleaved(runs: dict[str, Timed], steps: dict[str, int], repetitions: int) -> dict[str, list]:
@@ -159,19 +55,23 @@ def interleaved(runs: dict[str, Timed], steps: dict[str, int], repetitions: int)
 
 def langevin(repetitions: int, work: float) -> None:
     print("SGLD, steps per second: median [lowest, highest] over interleaved repetitions\n")
-    print("| chains | particlevi compiled | particlevi eager | posteriors vmap | blackjax scan |")
-    print("|---|---|---|---|---|")
+    print(
+        "| chains | particlevi compiled | particlevi eager | posteriors vmap "
+        "| posteriors vmap, compiled | blackjax scan |"
+    )
+    print("|---|---|---|---|---|---|")
     ratios = []
     for chains in (1, 20, 100):
         runs = {
-            "compiled": particlevi_sgld(chains, True),
-            "eager": particlevi_sgld(chains, False),
-            "posteriors": posteriors_sgld(chains),
-            "blackjax": blackjax_sgld(chains),
+            "compiled": sgld("particlevi", chains),
+            "eager": sgld("particlevi", chains, compile=False),
+            "posteriors": sgld("posteriors", chains, compile=False),
+            "posteriors compiled": sgld("posteriors", chains),
+            "blackjax": sgld("blackjax", chains),
         }
         per_run = 4000 if chains == 1 else 1500 if chains == 20 else 500
         fast, slow = int(per_run * work), int(per_run * work / 4)
-        steps = {"compiled": fast, "eager": slow, "posteriors": slow, "blackjax": fast}
+        steps = {name: slow for name in runs} | {"compiled": fast, "blackjax": fast}
         rates = interleaved(runs, steps, repetitions)
         middle = {name: statistics.median(values) for name, values in rates.items()}
         cells = [f"{middle[n]:.0f} [{min(v):.0f}, {max(v):.0f}]" for n, v in rates.items()]
@@ -179,10 +79,14 @@ def langevin(repetitions: int, work: float) -> None:
         ratios.append(
             f"| {chains} | {middle['compiled'] / middle['blackjax']:.2f} "
             f"| {middle['compiled'] / middle['posteriors']:.2f} "
+            f"| {middle['compiled'] / middle['posteriors compiled']:.2f} "
             f"| {middle['eager'] / middle['posteriors']:.2f} |"
         )
-    print("\n| chains | compiled / blackjax | compiled / posteriors | eager / posteriors |")
-    print("|---|---|---|---|")
+    print(
+        "\n| chains | compiled / blackjax | compiled / posteriors "
+        "| compiled / posteriors compiled | eager / posteriors |"
+    )
+    print("|---|---|---|---|---|")
     print("\n".join(ratios), "\n", flush=True)
 
 

@@ -14,7 +14,6 @@ import particlevi as pvi
 from tests.reference import models
 from tests.reference.models import Model
 
-
 ZERO = torch.zeros((), dtype=torch.float64)
 FLAT_SIGMA = dist.HalfNormal(ZERO + 1.0).mask(False)
 

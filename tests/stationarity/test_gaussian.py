@@ -159,8 +159,10 @@ def test_sghmc_euler_numbers(integrator, s, expected):
 @pytest.mark.parametrize("T", TEMPERATURES)
 @pytest.mark.parametrize("beta", [0.0, 0.5, 0.9])
 def test_symplectic_momenta_of_the_deep_learning_form(beta, T):
-    """``m' = beta m - h grad U + sqrt(2 (1 - beta) T) R``: as h falls at a fixed beta, positions are
-    right and momenta at ``2 T / (1 + beta)``."""
+    """``m' = beta m - h grad U + sqrt(2 (1 - beta) T) R``.
+
+    As h falls at a fixed beta, positions are right and momenta at ``2 T / (1 + beta)``.
+    """
     h = 1e-4
     sampler = pvi.sghmc(quadratic([[2.0]]), (1 - beta) / h, T, integrator="symplectic")
     law = stationary(affine_step(sampler, h, ("momentum",)))
