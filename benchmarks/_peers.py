@@ -134,7 +134,9 @@ def posteriors(model: Model, method: Method, batch_size: int | None, compile: bo
     axis = 0 if batch_size else None
     many: Any = torch.vmap(one, in_dims=(0, (axis, axis)), randomness="different")
     if compile:
-        many = torch.compile(many)
+        # All vmaps share a code object, whose compilations are counted, and made dynamic, together.
+        torch._dynamo.reset()
+        many = torch.compile(many, dynamic=False)
 
     def split(particles: Tensor) -> dict[str, Tensor]:
         parts = particles.split([shape.numel() for shape in shapes.values()], dim=1)

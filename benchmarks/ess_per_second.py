@@ -120,7 +120,7 @@ def credit(folder: Path) -> Task:
             100,
             200,
             20,
-            cooler=Method("euler", 0.0015, 0.01),
+            cooler=Method("euler", 0.001, 0.01),
         ),
         Row(
             "BAOA, all data",
