@@ -293,6 +293,9 @@ def report(results: dict[str, dict[str, Any]]) -> tuple[str, str]:
             and off(row) <= 2 * off(own) + 0.1
             and row["mean"] <= 2 * own["mean"] + 0.2
         }
+        if not peers:
+            ratios.append(f"| {title} | no peer is as near to the posterior |")
+            continue
         better = max(peers, key=lambda n: statistics.median(peers[n]))
         pairs = zip(found["particlevi"]["ess"], peers[better], strict=True)
         cell = spread([a / b for a, b in pairs], "{:.2f}")
