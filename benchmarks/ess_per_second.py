@@ -175,7 +175,7 @@ def net(folder: Path) -> Task:
             cooler=Method("euler", 0.0008, 0.01),
         ),
         Row(
-            "BAOA, batch 32", Method("baoa", 0.006, 15.0), 32, 200, 30, ("particlevi", "posteriors")
+            "BAOA, batch 32", Method("baoa", 0.003, 40.0), 32, 200, 30, ("particlevi", "posteriors")
         ),
     ]
     return Task(name, model, functionals, (Method("hmc", 0.012, steps=40), 200), table)
