@@ -41,7 +41,6 @@ import particlevi as pvi
 from particlevi.diagnostics import arviz
 
 Array = np.ndarray[Any, Any]
-CHAINS = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,14 +186,14 @@ TASKS = {"credit": credit, "net": net}
 class Reference:
     """Means, standard deviations and Monte-Carlo errors of a task's functionals, by HMC."""
 
-    def __init__(self, task: Task):
+    def __init__(self, task: Task, chains: int):
         method, num_draws = task.reference
         start = pvi.sample(
             pvi.sghmc(task.model.potential(), 50.0),
             data=(task.model.x, task.model.y),
             batch_size=100,
             step_size=0.25 * method.step_size,
-            num_particles=CHAINS,
+            num_particles=chains,
             num_draws=1,
             thin=2000,
             progress=False,
@@ -207,7 +206,7 @@ class Reference:
         self.mean, self.sd = values.mean((0, 1)), values.std((0, 1))
         self.error = arviz.mcse(values)
         print(
-            f"\n{task.name}: reference by HMC, {num_draws} draws of {CHAINS} chains in "
+            f"\n{task.name}: reference by HMC, {num_draws} draws of {chains} chains in "
             f"{seconds:.0f} s, ESS at least {np.min(arviz.ess(values)):.0f}, "
             f"R-hat at most {np.max(arviz.rhat(values)):.3f}"
         )
@@ -230,7 +229,7 @@ def measure(task: Task, row: Row, reference: Reference, repetitions: int) -> dic
     rates: dict[str, list[float]] = {name: [] for name in runs}
     speeds: dict[str, list[float]] = {name: [] for name in runs}
     pooled: dict[str, list[Array]] = {name: [] for name in runs}
-    work = CHAINS * row.num_draws * row.thin * row.method.gradients
+    work = len(reference.start) * row.num_draws * row.thin * row.method.gradients
     for seed in range(1, repetitions + 1):
         for name, run in runs.items():
             draws, seconds = run(reference.start, row.num_draws, row.thin, seed)
@@ -331,6 +330,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default=os.environ.get("PARTICLEVI_DATA", "../shared/data"))
     parser.add_argument("--only", choices=list(TASKS))
+    parser.add_argument("--chains", type=int, default=20)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--threads", type=int, help="torch threads; all cores if absent")
     parser.add_argument("--write", type=Path, help="a page with a section ess_per_second")
@@ -344,7 +344,7 @@ if __name__ == "__main__":
     began, page = time.perf_counter(), []
     for key in [options.only] if options.only else list(TASKS):
         task = TASKS[key](Path(options.data))
-        reference = Reference(task)
+        reference = Reference(task, options.chains)
         results = {}
         for row in task.rows:
             results[row.title] = measure(task, row, reference, options.repetitions)
