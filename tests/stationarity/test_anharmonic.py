@@ -15,7 +15,7 @@ from scipy.integrate import quad
 
 import particlevi as pvi
 from particlevi.samplers import baoab, hmc, leimkuhler_matthews, obabo, sghmc
-from particlevi.typing import SamplerState
+from particlevi.typing import Batch, SamplerState
 from tests.stationarity.laws import (
     Outcome,
     controls_of,
@@ -168,3 +168,35 @@ def test_hmc_is_exact():
     assert second_moment(law, [axis]) == pytest.approx(exact(np.square), abs=2e-4)
     average = sum(float(np.mean(outcome.weight)) for outcome in law)
     assert average == pytest.approx(1.0, abs=1e-10)
+
+
+def test_sghmc_takes_known_gradient_noise_out_on_a_double_well():
+    """``U = x^4 - 2 x^2``, gradient noise of sd 2, friction 3, h = 0.1: the first figure of the
+    SGHMC paper (Chen, Fox, Guestrin, "Stochastic gradient Hamiltonian Monte Carlo", 2014)."""
+
+    def well(x):
+        return x**4 - 2 * x**2
+
+    noisy = pvi.from_log_likelihood(
+        lambda x: -well(x).sum(-1), lambda x, c: -c * x, 1, 2, vectorized=True, dtype=torch.float64
+    )
+    total = quad(lambda x: math.exp(-well(x)), -4, 4)[0]
+    wanted = quad(lambda x: well(x) * math.exp(-well(x)), -4, 4)[0] / total
+    x, p = np.linspace(-2.6, 2.6, 105), np.linspace(-5.5, 5.5, 81)
+    grid = np.stack([axis.ravel() for axis in np.meshgrid(x, p, indexing="ij")], axis=1)
+    position, momentum = (torch.from_numpy(grid[:, [k]]).clone() for k in range(2))
+    state = SamplerState(position, sghmc.Memory(momentum), ())
+
+    def bias(gradient_noise):
+        sampler = pvi.sghmc(noisy, friction=3.0, gradient_noise=gradient_noise)
+        law = []
+        for sign in (-1.0, 1.0):
+            batch = Batch(torch.full((1,), sign, dtype=torch.float64))
+            for weight, noise in one_noise(position):
+                after, _ = sampler.step(state, batch, (noise, ()), controls_of(sampler, 0.1))
+                end = torch.cat([after.position, after.memory.momentum], dim=1).numpy()
+                law.append(Outcome(0.5 * weight, end))
+        return float(invariant_weights(law, [x, p]) @ well(grid[:, 0])) - wanted
+
+    assert bias(4.0) == pytest.approx(0.0, abs=0.003)
+    assert bias(0.0) > 0.012
