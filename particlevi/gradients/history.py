@@ -22,14 +22,15 @@ class Bank(NamedTuple):
     """What is remembered.
 
     Attributes:
-        values: entries ``[R, C, D]``, the first ``min(seen, C)`` of them in use; R is P, or 1
-            where all chains share a frozen bank.
-        num_particles: P, 0-d.
-        seen: entries seen so far, 0-d. Both on the CPU, so that reading them waits for nothing.
+        values: entries ``[R, C, D]``, filled from the front: a row of entries per chain, or a
+            single one from which all draw.
+        first: ``[P, 1, 1]``, where in ``values.flatten(0, 1)`` the entries of each chain begin.
+        seen: times that an entry was recorded, 0-d. On the CPU, so that reading it waits for
+            nothing.
     """
 
     values: Tensor
-    num_particles: Tensor
+    first: Tensor
     seen: Tensor
 
 
@@ -131,6 +132,8 @@ class history:
         if self.frozen:
             assert self.initial is not None
             return 1, len(self.initial), num_params
+        if self.pooled:
+            return 1, num_particles * self.capacity, num_params
         return num_particles, self.capacity, num_params
 
     def nbytes(self, num_particles: int, num_params: int, dtype: torch.dtype) -> int:
@@ -145,11 +148,19 @@ class history:
             dtype=self.dtype or particles.dtype,
             device=self.device or particles.device,
         )
+        num_particles, owners = len(particles), len(values)
         count = 0
         if self.initial is not None:
             count = len(self.initial)
-            values[:, :count] = self.initial.to(values)
-        return Bank(values, torch.tensor(len(particles)), torch.tensor(count))
+            initial = self.initial.repeat_interleave(self._at_once(num_particles), 0)
+            values[:, : len(initial)] = initial.to(values)
+        first = torch.arange(num_particles, device=particles.device) * values.shape[1]
+        first = first if owners > 1 else torch.zeros_like(first)
+        return Bank(values, first.view(-1, 1, 1), torch.tensor(count))
+
+    def _at_once(self, num_particles: int) -> int:
+        """Entries that a row of the bank takes at a time."""
+        return num_particles if self.pooled and not self.frozen else 1
 
     def record(self, bank: Bank, particles: Tensor, progress: Progress) -> Bank:
         """The bank after a step that ended at ``particles``; its storage is used again.
@@ -172,7 +183,9 @@ class history:
         count = int(bank.seen)
         slot = self._slot(count)
         if slot is not None:
-            bank.values[:, slot] = self._finite(particles)
+            rows, width = len(bank.values), self._at_once(len(particles))
+            entries = self._finite(particles).view(rows, width, -1)
+            bank.values[:, slot * width : (slot + 1) * width] = entries
         return bank._replace(seen=bank.seen + 1)
 
     def _slot(self, count: int) -> int | None:
@@ -194,20 +207,12 @@ class history:
         return torch.where(finite.unsqueeze(1), particles, spare)
 
     def draw(self, bank: Bank, num: int, num_groups: int, generator: torch.Generator) -> Tensor:
-        """Random entries ``[P, S, M]``, all independent and uniform.
+        """Random rows of ``bank.values.flatten(0, 1)``, ``[P, S, M]``, independent and uniform.
 
-        Numbers among the chain's own, or among those of all chains if pooled.
+        Among the chain's own entries, or among those of all chains if pooled.
         """
-        used = min(int(bank.seen), bank.values.shape[1])
-        number = used * (len(bank.values) if self.pooled else 1)
-        shape = (int(bank.num_particles), num, num_groups)
-        return torch.randint(number, shape, generator=generator, device=generator.device)
-
-    def rows(self, bank: Bank, entries: Tensor) -> Tensor:
-        """The same as rows of ``bank.values.flatten(0, 1)``."""
-        owners, capacity, _ = bank.values.shape
-        if not self.pooled:
-            first = capacity * torch.arange(owners, device=entries.device)
-            return entries + first.view(-1, 1, 1)
-        used = bank.seen.to(entries.device).clamp(max=capacity)
-        return (entries // used) * capacity + entries % used
+        num_particles = len(bank.first)
+        used = min(int(bank.seen) * self._at_once(num_particles), bank.values.shape[1])
+        shape = (num_particles, num, num_groups)
+        entries = torch.randint(used, shape, generator=generator, device=generator.device)
+        return entries.add_(bank.first)

@@ -53,11 +53,12 @@ def combinations(values, count):
 
 
 def given(masks, values):
-    """A state and the noise that make a step use these masks and values, ``[S, P, ...]``."""
+    """A state and the noise that make a step use these masks and values ``[S, P, D]``."""
     count, num_particles, size = values.shape
     bank = values.transpose(0, 1).contiguous()
-    state = Bank(bank, torch.tensor(num_particles), torch.tensor(count))
-    return state, (masks, torch.arange(count).view(1, -1, 1).expand(num_particles, -1, size))
+    first = count * torch.arange(num_particles).view(-1, 1, 1)
+    rows = first + torch.arange(count).view(-1, 1).expand(-1, size)
+    return Bank(bank, first, torch.tensor(count)), (masks, rows)
 
 
 def dropped(masks, values):
@@ -607,9 +608,9 @@ def test_indices_and_masks_are_independent_and_uniform():
     particles = torch.zeros(50_000, size, dtype=D64)
     generator = torch.Generator().manual_seed(0)
     state = estimator.init(particles, generator)
-    masks, entries = estimator.draw_noise(state, generator)
-    assert entries.shape == masks.shape == (50_000, 2, size)
-    values = estimator._values(state, entries).transpose(0, 1)
+    masks, rows = estimator.draw_noise(state, generator)
+    assert rows.shape == masks.shape == (50_000, 2, size)
+    values = estimator._values(state, rows)
     flat = torch.cat([values.reshape(-1, 6).T, masks.reshape(-1, 6).T])
     count = flat.shape[1]
     for entry in range(4):
@@ -723,5 +724,5 @@ def test_memory_is_stated():
     memory = pvi.history(capacity=50, dtype=torch.bfloat16)
     estimator = pvi.structured(potential, "layer", num_history=3, history=memory)
     state = estimator.init(potential.init(4), torch.Generator())
-    drawn = 6 * 4 * 26 * 4
+    drawn = 3 * 6 * 4 * 26 * 4  # masks, values and composites, float32
     assert estimator.nbytes(4) == state.values.nbytes + drawn
