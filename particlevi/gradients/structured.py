@@ -107,7 +107,8 @@ class _SelfAveraged(ABC):
         """Memory of the bank and, at most, of the masks, values and composites of one step."""
         size, dtype = self.potential.num_params, self.potential.dtype
         drawn = 0 if self._plain() else 3 * self.num_composites * num_particles * size
-        return self.history.nbytes(num_particles, size, dtype) + drawn * dtype.itemsize
+        drawn *= dtype.itemsize
+        return self.history.nbytes(num_particles, size, dtype) + int(drawn)
 
     @abstractmethod
     def _plain(self) -> bool:
