@@ -24,13 +24,13 @@ class Bank(NamedTuple):
     Attributes:
         values: entries ``[R, C, D]``, filled from the front: a row of entries per chain, or a
             single one from which all draw.
-        first: ``[P, 1, 1]``, where in ``values.flatten(0, 1)`` the entries of each chain begin.
-        seen: times that an entry was recorded, 0-d. On the CPU, so that reading it waits for
-            nothing.
+        num_particles: P, 0-d.
+        seen: times that an entry was recorded, 0-d. Both on the CPU, so that reading them waits
+            for nothing.
     """
 
     values: Tensor
-    first: Tensor
+    num_particles: Tensor
     seen: Tensor
 
 
@@ -148,15 +148,12 @@ class history:
             dtype=self.dtype or particles.dtype,
             device=self.device or particles.device,
         )
-        num_particles, owners = len(particles), len(values)
         count = 0
         if self.initial is not None:
             count = len(self.initial)
-            initial = self.initial.repeat_interleave(self._at_once(num_particles), 0)
+            initial = self.initial.repeat_interleave(self._at_once(len(particles)), 0)
             values[:, : len(initial)] = initial.to(values)
-        first = torch.arange(num_particles, device=particles.device) * values.shape[1]
-        first = first if owners > 1 else torch.zeros_like(first)
-        return Bank(values, first.view(-1, 1, 1), torch.tensor(count))
+        return Bank(values, torch.tensor(len(particles)), torch.tensor(count))
 
     def _at_once(self, num_particles: int) -> int:
         """Entries that a row of the bank takes at a time."""
@@ -207,12 +204,19 @@ class history:
         return torch.where(finite.unsqueeze(1), particles, spare)
 
     def draw(self, bank: Bank, num: int, num_groups: int, generator: torch.Generator) -> Tensor:
-        """Random rows of ``bank.values.flatten(0, 1)``, ``[P, S, M]``, independent and uniform.
+        """Random entries ``[P, S, M]``, all independent and uniform.
 
-        Among the chain's own entries, or among those of all chains if pooled.
+        Numbers among the chain's own, or among those of all chains if pooled.
         """
-        num_particles = len(bank.first)
+        num_particles = int(bank.num_particles)
         used = min(int(bank.seen) * self._at_once(num_particles), bank.values.shape[1])
         shape = (num_particles, num, num_groups)
-        entries = torch.randint(used, shape, generator=generator, device=generator.device)
-        return entries.add_(bank.first)
+        return torch.randint(used, shape, generator=generator, device=generator.device)
+
+    def rows(self, bank: Bank, entries: Tensor) -> Tensor:
+        """The same as rows of ``bank.values.flatten(0, 1)``."""
+        owners, capacity, _ = bank.values.shape
+        if owners == 1:
+            return entries
+        first = torch.arange(0, owners * capacity, capacity, device=entries.device)
+        return entries + first.view(-1, 1, 1)

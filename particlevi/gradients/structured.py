@@ -71,12 +71,12 @@ class _SelfAveraged(ABC):
         return self.history.init(particles)
 
     def draw_noise(self, state: Bank, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Masks of S composites, and the rows ``[P, S, M]`` of the bank that they take values from.
+        """Masks of S composites, and the entries ``[P, S, M]`` that they take their values from.
 
         Masks are ``[P, S, M]``, or ``[1, S, M]`` without randomness. S is 0 for a plain step:
         compiled code tells the two by their shapes.
         """
-        num_particles = len(state.first)
+        num_particles = int(state.num_particles)
         if self._plain() or int(state.seen) == 0:
             nothing = torch.empty(num_particles, 0, 1, device=self.potential.device)
             return nothing, nothing
@@ -87,11 +87,11 @@ class _SelfAveraged(ABC):
         self, state: Bank, particles: Tensor, batch: Batch | None, noise: tuple[Tensor, Tensor]
     ) -> Gradient:
         """The gradient at ``particles [P, D]``."""
-        masks, rows = noise
-        if rows.shape[1] == 0:
+        masks, entries = noise
+        if entries.shape[1] == 0:
             return value_and_grad(self.potential, particles, batch, self.potential.chunk_size)
         mask = self.partition.spread(masks.flatten(0, 1)).view(*masks.shape[:2], -1)
-        composites = torch.lerp(self._values(state, rows), particles.unsqueeze(1), mask)
+        composites = torch.lerp(self._values(state, entries), particles.unsqueeze(1), mask)
         found, prior = self._evaluate(particles, composites, batch)
         gradient = (mask * found.gradient).sum(1) / self.times_kept
         potential = found.potential.mean(1)
@@ -118,8 +118,9 @@ class _SelfAveraged(ABC):
     def _masks(self, num_particles: int, generator: torch.Generator) -> Tensor:
         """Masks of S composites."""
 
-    def _values(self, state: Bank, rows: Tensor) -> Tensor:
-        """Historical values ``[P, S, D]`` from rows ``[P, S, M]`` of the bank."""
+    def _values(self, state: Bank, entries: Tensor) -> Tensor:
+        """Historical values ``[P, S, D]`` from entries ``[P, S, M]``."""
+        rows = self.history.rows(state, entries)
         values = self.partition.gather(state.values.flatten(0, 1), rows.flatten(0, 1))
         found: Tensor = values.view(*rows.shape[:2], -1)
         return found.to(self.potential.device, self.potential.dtype)

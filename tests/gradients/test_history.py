@@ -66,7 +66,8 @@ def test_first_entries_are_those_given():
 def test_rows_are_the_chains_own_unless_pooled(pooled, steps):
     options = pvi.history(capacity=4, thin=1, pooled=pooled)
     bank = filled(options, steps)
-    rows = options.draw(bank, 80, 1, torch.Generator().manual_seed(0))
+    entries = options.draw(bank, 80, 1, torch.Generator().manual_seed(0))
+    rows = options.rows(bank, entries)
     drawn = bank.values.flatten(0, 1)[rows.flatten()].view(2, 80).T
     kept = set(range(max(1, steps - 3), steps + 1))
     assert set(drawn.flatten().tolist()) == kept | {-step for step in kept}
@@ -95,8 +96,8 @@ def test_dtype_of_the_bank(dtype):
     estimator = pvi.structured(potential, "parameter", history=options)
     state = estimator.init(torch.zeros(4, 3), torch.Generator())
     assert state.values.dtype == dtype
-    _, rows = estimator.draw_noise(state, torch.Generator())
-    values = estimator._values(state, rows)
+    _, entries = estimator.draw_noise(state, torch.Generator())
+    values = estimator._values(state, entries)
     assert values.dtype == torch.float32
     assert (values == torch.tensor(1 / 3, dtype=dtype).float()).all()
 

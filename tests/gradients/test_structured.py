@@ -56,9 +56,8 @@ def given(masks, values):
     """A state and the noise that make a step use these masks and values ``[S, P, D]``."""
     count, num_particles, size = values.shape
     bank = values.transpose(0, 1).contiguous()
-    first = count * torch.arange(num_particles).view(-1, 1, 1)
-    rows = first + torch.arange(count).view(-1, 1).expand(-1, size)
-    return Bank(bank, first, torch.tensor(count)), (masks, rows)
+    state = Bank(bank, torch.tensor(num_particles), torch.tensor(count))
+    return state, (masks, torch.arange(count).view(1, -1, 1).expand(num_particles, -1, size))
 
 
 def dropped(masks, values):
@@ -608,9 +607,9 @@ def test_indices_and_masks_are_independent_and_uniform():
     particles = torch.zeros(50_000, size, dtype=D64)
     generator = torch.Generator().manual_seed(0)
     state = estimator.init(particles, generator)
-    masks, rows = estimator.draw_noise(state, generator)
-    assert rows.shape == masks.shape == (50_000, 2, size)
-    values = estimator._values(state, rows)
+    masks, entries = estimator.draw_noise(state, generator)
+    assert entries.shape == masks.shape == (50_000, 2, size)
+    values = estimator._values(state, entries)
     flat = torch.cat([values.reshape(-1, 6).T, masks.reshape(-1, 6).T])
     count = flat.shape[1]
     for entry in range(4):
