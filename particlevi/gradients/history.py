@@ -63,6 +63,7 @@ class history:
         frozen: never add to ``initial``.
 
     Raises:
+        TypeError: initial is no tensor.
         ValueError: an argument out of its range, or a frozen bank without entries.
 
     >>> history(capacity=100, thin=10).nbytes(num_particles=4, num_params=1000, dtype=torch.float32)
@@ -85,9 +86,10 @@ class history:
         check_choice("replace", self.replace, ["oldest", "random"])
         if self.after is not None:
             check_positive_int("after", self.after, minimum=0)
-        if self.dtype is not None and not self.dtype.is_floating_point:
+        floating = isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point
+        if self.dtype is not None and not floating:
             raise ValueError(
-                f"The dtype of a history must be floating point, got {self.dtype}: "
+                f"The dtype of a history must be a floating point torch.dtype, got {self.dtype!r}: "
                 "torch.float32, or torch.bfloat16 for half the memory."
             )
         if self.initial is None:
@@ -97,6 +99,11 @@ class history:
                     "leave frozen out so that the chains fill it."
                 )
             return
+        if not isinstance(self.initial, Tensor):
+            raise TypeError(
+                f"initial must be a tensor of entries [S, D], got {type(self.initial).__name__}: "
+                "the draws of an earlier run are draws.flat()."
+            )
         if self.initial.ndim != 2 or 0 in self.initial.shape:
             raise ValueError(
                 "initial must hold at least one entry [S, D], got "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -38,6 +39,10 @@ class _SelfAveraged(ABC):
                 f"{type(self).__name__} takes a potential (pvi.from_module ...), "
                 f"got {type(potential).__name__}."
             )
+        if memory is not None and not isinstance(memory, history):
+            raise TypeError(
+                f"history must be pvi.history(capacity=..., thin=...), got {type(memory).__name__}."
+            )
         self.potential: Any = potential
         self.history = history() if memory is None else memory
         start = self.history.initial
@@ -48,6 +53,12 @@ class _SelfAveraged(ABC):
             )
         self.partition = Partition(potential.groups(groups).to(potential.device))
         self.prior_apart = potential.factorised_prior and potential.log_likelihood_fn is not None
+
+    def __repr__(self) -> str:
+        return (
+            f"{self.name}({self.num_groups} groups, {self.num_composites} composites a step, "
+            f"{self.nbytes(1) / 1e6:.3g} MB for one chain)"
+        )
 
     @property
     def num_groups(self) -> int:
@@ -237,14 +248,19 @@ class structured(_SelfAveraged):
     ):
         check_positive_int("num_history", num_history)
         super().__init__(potential, groups, history)
+        self.num_history = num_history
         self.num_composites = num_history * self.num_groups
         self.times_kept = num_history
-        own = torch.eye(self.num_groups, dtype=potential.dtype, device=potential.device)
-        self.one_hot = own.repeat(num_history, 1).unsqueeze(0)
         self.settings = {"num_history": num_history, **self._common_settings(groups)}
 
     def _plain(self) -> bool:
         return self.num_groups == 1
+
+    @functools.cached_property
+    def one_hot(self) -> Tensor:
+        """``[1, S, M]``: composite m keeps group m, K times over."""
+        like = {"dtype": self.potential.dtype, "device": self.potential.device}
+        return torch.eye(self.num_groups, **like).repeat(self.num_history, 1).unsqueeze(0)
 
     def _masks(self, num_particles: int, generator: torch.Generator) -> Tensor:
         return self.one_hot

@@ -110,6 +110,7 @@ def test_dtype_of_the_bank(dtype):
         ({"after": -1}, "after"),
         ({"replace": "newest"}, "replace must be one of"),
         ({"dtype": torch.int32}, "floating point"),
+        ({"dtype": "bfloat16"}, "floating point torch.dtype, got 'bfloat16'"),
         ({"frozen": True}, "stays empty"),
         ({"initial": torch.zeros(0, 3)}, "at least one entry"),
         ({"initial": torch.zeros(3)}, r"at least one entry \[S, D\]"),
@@ -120,6 +121,14 @@ def test_dtype_of_the_bank(dtype):
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         pvi.history(**options)
+
+
+def test_what_is_no_history_or_no_tensor():
+    potential = pvi.from_log_density(lambda theta: -0.5 * theta @ theta, 3)
+    with pytest.raises(TypeError, match=r"must be pvi.history\(.*got int"):
+        pvi.structured(potential, "parameter", history=200)
+    with pytest.raises(TypeError, match=r"tensor of entries \[S, D\], got list"):
+        pvi.history(initial=[[0.0, 0.0, 0.0]])
 
 
 def test_entries_of_another_length():

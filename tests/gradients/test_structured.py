@@ -725,3 +725,17 @@ def test_memory_is_stated():
     state = estimator.init(potential.init(4), torch.Generator())
     drawn = 3 * 6 * 4 * 26 * 4  # masks, values and composites, float32
     assert estimator.nbytes(4) == state.values.nbytes + drawn
+    stated = 26 * (50 * 2 + 3 * 6 * 4) / 1e6
+    assert (
+        repr(estimator)
+        == f"structured(2 groups, 6 composites a step, {stated:.3g} MB for one chain)"
+    )
+
+
+def test_composites_larger_than_memory():
+    """Nothing of the size of the composites is made before the check."""
+    size = 10**6
+    wide = pvi.from_log_density(lambda theta: -0.5 * theta.square().sum(-1), size, vectorized=True)
+    estimator = pvi.structured(wide, "parameter", history=pvi.history(capacity=1))
+    with pytest.raises(MemoryError, match="fewer groups or masks"):
+        pvi.sample(pvi.sgld(estimator), step_size=0.1, num_particles=1, num_draws=1, progress=False)
