@@ -88,7 +88,7 @@ def classification(folder: Path, seed: int) -> Task:
     net = nn.Sequential(nn.Linear(train[0].shape[1], 20), nn.ReLU(), nn.Linear(20, 10))
     prior = pvi.Normal(2.0, fan_in=True)
     potential = pvi.from_module(net, pvi.Categorical(), prior, num_data=len(train[0]))
-    steps = {"sgld": 3e-6, "psgld": 1e-8, "sghmc": 1e-3}
+    steps = {"sgld": 5e-6, "psgld": 3e-8, "sghmc": 1e-3}
     return Task(name, potential, train, test, 100, steps, 200.0, 1.0)
 
 
@@ -116,9 +116,9 @@ def regression(folder: Path, seed: int) -> Task:
     net = nn.Sequential(nn.Linear(x.shape[1], 50), nn.Tanh(), nn.Linear(50, 1))
     prior = pvi.Normal(1.0, fan_in=True)
     potential = pvi.from_module(net, pvi.Gaussian(scale=NOISE), prior, num_data=len(rows))
-    steps = {"sgld": 5e-6, "psgld": 1e-7, "sghmc": 1e-3}
+    steps = {"sgld": 8e-6, "psgld": 1e-6, "sghmc": 2e-3}
     return Task(
-        name, potential, (x[rows], y[rows]), (x[held], y[held]), 100, steps, 150.0, float(unit)
+        name, potential, (x[rows], y[rows]), (x[held], y[held]), 100, steps, 250.0, float(unit)
     )
 
 
