@@ -88,7 +88,7 @@ def classification(folder: Path, seed: int) -> Task:
     net = nn.Sequential(nn.Linear(train[0].shape[1], 20), nn.ReLU(), nn.Linear(20, 10))
     prior = pvi.Normal(2.0, fan_in=True)
     potential = pvi.from_module(net, pvi.Categorical(), prior, num_data=len(train[0]))
-    steps = {"sgld": 5e-6, "psgld": 3e-8, "sghmc": 1e-3}
+    steps = {"sgld": 5e-6, "psgld": 1e-7, "sghmc": 1e-3}
     return Task(name, potential, train, test, 100, steps, 200.0, 1.0)
 
 
@@ -398,6 +398,8 @@ def study(options: argparse.Namespace) -> None:
                 f"{row['method']} seed {row['seed']}: {found}",
                 flush=True,
             )
+        pool.close()
+        pool.join()
     order = {name: i for i, name in enumerate(METHODS)}
     results.sort(
         key=lambda r: (r["task"], SAMPLERS.index(r["sampler"]), order[r["method"]], r["seed"])
