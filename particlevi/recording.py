@@ -192,5 +192,6 @@ def check_memory(needed: Mapping[str, int]) -> None:
         "available. Ways out: a larger thin with fewer num_draws, fewer particles, "
         "storage_dtype=torch.bfloat16, keep=[name patterns] or keep=LongTensor for a subset of "
         "coordinates, keep=pvi.outputs_at(inputs) for predictions only, or, for an estimator that "
-        "remembers iterates, a smaller history: pvi.history(capacity=..., dtype=torch.bfloat16)."
+        "remembers iterates, a smaller history: pvi.history(capacity=..., dtype=torch.bfloat16), "
+        "and fewer groups or masks, for each of which it evaluates a composite of every particle."
     )

@@ -16,7 +16,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted({ROOT / "README.md", *ROOT.glob("docs/**/*.md")})
 BLOCK = re.compile(
-    r"^(?P<skip><!-- not run: .+ -->\n+)?^```python\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
+    r"^(?P<skip><!-- not run: [^\n]+ -->\n+)?^```python\n(?P<code>.*?)^```$",
+    re.DOTALL | re.MULTILINE,
 )
 
 
@@ -36,6 +37,7 @@ def test_blocks_are_found_with_their_lines_and_marked_ones_left_out():
     text = (
         "a\n```python\nx = 1\n```\n<!-- not run: slow -->\n\n```python\nx = 2\n```\n"
         "```bash\nls\n```\n```python\nx = 3\ny = 4\n```\n"
+        "<!-- not run: slow -->\n```python\nx = 5\n```\n"
     )
     assert blocks(text) == [(2, "x = 1\n"), (13, "x = 3\ny = 4\n")]
 

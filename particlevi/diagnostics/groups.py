@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_positive_int
+from particlevi._checks import check_positive_int, check_seed
 from particlevi.gradients._partition import Partition
 from particlevi.potentials.layout import Groups, Layout
 
@@ -138,6 +138,7 @@ def group_numbers(draws: Any, rule: Groups | None) -> Tensor:
 def recombine(draws: Any, num: int, groups: Groups | None, pooled: bool | None, seed: int) -> Any:
     """See ``Draws.recombine``."""
     check_positive_int("num", num)
+    check_seed("seed", seed)
     partition = Partition(group_numbers(draws, groups))
     if pooled is None:
         history = draws.attrs.get("estimator_settings", {}).get("history", {})

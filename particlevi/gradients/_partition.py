@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -10,15 +11,11 @@ from torch import Tensor
 __all__ = ["Partition"]
 
 _MOST_RUNS = 64
-_ELEMENTS_PER_RUN = 2000
+_ELEMENTS_PER_RUN = 4000
 
 
 class Partition:
-    """Group numbers ``LongTensor [D]``, from 0 without gaps, and the runs they make.
-
-    Groups that are whole tensors or layers lie in few contiguous runs, which are copied row by
-    row; scattered groups are gathered number by number, which costs some ten times as much.
-    """
+    """Group numbers ``LongTensor [D]``, from 0 without gaps, and the contiguous runs they make."""
 
     def __init__(self, groups: Tensor):
         self.groups = groups
@@ -28,17 +25,17 @@ class Partition:
         self.runs = [(int(groups[start]), start, stop) for start, stop in pairwise(edges)]
 
     def spread(self, values: Tensor) -> Tensor:
-        """Values per group ``[..., M]`` as values per coordinate ``[..., D]``."""
-        if len(self.runs) > _MOST_RUNS:
-            return values.index_select(-1, self.groups)
-        lead = values.shape[:-1]
-        return torch.cat(
-            [values[..., m : m + 1].expand(*lead, stop - start) for m, start, stop in self.runs],
-            dim=-1,
-        )
+        """Values per group ``[S, M]`` as values per coordinate ``[S, D]``."""
+        return _stored(self._spread, values)
+
+    def _spread(self, values: Tensor) -> Tensor:
+        groups = self.groups.to(values.device)
+        return values.gather(1, groups.expand(len(values), -1))
 
     def gather(self, rows: Tensor, index: Tensor) -> Tensor:
         """``rows[index[s, groups[d]], d]``: every group from a row of its own.
+
+        Long runs are copied as such, row by row; otherwise numbers are looked up one by one.
 
         Args:
             rows: ``[R, D]``.
@@ -47,22 +44,23 @@ class Partition:
         Returns:
             ``[S, D]``.
         """
-        if torch.compiler.is_compiling() and len(self.runs) <= _MOST_RUNS:
-            parts = [rows[:, a:b].index_select(0, index[:, m]) for m, a, b in self.runs]
-            return torch.cat(parts, dim=1)
-        if (
-            torch.compiler.is_compiling()
-            or len(self.runs) * _ELEMENTS_PER_RUN >= len(index) * rows.shape[1]
-        ):
-            return rows.gather(0, index.index_select(1, self.groups.to(index.device)))
-        out = rows.new_empty(len(index), rows.shape[1])
-        for m, start, stop in self.runs:
-            out[:, start:stop] = rows[:, start:stop].index_select(0, index[:, m])
-        return out
+        index = index.to(rows.device)
+        if torch.compiler.is_compiling():
+            by_runs = len(self.runs) <= _MOST_RUNS
+        else:
+            by_runs = len(self.runs) * _ELEMENTS_PER_RUN <= len(index) * rows.shape[1]
+        if not by_runs:
+            return _stored(lambda part: rows.gather(0, self._spread(part)), index)
+        parts = [rows[:, start:stop].index_select(0, index[:, m]) for m, start, stop in self.runs]
+        return torch.cat(parts, dim=1)
 
-    def own(self, gradients: Tensor) -> Tensor:
-        """Of ``[..., M, P, D]``, for each coordinate the entry of its group: ``[..., P, D]``."""
-        if len(self.runs) > _MOST_RUNS:
-            index = self.groups.expand(*gradients.shape[:-3], 1, *gradients.shape[-2:])
-            return gradients.gather(-3, index).squeeze(-3)
-        return torch.cat([gradients[..., m, :, start:stop] for m, start, stop in self.runs], dim=-1)
+
+def _stored(lookup: Callable[[Tensor], Tensor], index: Tensor) -> Tensor:
+    """``lookup(index)``, by halves under torch.compile.
+
+    What ``cat`` joins is stored; anything else would be looked up anew by every operation that
+    reads it, such as the addition of a bias to each row of a batch.
+    """
+    if not torch.compiler.is_compiling():
+        return lookup(index)
+    return torch.cat([lookup(part) for part in index.chunk(2)])

@@ -22,10 +22,11 @@ class Bank(NamedTuple):
     """What is remembered.
 
     Attributes:
-        values: entries ``[R, C, D]``, the first ``min(seen, C)`` of them in use; R is P, or 1
-            where all chains share a frozen bank.
+        values: entries ``[R, C, D]``, filled from the front: a row of entries per chain, or a
+            single one from which all draw.
         num_particles: P, 0-d.
-        seen: entries seen so far, 0-d. Both on the CPU, so that reading them waits for nothing.
+        seen: times that an entry was recorded, 0-d. Both on the CPU, so that reading them waits
+            for nothing.
     """
 
     values: Tensor
@@ -62,6 +63,7 @@ class history:
         frozen: never add to ``initial``.
 
     Raises:
+        TypeError: initial is no tensor.
         ValueError: an argument out of its range, or a frozen bank without entries.
 
     >>> history(capacity=100, thin=10).nbytes(num_particles=4, num_params=1000, dtype=torch.float32)
@@ -84,9 +86,10 @@ class history:
         check_choice("replace", self.replace, ["oldest", "random"])
         if self.after is not None:
             check_positive_int("after", self.after, minimum=0)
-        if self.dtype is not None and not self.dtype.is_floating_point:
+        floating = isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point
+        if self.dtype is not None and not floating:
             raise ValueError(
-                f"The dtype of a history must be floating point, got {self.dtype}: "
+                f"The dtype of a history must be a floating point torch.dtype, got {self.dtype!r}: "
                 "torch.float32, or torch.bfloat16 for half the memory."
             )
         if self.initial is None:
@@ -96,6 +99,11 @@ class history:
                     "leave frozen out so that the chains fill it."
                 )
             return
+        if not isinstance(self.initial, Tensor):
+            raise TypeError(
+                f"initial must be a tensor of entries [S, D], got {type(self.initial).__name__}: "
+                "the draws of an earlier run are draws.flat()."
+            )
         if self.initial.ndim != 2 or 0 in self.initial.shape:
             raise ValueError(
                 "initial must hold at least one entry [S, D], got "
@@ -131,6 +139,8 @@ class history:
         if self.frozen:
             assert self.initial is not None
             return 1, len(self.initial), num_params
+        if self.pooled:
+            return 1, num_particles * self.capacity, num_params
         return num_particles, self.capacity, num_params
 
     def nbytes(self, num_particles: int, num_params: int, dtype: torch.dtype) -> int:
@@ -148,8 +158,13 @@ class history:
         count = 0
         if self.initial is not None:
             count = len(self.initial)
-            values[:, :count] = self.initial.to(values)
+            initial = self.initial.repeat_interleave(self._at_once(len(particles)), 0)
+            values[:, : len(initial)] = initial.to(values)
         return Bank(values, torch.tensor(len(particles)), torch.tensor(count))
+
+    def _at_once(self, num_particles: int) -> int:
+        """Entries that a row of the bank takes at a time."""
+        return num_particles if self.pooled and not self.frozen else 1
 
     def record(self, bank: Bank, particles: Tensor, progress: Progress) -> Bank:
         """The bank after a step that ended at ``particles``; its storage is used again.
@@ -172,7 +187,9 @@ class history:
         count = int(bank.seen)
         slot = self._slot(count)
         if slot is not None:
-            bank.values[:, slot] = self._finite(particles)
+            rows, width = len(bank.values), self._at_once(len(particles))
+            entries = self._finite(particles).view(rows, width, -1)
+            bank.values[:, slot * width : (slot + 1) * width] = entries
         return bank._replace(seen=bank.seen + 1)
 
     def _slot(self, count: int) -> int | None:
@@ -198,16 +215,15 @@ class history:
 
         Numbers among the chain's own, or among those of all chains if pooled.
         """
-        used = min(int(bank.seen), bank.values.shape[1])
-        number = used * (len(bank.values) if self.pooled else 1)
-        shape = (int(bank.num_particles), num, num_groups)
-        return torch.randint(number, shape, generator=generator, device=generator.device)
+        num_particles = int(bank.num_particles)
+        used = min(int(bank.seen) * self._at_once(num_particles), bank.values.shape[1])
+        shape = (num_particles, num, num_groups)
+        return torch.randint(used, shape, generator=generator, device=generator.device)
 
     def rows(self, bank: Bank, entries: Tensor) -> Tensor:
         """The same as rows of ``bank.values.flatten(0, 1)``."""
         owners, capacity, _ = bank.values.shape
-        if not self.pooled:
-            first = capacity * torch.arange(owners, device=entries.device)
-            return entries + first.view(-1, 1, 1)
-        used = bank.seen.to(entries.device).clamp(max=capacity)
-        return (entries // used) * capacity + entries % used
+        if owners == 1:
+            return entries
+        first = torch.arange(0, owners * capacity, capacity, device=entries.device)
+        return entries + first.view(-1, 1, 1)

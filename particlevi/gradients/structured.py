@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -29,12 +30,18 @@ class _SelfAveraged(ABC):
     name: str
     settings: Mapping[str, JSON]
     num_composites: int
+    times_kept: float
+    """How many of the composites of a step keep a given group, on average."""
 
     def __init__(self, potential: ModelPotential, groups: Groups, memory: history | None):
         if not isinstance(potential, ModelPotential):
             raise TypeError(
                 f"{type(self).__name__} takes a potential (pvi.from_module ...), "
                 f"got {type(potential).__name__}."
+            )
+        if memory is not None and not isinstance(memory, history):
+            raise TypeError(
+                f"history must be pvi.history(capacity=..., thin=...), got {type(memory).__name__}."
             )
         self.potential: Any = potential
         self.history = history() if memory is None else memory
@@ -46,6 +53,12 @@ class _SelfAveraged(ABC):
             )
         self.partition = Partition(potential.groups(groups).to(potential.device))
         self.prior_apart = potential.factorised_prior and potential.log_likelihood_fn is not None
+
+    def __repr__(self) -> str:
+        return (
+            f"{self.name}({self.num_groups} groups, {self.num_composites} composites a step, "
+            f"{self.nbytes(1) / 1e6:.3g} MB for one chain)"
+        )
 
     @property
     def num_groups(self) -> int:
@@ -71,8 +84,8 @@ class _SelfAveraged(ABC):
     def draw_noise(self, state: Bank, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Masks of S composites, and the entries ``[P, S, M]`` that they take their values from.
 
-        Masks are ``[P, L, M]`` with dropout and one-hot ``[S, 1, D]`` without. S is 0 for a plain
-        step: compiled code tells the two by their shapes.
+        Masks are ``[P, S, M]``, or ``[1, S, M]`` without randomness. S is 0 for a plain step:
+        compiled code tells the two by their shapes.
         """
         num_particles = int(state.num_particles)
         if self._plain() or int(state.seen) == 0:
@@ -81,15 +94,32 @@ class _SelfAveraged(ABC):
         masks = self._masks(num_particles, generator)
         return masks, self.history.draw(state, self.num_composites, self.num_groups, generator)
 
+    def __call__(
+        self, state: Bank, particles: Tensor, batch: Batch | None, noise: tuple[Tensor, Tensor]
+    ) -> Gradient:
+        """The gradient at ``particles [P, D]``."""
+        masks, entries = noise
+        if entries.shape[1] == 0:
+            return value_and_grad(self.potential, particles, batch, self.potential.chunk_size)
+        mask = self.partition.spread(masks.flatten(0, 1)).view(*masks.shape[:2], -1)
+        composites = torch.lerp(self._values(state, entries), particles.unsqueeze(1), mask)
+        found, prior = self._evaluate(particles, composites, batch)
+        gradient = (mask * found.gradient).sum(1) / self.times_kept
+        potential = found.potential.mean(1)
+        if prior is None:
+            return Gradient(gradient, potential)
+        return Gradient(prior.gradient + gradient, prior.potential + potential)
+
     def record(self, state: Bank, particles: Tensor, progress: Progress) -> Bank:
         """The bank with one more entry, when one is due."""
         return self.history.record(state, particles, progress)
 
     def nbytes(self, num_particles: int) -> int:
-        """Memory of the bank, and of the composites of one step."""
+        """Memory of the bank and, at most, of the masks, values and composites of one step."""
         size, dtype = self.potential.num_params, self.potential.dtype
-        drawn = 0 if self._plain() else self.num_composites * num_particles * size * dtype.itemsize
-        return self.history.nbytes(num_particles, size, dtype) + drawn
+        drawn = 0 if self._plain() else 3 * self.num_composites * num_particles * size
+        drawn *= dtype.itemsize
+        return self.history.nbytes(num_particles, size, dtype) + int(drawn)
 
     @abstractmethod
     def _plain(self) -> bool:
@@ -100,16 +130,11 @@ class _SelfAveraged(ABC):
         """Masks of S composites."""
 
     def _values(self, state: Bank, entries: Tensor) -> Tensor:
-        """Historical values ``[S, P, D]`` from entries ``[P, S, M]``."""
-        bank = state.values.flatten(0, 1)
-        index = self.history.rows(state, entries).transpose(0, 1)
-        values = self.partition.gather(bank, index.flatten(0, 1).to(bank.device))
-        spread = values.view(*index.shape[:2], -1)
-        found: Tensor = spread.to(self.potential.device, self.potential.dtype)
-        return found
-
-    def _plain_gradient(self, particles: Tensor, batch: Batch | None) -> Gradient:
-        return value_and_grad(self.potential, particles, batch, self.potential.chunk_size)
+        """Historical values ``[P, S, D]`` from entries ``[P, S, M]``."""
+        rows = self.history.rows(state, entries)
+        values = self.partition.gather(state.values.flatten(0, 1), rows.flatten(0, 1))
+        found: Tensor = values.view(*rows.shape[:2], -1)
+        return found.to(self.potential.device, self.potential.dtype)
 
     def _likelihood_energy(self, particles: Tensor, batch: Batch | None) -> Tensor:
         values: Tensor = self.potential.log_likelihood(particles, batch)
@@ -123,7 +148,7 @@ class _SelfAveraged(ABC):
     def _evaluate(
         self, particles: Tensor, composites: Tensor, batch: Batch | None
     ) -> tuple[Gradient, Gradient | None]:
-        """Gradients ``[S, P, D]`` and energies ``[S, P]`` at composites ``[S, P, D]``.
+        """Gradients ``[P, S, D]`` and energies ``[P, S]`` at composites ``[P, S, D]``.
 
         The second is that of the prior at the particles, where it is taken apart.
         """
@@ -144,25 +169,21 @@ class _SelfAveraged(ABC):
         self, composites: Tensor, batch: Batch | None
     ) -> Iterator[tuple[Tensor, Batch | None]]:
         """As many composites at once as the potential's chunk size allows."""
-        limit = self.potential.chunk_size
-        block = len(composites) if limit is None else max(1, limit // composites.shape[1])
-        for part in composites.split(block):
-            yield from chunks(part.flatten(0, 1), _repeated(batch, len(part)), limit)
-
-
-def _with_prior(gradient: Tensor, potential: Tensor, prior: Gradient | None) -> Gradient:
-    if prior is None:
-        return Gradient(gradient, potential)
-    return Gradient(prior.gradient + gradient, prior.potential + potential)
+        limit, times = self.potential.chunk_size, composites.shape[1]
+        block = None if limit is None else max(1, limit // times)
+        for part, own in chunks(composites, batch, block):
+            yield from chunks(part.flatten(0, 1), _repeated(own, times), limit)
 
 
 def _repeated(batch: Batch | None, times: int) -> Batch | None:
-    """The batch of P particles for ``times * P`` of them, composite by composite."""
+    """The batch of P particles for the ``times`` composites of each."""
     if batch is None or not batch.per_particle or times == 1:
         return batch
-    return Batch(
-        pytree.tree_map(lambda leaf: leaf.repeat(times, *[1] * (leaf.ndim - 1)), batch.data), True
-    )
+
+    def repeat(leaf: Tensor) -> Tensor:
+        return leaf.unsqueeze(1).expand(-1, times, *leaf.shape[1:]).flatten(0, 1)
+
+    return Batch(pytree.tree_map(repeat, batch.data), True)
 
 
 class structured(_SelfAveraged):
@@ -229,29 +250,20 @@ class structured(_SelfAveraged):
         super().__init__(potential, groups, history)
         self.num_history = num_history
         self.num_composites = num_history * self.num_groups
-        own = torch.eye(self.num_groups, dtype=potential.dtype, device=potential.device)
-        self.one_hot = self.partition.spread(own).repeat(num_history, 1).unsqueeze(1)
+        self.times_kept = num_history
         self.settings = {"num_history": num_history, **self._common_settings(groups)}
 
     def _plain(self) -> bool:
         return self.num_groups == 1
 
-    def _masks(self, num_particles: int, generator: torch.Generator) -> Tensor:
-        """One-hot ``[S, 1, D]``: composite m keeps group m."""
-        return self.one_hot
+    @functools.cached_property
+    def one_hot(self) -> Tensor:
+        """``[1, S, M]``: composite m keeps group m, K times over."""
+        like = {"dtype": self.potential.dtype, "device": self.potential.device}
+        return torch.eye(self.num_groups, **like).repeat(self.num_history, 1).unsqueeze(0)
 
-    def __call__(
-        self, state: Bank, particles: Tensor, batch: Batch | None, noise: tuple[Tensor, Tensor]
-    ) -> Gradient:
-        """The gradient at ``particles [P, D]``."""
-        masks, entries = noise
-        if entries.shape[1] == 0:
-            return self._plain_gradient(particles, batch)
-        values = self._values(state, entries)
-        composites = torch.lerp(values, particles.expand_as(values), masks.expand_as(values))
-        found, prior = self._evaluate(particles, composites, batch)
-        own = self.partition.own(found.gradient.unflatten(0, (self.num_history, self.num_groups)))
-        return _with_prior(own.mean(0), found.potential.mean(0), prior)
+    def _masks(self, num_particles: int, generator: torch.Generator) -> Tensor:
+        return self.one_hot
 
 
 class structured_dropout(_SelfAveraged):
@@ -310,7 +322,7 @@ class structured_dropout(_SelfAveraged):
         self.keep = keep
         super().__init__(potential, groups, history)
         self.num_composites = num_masks
-        self.mean_mask = _mean(self.mask, keep)
+        self.times_kept = num_masks * _mean(self.mask, keep)
         self.settings = {
             "keep": keep,
             "num_masks": num_masks,
@@ -322,7 +334,6 @@ class structured_dropout(_SelfAveraged):
         return self.keep is not None and (self.keep == 1 or self.num_groups == 1)
 
     def _masks(self, num_particles: int, generator: torch.Generator) -> Tensor:
-        """Random ``[P, L, M]``."""
         shape = (num_particles, self.num_composites, self.num_groups)
         dtype, device = self.potential.dtype, self.potential.device
         if isinstance(self.mask, tuple):
@@ -331,20 +342,6 @@ class structured_dropout(_SelfAveraged):
         if self.keep is None:
             return masks.uniform_(generator=generator)
         return masks.bernoulli_(self.keep, generator=generator)
-
-    def __call__(
-        self, state: Bank, particles: Tensor, batch: Batch | None, noise: tuple[Tensor, Tensor]
-    ) -> Gradient:
-        """The gradient at ``particles [P, D]``."""
-        masks, entries = noise
-        if entries.shape[1] == 0:
-            return self._plain_gradient(particles, batch)
-        values = self._values(state, entries)
-        mask = self.partition.spread(masks.transpose(0, 1))
-        composites = torch.lerp(values, particles.expand_as(values), mask)
-        found, prior = self._evaluate(particles, composites, batch)
-        averaged = (mask * found.gradient).mean(0) / self.mean_mask
-        return _with_prior(averaged, found.potential.mean(0), prior)
 
 
 def _checked_mask(

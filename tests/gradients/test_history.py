@@ -61,17 +61,18 @@ def test_first_entries_are_those_given():
     assert frozen.values[:, :, 0].tolist() == [[5, 6]]
 
 
+@pytest.mark.parametrize("steps", [3, 9])
 @pytest.mark.parametrize("pooled", [False, True])
-def test_rows_are_the_chains_own_unless_pooled(pooled):
+def test_rows_are_the_chains_own_unless_pooled(pooled, steps):
     options = pvi.history(capacity=4, thin=1, pooled=pooled)
-    bank = filled(options, 3)
-    entries = options.draw(bank, 50, 1, torch.Generator().manual_seed(0))
+    bank = filled(options, steps)
+    entries = options.draw(bank, 80, 1, torch.Generator().manual_seed(0))
     rows = options.rows(bank, entries)
-    drawn = bank.values.flatten(0, 1)[rows.flatten()].view(2, 50).T
-    assert (drawn != 0).all()
+    drawn = bank.values.flatten(0, 1)[rows.flatten()].view(2, 80).T
+    kept = set(range(max(1, steps - 3), steps + 1))
+    assert set(drawn.flatten().tolist()) == kept | {-step for step in kept}
     own = (drawn[:, 0] > 0).all() and (drawn[:, 1] < 0).all()
     assert bool(own) is not pooled
-    assert set(drawn.flatten().tolist()) == {1, 2, 3, -1, -2, -3}
 
 
 def test_a_pooled_bank_takes_nothing_from_diverged_chains():
@@ -79,7 +80,13 @@ def test_a_pooled_bank_takes_nothing_from_diverged_chains():
     bank = options.init(torch.zeros(3, 2))
     here = torch.tensor([[float("nan"), 0.0], [1.0, 2.0], [3.0, 4.0]])
     bank = options.record(bank, here, Progress(1, 0, 100))
-    assert bank.values[:, 0].tolist() == [[1, 2], [1, 2], [3, 4]]
+    assert bank.values[0, :3].tolist() == [[1, 2], [1, 2], [3, 4]]
+
+
+def test_first_entries_of_a_pooled_bank():
+    initial = torch.tensor([[5.0], [6.0]], dtype=D64)
+    bank = filled(pvi.history(capacity=3, thin=1, initial=initial, pooled=True), 2)
+    assert bank.values[0, :, 0].tolist() == [2, -2, 6, 6, 1, -1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -103,6 +110,7 @@ def test_dtype_of_the_bank(dtype):
         ({"after": -1}, "after"),
         ({"replace": "newest"}, "replace must be one of"),
         ({"dtype": torch.int32}, "floating point"),
+        ({"dtype": "bfloat16"}, "floating point torch.dtype, got 'bfloat16'"),
         ({"frozen": True}, "stays empty"),
         ({"initial": torch.zeros(0, 3)}, "at least one entry"),
         ({"initial": torch.zeros(3)}, r"at least one entry \[S, D\]"),
@@ -115,6 +123,14 @@ def test_bad_options(options, message):
         pvi.history(**options)
 
 
+def test_what_is_no_history_or_no_tensor():
+    potential = pvi.from_log_density(lambda theta: -0.5 * theta @ theta, 3)
+    with pytest.raises(TypeError, match=r"must be pvi.history\(.*got int"):
+        pvi.structured(potential, "parameter", history=200)
+    with pytest.raises(TypeError, match=r"tensor of entries \[S, D\], got list"):
+        pvi.history(initial=[[0.0, 0.0, 0.0]])
+
+
 def test_entries_of_another_length():
     potential = pvi.from_log_density(lambda theta: -0.5 * theta @ theta, 3)
     with pytest.raises(ValueError, match=r"must be \[S, 3\], got \[2, 4\]"):
@@ -125,8 +141,10 @@ def test_entries_of_another_length():
     "groups", [[0, 0, 1, 1, 1, 2], [2, 0, 1, 0, 2, 1], [0, 0, 0, 0, 0, 0], [0, 1, 2, 3, 4, 5]]
 )
 @pytest.mark.parametrize("repeats", [1, 20])
-def test_partition(groups, repeats):
-    """By runs or number by number, the same."""
+@pytest.mark.parametrize("compiling", [False, True])
+def test_partition(groups, repeats, compiling, monkeypatch):
+    """By runs or number by number, at once or by halves, the same."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
     groups = torch.tensor(groups).repeat(repeats)
     partition = Partition(groups)
     generator = torch.Generator().manual_seed(0)
@@ -137,9 +155,6 @@ def test_partition(groups, repeats):
         wanted = rows[index[:, groups], torch.arange(size)]
         assert torch.equal(partition.gather(rows, index), wanted)
         assert torch.equal(partition.spread(index), index[:, groups])
-    gradients = torch.randn(2, num_groups, 3, size, generator=generator)
-    own = gradients[:, groups, :, torch.arange(size)].permute(1, 2, 0)
-    assert torch.equal(partition.own(gradients), own)
 
 
 # --- runs ------------------------------------------------------------------------------------

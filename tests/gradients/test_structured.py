@@ -53,7 +53,7 @@ def combinations(values, count):
 
 
 def given(masks, values):
-    """A state and the noise that make a step use these masks and values, ``[S, P, ...]``."""
+    """A state and the noise that make a step use these masks and values ``[S, P, D]``."""
     count, num_particles, size = values.shape
     bank = values.transpose(0, 1).contiguous()
     state = Bank(bank, torch.tensor(num_particles), torch.tensor(count))
@@ -609,7 +609,7 @@ def test_indices_and_masks_are_independent_and_uniform():
     state = estimator.init(particles, generator)
     masks, entries = estimator.draw_noise(state, generator)
     assert entries.shape == masks.shape == (50_000, 2, size)
-    values = estimator._values(state, entries).transpose(0, 1)
+    values = estimator._values(state, entries)
     flat = torch.cat([values.reshape(-1, 6).T, masks.reshape(-1, 6).T])
     count = flat.shape[1]
     for entry in range(4):
@@ -723,5 +723,19 @@ def test_memory_is_stated():
     memory = pvi.history(capacity=50, dtype=torch.bfloat16)
     estimator = pvi.structured(potential, "layer", num_history=3, history=memory)
     state = estimator.init(potential.init(4), torch.Generator())
-    drawn = 6 * 4 * 26 * 4
+    drawn = 3 * 6 * 4 * 26 * 4  # masks, values and composites, float32
     assert estimator.nbytes(4) == state.values.nbytes + drawn
+    stated = 26 * (50 * 2 + 3 * 6 * 4) / 1e6
+    assert (
+        repr(estimator)
+        == f"structured(2 groups, 6 composites a step, {stated:.3g} MB for one chain)"
+    )
+
+
+def test_composites_larger_than_memory():
+    """Nothing of the size of the composites is made before the check."""
+    size = 10**6
+    wide = pvi.from_log_density(lambda theta: -0.5 * theta.square().sum(-1), size, vectorized=True)
+    estimator = pvi.structured(wide, "parameter", history=pvi.history(capacity=1))
+    with pytest.raises(MemoryError, match="fewer groups or masks"):
+        pvi.sample(pvi.sgld(estimator), step_size=0.1, num_particles=1, num_draws=1, progress=False)
