@@ -5,7 +5,7 @@ from typing import Any
 
 from particlevi.collapse import check_collapse
 from particlevi.diagnostics.groups import group_diagnostics
-from particlevi.diagnostics.step_size import gradient_noise, largest_curvature, suggest_step_size
+from particlevi.diagnostics.step_size import gradient_variance, largest_curvature, suggest_step_size
 from particlevi.draws import Draws, Prediction
 from particlevi.gradients.control_variate import control_variate
 from particlevi.gradients.history import history
@@ -87,7 +87,7 @@ __all__ = [
     "from_log_likelihood",
     "from_module",
     "from_pyro",
-    "gradient_noise",
+    "gradient_variance",
     "graphical",
     "group_diagnostics",
     "history",

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from particlevi.batches import as_tensors
 from particlevi.draws import Draws
 from particlevi.gradients._evaluate import value_and_grad
 from particlevi.potentials.potential import ModelPotential
-from particlevi.sgdvi.optimal import effective_temperatures
+from particlevi.sgdvi.series import block_labels
 from particlevi.stein.discrepancies import Discrepancy, ksd, mmd, sliced_wasserstein
 from particlevi.stein.kernels import rbf
 from particlevi.typing import Batch
@@ -38,7 +38,7 @@ COLUMNS = {
     "draws": "number of draws used",
     "nll": "mean negative log predictive density per datum, in nats",
     "accuracy": "share of right classes, or RMSE of the predictive mean",
-    "ece": "expected calibration error: |confidence - share right|, or of interval coverage",
+    "ece": "expected calibration error: gap of confidence to share right, or of interval coverage",
     "agreement": "share of inputs with the reference's most likely class",
     "total_variation": "between predictive distributions and the reference's, mean over inputs",
     "function_distance": "RMS difference of the mean output to the reference's",
@@ -52,6 +52,9 @@ COLUMNS = {
     "seconds": "that the run took",
 }
 
+_TO_REFERENCE = ("agreement", "total_variation", "function_distance")
+_RESAMPLED = 200
+
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
@@ -63,8 +66,11 @@ class Comparison:
         eigenvalues: of the Hessian of the potential at the centre, ``[D]``, smallest first; empty
             if it was not computed.
         temperatures: by name, the effective temperature along each eigenvector, ``[D]``.
-        errors: by name, standard errors of ``nll`` and ``accuracy`` over the data, of the
-            distances over directions or draws (taken as independent).
+        errors: by name, standard errors: of what is a mean over the data, over the data; of ``ece``
+            by the bootstrap over them; of distances over directions or draws (taken as
+            independent); of ``temperature`` by the bootstrap over blocks of draws.
+        temperature_errors: by name, standard errors of ``temperatures``, ``[D]``; 0 for the
+            reference, to which they are relative.
     """
 
     rows: dict[str, dict[str, float | None]]
@@ -72,21 +78,30 @@ class Comparison:
     eigenvalues: Tensor
     temperatures: dict[str, Tensor] = field(default_factory=dict)
     errors: dict[str, dict[str, float]] = field(default_factory=dict)
+    temperature_errors: dict[str, Tensor] = field(default_factory=dict)
 
     def table(self) -> str:
         """The rows as a Markdown table."""
-        shown = [c for c in COLUMNS if any(row.get(c) is not None for row in self.rows.values())]
-
-        def show(name: str, column: str) -> str:
-            value = self.rows[name].get(column)
-            if value is None:
-                return "-"
-            error = self.errors.get(name, {}).get(column)
-            return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
-
+        shown = self._shown()
         lines = [["method", *shown], ["---"] * (len(shown) + 1)]
-        lines += [[name, *(show(name, column) for column in shown)] for name in self.rows]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        lines += [[name, *(self._cell(name, column) for column in shown)] for name in self.rows]
+        return _markdown(lines)
+
+    def explain(self) -> str:
+        """The same with the methods side by side, and what each quantity means."""
+        lines = [["", *self.rows, "meaning"], ["---"] * (len(self.rows) + 2)]
+        lines += [[c, *(self._cell(n, c) for n in self.rows), COLUMNS[c]] for c in self._shown()]
+        return _markdown(lines)
+
+    def _shown(self) -> list[str]:
+        return [c for c in COLUMNS if any(row.get(c) is not None for row in self.rows.values())]
+
+    def _cell(self, name: str, column: str) -> str:
+        value = self.rows[name].get(column)
+        if value is None:
+            return "-"
+        error = self.errors.get(name, {}).get(column)
+        return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
 
     def __str__(self) -> str:
         return self.table()
@@ -157,6 +172,7 @@ def compare(
     predictive = {name: _predictive(each, inputs, thin) for name, each in draws.items()}
     base = predictive[reference]
     eigenvalues, temperatures = torch.empty(0), {}
+    resampled: dict[str, Tensor] = {}
     few = {name: _spaced(points, num_points) for name, points in parameters.items()}
     # One bandwidth for every row: the median squared distance within the reference.
     between = torch.pdist(few[reference]).square()
@@ -164,21 +180,25 @@ def compare(
     if train_data is not None and model.num_params <= max_hessian:
         train = as_tensors(train_data, model)
         hessian = _hessian(model, _center(model, parameters[reference], train), train)
-        eigenvalues = torch.linalg.eigvalsh(hessian)
-        within = {name: _within_chains(each, thin) for name, each in draws.items()}
-        temperatures = {
-            name: effective_temperatures(covariance, hessian, 1)
-            for name, covariance in within.items()
-            if covariance is not None
-        }
-        # The posterior's own variance, where it was sampled: the Hessian's inverse is only its
-        # Gaussian approximation.
-        if reference in temperatures:
-            base_temperatures = temperatures[reference]
-            temperatures = {name: each / base_temperatures for name, each in temperatures.items()}
+        eigenvalues, vectors = torch.linalg.eigh(hessian)
+        spreads = {name: _within_chains(each, thin, vectors) for name, each in draws.items()}
+        base_spread = spreads[reference]
+        for k, (name, around) in enumerate(spreads.items()):
+            if around is None:
+                continue
+            # The posterior's own variance, where it was sampled: the Hessian's inverse is only
+            # its Gaussian approximation.
+            unit, again = 1 / eigenvalues, 1 / eigenvalues.expand(_RESAMPLED, -1)
+            if base_spread is not None:
+                unit, again = base_spread.variance(), base_spread.resampled(seed)
+            up = eigenvalues > 0
+            temperatures[name] = torch.where(up, around.variance() / unit, torch.nan)
+            drawn = again if name == reference else around.resampled(seed + 1 + k)
+            resampled[name] = torch.where(up, drawn / again, torch.nan)
     rows, errors = {}, {}
     for name, each in draws.items():
         own = predictive[name]
+        over_data = own.to_reference(base) if name != reference else {}
         density = each.log_predictive_density(data, thin=thin)
         scores, hits = -density, _hits(own, targets)
         accuracy = float(hits.mean()) if own.classes else math.sqrt(float(hits.mean()))
@@ -205,11 +225,7 @@ def compare(
             "nll": float(scores.mean()),
             "accuracy": accuracy,
             "ece": own.calibration(targets),
-            "agreement": own.agreement(base) if different else None,
-            "total_variation": own.total_variation(base) if different else None,
-            "function_distance": float((own.mean - base.mean).square().mean().sqrt())
-            if different
-            else None,
+            **{key: over_data.get(key, (None, 0.0))[0] for key in _TO_REFERENCE},
             **{key: found.get(key) for key in ("sliced_wasserstein", "mmd", "ksd")},
             "temperature": None if warm is None else float(warm.nanmedian()),
             "ess": ess,
@@ -220,10 +236,30 @@ def compare(
         error = float(hits.std()) / root
         errors[name] = {
             **spread,
+            **{key: error for key, (_, error) in over_data.items()},
+            "ece": own.calibration_error(targets, seed),
             "nll": float(scores.std()) / root,
             "accuracy": error if own.classes else error / (2 * max(accuracy, 1e-30)),
         }
-    return Comparison(rows, reference, eigenvalues, temperatures, errors)
+        if warm is not None and different:
+            errors[name]["temperature"] = float(resampled[name].nanmedian(1).values.std())
+    return Comparison(
+        rows,
+        reference,
+        eigenvalues,
+        temperatures,
+        errors,
+        {name: each.std(0) for name, each in resampled.items()},
+    )
+
+
+def _mean(values: Tensor) -> tuple[float, float]:
+    """The mean and its standard error."""
+    return float(values.mean()), float(values.std()) / math.sqrt(values.numel())
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,15 +271,27 @@ class _Predictive:
     probs: Tensor | None
     classes: bool
 
-    def agreement(self, other: _Predictive) -> float | None:
-        if self.probs is None or other.probs is None:
-            return None
-        return float((self.probs.argmax(-1) == other.probs.argmax(-1)).double().mean())
+    def to_reference(self, other: _Predictive) -> dict[str, tuple[float, float]]:
+        """Distances to another's predictions and their standard errors over the inputs."""
+        found = {}
+        if self.probs is not None and other.probs is not None:
+            same = (self.probs.argmax(-1) == other.probs.argmax(-1)).double()
+            variation = 0.5 * (self.probs - other.probs).abs().sum(-1)
+            found = {"agreement": _mean(same), "total_variation": _mean(variation)}
+        square, error = _mean((self.mean - other.mean).square())
+        root = math.sqrt(square)
+        return found | {"function_distance": (root, error / (2 * max(root, 1e-30)))}
 
-    def total_variation(self, other: _Predictive) -> float | None:
-        if self.probs is None or other.probs is None:
-            return None
-        return float(0.5 * (self.probs - other.probs).abs().sum(-1).mean())
+    def at(self, index: Tensor) -> _Predictive:
+        probs = None if self.probs is None else self.probs[index]
+        return _Predictive(self.mean[index], self.std[index], probs, self.classes)
+
+    def calibration_error(self, targets: Tensor, seed: int) -> float:
+        """The standard error of ``calibration`` by the bootstrap over the data."""
+        generator, count = torch.Generator().manual_seed(seed), len(targets)
+        picks = torch.randint(count, (_RESAMPLED, count), generator=generator)
+        again = [self.at(pick).calibration(targets[pick]) for pick in picks]
+        return float(torch.tensor(again).std())
 
     def calibration(self, targets: Tensor) -> float:
         if self.probs is not None:
@@ -329,13 +377,36 @@ def _ess(draws: Draws, inputs: Any, num_probes: int) -> float | None:
     return float(torch.from_numpy(draws.ess(of="predictions", inputs=probe)).nanmedian())
 
 
-def _within_chains(draws: Draws, thin: int) -> Tensor | None:
-    """The covariance of draws about their chain's mean, ``[D, D]``."""
-    if draws.interacting or draws.particles.shape[1] < 2:
-        return None
+class _Spread(NamedTuple):
+    """Squares of draws about their chain's mean along D directions, summed over blocks."""
+
+    sums: Tensor
+    counts: Tensor
+    share: float
+    """Of the draws, as degrees of freedom."""
+
+    def variance(self) -> Tensor:
+        return self.sums.sum(0) / (self.counts.sum() * self.share)
+
+    def resampled(self, seed: int) -> Tensor:
+        """``[R, D]`` with blocks drawn with replacement."""
+        count, generator = len(self.counts), torch.Generator().manual_seed(seed)
+        picks = torch.randint(count, (_RESAMPLED, count), generator=generator)
+        weights = torch.nn.functional.one_hot(picks, count).sum(1).to(self.sums)
+        return weights @ self.sums / ((weights @ self.counts) * self.share)[:, None]
+
+
+def _within_chains(draws: Draws, thin: int, vectors: Tensor) -> _Spread | None:
     values = draws.particles[:, ::thin].double()
-    centered = (values - values.mean(1, keepdim=True)).flatten(0, 1)
-    return centered.T @ centered / (len(centered) - len(values))
+    length = values.shape[1]
+    if draws.interacting or length < 2:
+        return None
+    squares = ((values - values.mean(1, keepdim=True)) @ vectors).square()
+    labels = block_labels(values, 20).flatten()
+    counts = torch.bincount(labels).double()
+    sums = torch.zeros(len(counts), squares.shape[-1], dtype=torch.float64)
+    sums.index_add_(0, labels, squares.flatten(0, 1))
+    return _Spread(sums, counts, 1 - 1 / length)
 
 
 def _center(model: ModelPotential, particles: Tensor, data: Any) -> Tensor:

@@ -89,17 +89,24 @@ def potential_against_loss(found: Slice, axes: Any = None) -> Any:
             )
         scaled = (found.potential - found.disagreement).numpy()
         axes.plot(distance, scaled, color="C1", linestyle="--", label=f"{found.scale:.3g} x loss")
-        axes.set(xlabel="distance along the line", ylabel="potential")
+        axes.set(
+            xlabel="distance along the line",
+            ylabel="potential (minimum 0)",
+            title=f"Phi and loss: correlation {found.agreement:.3f}",
+        )
         axes.legend()
         return axes
     if found.potential.ndim != 2:
         raise ValueError(f"A slice is a line or a plane, got {found.potential.ndim} dimensions.")
     axes = _axes(axes, 2)
     pictures = {"effective potential Phi": found.potential, "mean loss": found.loss}
+    corner = found.points[0, 0]
+    s = (found.points[:, 0] - corner).double().norm(dim=-1).numpy()
+    t = (found.points[0] - corner).double().norm(dim=-1).numpy()
     for axis, (title, values) in zip(axes, pictures.items(), strict=True):
-        drawn = axis.contourf(values.T.numpy(), levels=20)
+        drawn = axis.contourf(s, t, values.T.numpy(), levels=20)
         axis.figure.colorbar(drawn, ax=axis)
-        axis.set(title=title, xlabel="s (grid points)", ylabel="t (grid points)")
+        axis.set(title=title, xlabel="distance along s", ylabel="distance along t")
     return axes
 
 
@@ -193,8 +200,12 @@ def reversible_null(found: Spectra, axes: Any = None) -> Any:
         axis.fill_between(x, mean - std, mean + std, color="C0", alpha=0.2, lw=0)
         axis.plot(x, null, color="k", linestyle="--", label="reversible autoregression")
         axis.legend(fontsize=8)
-    first.set(xlabel="frequency (radians per draw)", ylabel="power of increments")
-    second.set(xlabel="lag (draws)", ylabel="autocorrelation")
+    first.set(
+        xlabel="frequency (radians per draw)",
+        ylabel="power of increments",
+        title="A dip at low frequency is no loop",
+    )
+    second.set(xlabel="lag (draws)", ylabel="autocorrelation", title="Nor is a slow decay")
     return axes
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import particlevi as pvi
-from particlevi.comparison import _hessian
+from particlevi.comparison import _center, _hessian
 
 N = 60
 
@@ -68,7 +68,21 @@ def test_effective_temperatures_and_distances():
     assert rows["same"]["ess_per_second"] == rows["same"]["ess"] / 2.0
     assert rows["same"]["function_distance"] < rows["hot"]["function_distance"] < 0.05
     assert rows["posterior"]["ece"] < 0.1
-    table = found.table()
+    # Errors of temperatures: 2/n of a variance over n independent draws, twice of a ratio.
+    for name in ("hot", "same"):
+        relative = found.temperature_errors[name] / found.temperatures[name]
+        assert torch.allclose(relative, torch.tensor((4 / 2000) ** 0.5).double(), rtol=0.5)
+    assert (found.temperature_errors["posterior"] == 0).all()
+    assert 0.02 < found.errors["same"]["temperature"] < 0.08
+    # Sliced Wasserstein: the delta method takes half the error of the square over the root.
+    points = [exact_draws(model, data, 4.0, seed=1).flat(), exact_draws(model, data).flat()]
+    square = pvi.sliced_wasserstein(*points, 200, 0)
+    assert error["sliced_wasserstein"] == pytest.approx(
+        square.standard_error / (2 * rows["hot"]["sliced_wasserstein"])
+    )
+    table, explained = found.table(), found.explain()
+    assert explained.count("\n") == 1 + table.split("\n")[0].count("|") - 2
+    assert all(pvi.comparison.COLUMNS[c] in explained for c in ("nll", "ksd", "temperature"))
     assert "nll" in table
     assert "agreement" not in table
     assert table.count("\n") == 4
@@ -88,6 +102,13 @@ def test_scores_are_their_formulas():
     nll = -(density - math.log(len(outputs)))
     assert row["nll"] == pytest.approx(float(nll.mean()), rel=1e-6)
     assert found.errors["b"]["nll"] == pytest.approx(float(nll.std()) / N**0.5, rel=1e-6)
+    squares = (mean - y[:, 0]).square()
+    assert found.errors["b"]["accuracy"] == pytest.approx(
+        float(squares.std() / N**0.5 / (2 * rmse)), rel=1e-6
+    )
+    away = (x.sum(1) ** 2).std() / N**0.5 / (2 * found.rows["a"]["function_distance"])
+    assert found.errors["a"]["function_distance"] == pytest.approx(float(away), rel=0.1)
+    assert 0.005 < found.errors["b"]["ece"] < 0.1
     assert found.rows["a"]["nll"] > row["nll"] + 1
     assert found.rows["a"]["function_distance"] == pytest.approx(
         float(x.sum(1).square().mean().sqrt()), rel=0.05
@@ -112,7 +133,40 @@ def test_classification():
     )
     accuracy = (probs[1].argmax(1) == y).double().mean()
     assert found.rows["sghmc"]["accuracy"] == pytest.approx(float(accuracy))
+    share = float(same)
+    assert found.errors["sharp"]["agreement"] == pytest.approx(
+        (share * (1 - share) / 199) ** 0.5, rel=1e-6
+    )
+    variation = (probs[0] - probs[1]).abs().sum(1) / 2
+    assert found.errors["sharp"]["total_variation"] == pytest.approx(
+        float(variation.std()) / 200**0.5, rel=1e-6
+    )
     assert "temperature" not in found.table()
+
+
+def test_two_classes_from_one_logit():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(100, 2, generator=generator)
+    y = (x[:, :1] > 0).float()
+    model = pvi.from_module(torch.nn.Linear(2, 1), pvi.Bernoulli(), pvi.Normal(3.0), num_data=100)
+    run = {"num_particles": 2, "num_warmup": 300, "num_draws": 50, "progress": False}
+    a = pvi.sample(pvi.sghmc(model), (x, y), step_size=0.05, **run)
+    wrong = dataclasses.replace(a, particles=-a.particles)
+    found = pvi.compare({"wrong": wrong, "right": a}, (x, y))
+    assert found.rows["right"]["accuracy"] > 0.95
+    assert found.rows["wrong"]["accuracy"] < 0.05
+    assert found.rows["wrong"]["agreement"] < 0.05
+    assert found.rows["wrong"]["ece"] > 0.5
+
+
+def test_hessian_is_taken_where_the_density_is_highest():
+    model, data = regression()
+    particles = exact_draws(model, data).flat().double()
+    far = particles.mean(0) + torch.linspace(1, 9, 32)[:, None]
+    far[5] = particles.mean(0)
+    # Only those that are looked at: the mean and every second one.
+    far = far[[5, *range(31)]]
+    assert torch.allclose(_center(model, far, data), particles.mean(0))
 
 
 def test_calibration_error_by_hand():

@@ -30,7 +30,7 @@ from particlevi.potentials.potential import ModelPotential
 from particlevi.samplers._assemble import Target
 from particlevi.typing import Batch
 
-__all__ = ["StepSize", "gradient_noise", "largest_curvature", "suggest_step_size"]
+__all__ = ["StepSize", "gradient_variance", "largest_curvature", "suggest_step_size"]
 
 OVERDAMPED_FRACTION = 0.1
 MOMENTUM_FRACTION = 0.25
@@ -122,7 +122,7 @@ def largest_curvature(
     return max(found)
 
 
-def gradient_noise(
+def gradient_variance(
     target: Target,
     particles: Tensor,
     data: Any,
@@ -134,7 +134,9 @@ def gradient_noise(
 ) -> Tensor:
     """Variance of the gradient estimate over minibatches, per parameter, ``[D]``.
 
-    What ``sgld`` and ``sghmc`` take as ``gradient_noise``. Averaged over the particles; each of
+    What ``sgld`` and ``sghmc`` take as ``gradient_noise``: of the estimate of ``grad U``, so that a
+    batch of B independent data has ``N^2 / B`` times the diagonal of the per-sample covariance
+    ``C`` of ``sgdvi.gradient_noise``. Averaged over the particles; each of
     them has ``num_batches`` minibatches of its own, so that the relative standard error of a
     variance is about ``sqrt(2 / (P (num_batches - 1)))``.
 
@@ -223,7 +225,7 @@ def suggest_step_size(
         )
     noise = 0.0
     if batch_size is not None and data is not None:
-        noise = float(gradient_noise(target, points, data, batch_size=batch_size).mean())
+        noise = float(gradient_variance(target, points, data, batch_size=batch_size).mean())
     stable = 2 / curvature, 2 / math.sqrt(curvature)
     tolerated = math.inf if noise == 0 else 2 * TEMPERATURE_EXCESS * temperature / noise
     overdamped = min(OVERDAMPED_FRACTION * stable[0], tolerated)

@@ -207,8 +207,8 @@ def _judge(
                 f"Too hot by {off:.0%}: the {kind} temperature is {size}. Minibatch noise, or the "
                 "bias of a large step, widens the draws.",
                 "Halve the step size; if it stays, take larger minibatches, pvi.control_variate, "
-                "gradient_noise=pvi.gradient_noise(...), or pvi.sgnht. Not yet stationary chains "
-                "look hot too.",
+                "gradient_noise=pvi.gradient_variance(...), or pvi.sgnht. Not yet stationary "
+                "chains look hot too.",
             )
         )
     else:

@@ -171,13 +171,15 @@ def entropy_production(
         num_blocks: likewise.
 
     Returns:
-        The rate; its standard error by the jackknife over blocks.
+        The rate; its standard error by the jackknife over blocks. A run that is too short to be
+        stationary is warned of.
     """
     check_positive("time_per_draw", time_per_draw)
     series = as_series(draws)
     blocks, _ = _block_rates(series, lag, time_per_draw, num_blocks)
     if len(blocks) < 8:
         raise ValueError(f"An error bar needs at least 8 blocks, got {len(blocks)}.")
+    is_stationary(series)
     flat = series.flatten(0, 1)
     steps = (series[:, lag:] - series[:, :-lag]).flatten(0, 1)
     spread = torch.linalg.inv(torch.cov(flat.T).reshape(len(blocks[0]), -1))

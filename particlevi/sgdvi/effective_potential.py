@@ -18,6 +18,7 @@ large-dimensional covariance matrices", 2004.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -63,14 +64,21 @@ class GaussianPotential:
         shift = points.to(self.mean) - self.mean
         return 0.5 * ((shift @ self.hessian) * shift).sum(-1)
 
-    def band(self, points: Tensor) -> Tensor:
-        """Standard errors ``[...]`` of the potential at points ``[..., D]``."""
+    def resampled(self, points: Tensor) -> Tensor:
+        """Values ``[R, ...]`` whose standard deviations are the standard errors."""
         means, hessians = self.replicates
         values = []
         for mean, hessian in zip(means, hessians, strict=True):
             shift = points.to(mean) - mean
             values.append(0.5 * ((shift @ hessian) * shift).sum(-1))
-        return _jackknife_error(torch.stack(values))
+        left_out = torch.stack(values)
+        middle = left_out.mean(0)
+        wider: Tensor = middle + (len(values) - 1) / math.sqrt(len(values)) * (left_out - middle)
+        return wider
+
+    def band(self, points: Tensor) -> Tensor:
+        """Standard errors ``[...]`` of the potential at points ``[..., D]``."""
+        return self.resampled(points).std(0)
 
 
 def gaussian_potential(
@@ -199,9 +207,13 @@ class FittedPotential:
         """``Phi [...]`` at points ``[..., D]``; its mean over the bumps' centres is 0."""
         return self._values(points, self.coefficients.unsqueeze(1)).squeeze(-1)
 
+    def resampled(self, points: Tensor) -> Tensor:
+        """``Phi`` refitted to resampled blocks, ``[R, ...]``."""
+        return self._values(points, self.replicates.T).movedim(-1, 0)
+
     def band(self, points: Tensor) -> Tensor:
         """Standard errors ``[...]`` of ``Phi`` at points ``[..., D]``, by the block bootstrap."""
-        return self._values(points, self.replicates.T).std(-1)
+        return self.resampled(points).std(0)
 
     def gradient(self, points: Tensor) -> Tensor:
         """``grad Phi [..., D]`` at points ``[..., D]``."""

@@ -11,11 +11,14 @@ from torch import Tensor
 from particlevi._checks import check_finite
 from particlevi.draws import Draws
 
-__all__ = ["NotStationaryWarning", "as_series", "block_labels", "is_stationary"]
+__all__ = ["NotStationaryWarning", "as_series", "block_error", "block_labels", "is_stationary"]
+
+
+_MOST_DRIFT = 0.5
 
 
 class NotStationaryWarning(UserWarning):
-    """The first and the second half of a run have different laws."""
+    """A run's halves have different laws, or it is hardly longer than its memory."""
 
 
 def as_series(draws: Draws | Tensor, what: str = "draws") -> Tensor:
@@ -54,12 +57,31 @@ def block_labels(series: Tensor, num_blocks: int) -> Tensor:
     return torch.arange(num_chains)[:, None] * per_chain + within
 
 
-def is_stationary(series: Tensor, what: str = "The run", level: float = 1e-3) -> bool | None:
-    """Whether means and variances of the two halves agree; warns if they do not.
+def block_error(values: Tensor, num_blocks: int = 20) -> Tensor:
+    """Standard errors ``[...]`` of the mean of ``[P, T, ...]``, NaN for a single block."""
+    labels = block_labels(values, num_blocks).flatten()
+    sizes = torch.bincount(labels).to(values)
+    flat = (values - values.mean((0, 1))).flatten(0, 1).flatten(1)
+    sums = torch.zeros(len(sizes), flat.shape[1], dtype=flat.dtype).index_add_(0, labels, flat)
+    count = len(sizes)
+    if count < 2:
+        return torch.full(values.shape[2:], math.nan, dtype=values.dtype)
+    error = (sums / len(flat)).square().sum(0) * count / (count - 1)
+    return error.sqrt().reshape(values.shape[2:])
 
-    A t-test on each coordinate and its square, over independent chains or over 10 batches in each
-    half of a single run, at ``level`` divided by the number of tests. None for fewer draws than
-    that takes.
+
+def is_stationary(series: Tensor, what: str = "The run", level: float = 1e-3) -> bool | None:
+    """Whether a run is stationary and longer than its memory; warns if it is not.
+
+    A t-test of the two halves' means and variances on each coordinate, over independent chains or
+    over 10 batches in each half of a single run, at ``level`` divided by the number of tests. None
+    for fewer draws than that takes.
+
+    Chains that drift in different ways pass that test on average. So 8 to 39 chains of at least 40
+    draws must also be longer than their memory: the mean square of what a coordinate moves from a
+    chain's first half to its second is at most half its variance within chains. It is ``4/n`` of it
+    for ``n`` independent draws per chain, twice it for a random walk and three times for a constant
+    drift. (Of more chains the ensemble is the sample, and short chains are no fault.)
 
     Args:
         series: ``[P, T, D]``.
@@ -73,6 +95,8 @@ def is_stationary(series: Tensor, what: str = "The run", level: float = 1e-3) ->
     values = torch.cat([centered, centered.square()], dim=-1)
     if chains >= 8 and length >= 2:
         change = values[:, length // 2 :].mean(1) - values[:, : length // 2].mean(1)
+        if chains < 40 <= length and not _longer_than_memory(series, change[:, :size], what):
+            return False
         error, freedom = change.std(0) / math.sqrt(chains), chains - 1
         shift = change.mean(0)
     elif length >= 40:
@@ -95,3 +119,19 @@ def is_stationary(series: Tensor, what: str = "The run", level: float = 1e-3) ->
             stacklevel=3,
         )
     return score <= bound
+
+
+def _longer_than_memory(series: Tensor, change: Tensor, what: str) -> bool:
+    inside = (series - series.mean(1, keepdim=True)).square().mean((0, 1))
+    moving = inside > 0
+    drift = (change.square().mean(0)[moving] / inside[moving]).amax() if moving.any() else 0.0
+    if drift <= _MOST_DRIFT:
+        return True
+    warnings.warn(
+        f"{what} was too short to be stationary: between the halves of a chain a coordinate moves "
+        f"by {float(drift) ** 0.5:.2g} standard deviations (limit {_MOST_DRIFT**0.5:.2g}), as "
+        "slow drift does. Run longer, or start at least 40 chains from the stationary law.",
+        NotStationaryWarning,
+        stacklevel=4,
+    )
+    return False

@@ -63,8 +63,12 @@ def principal_directions(draws: Draws | Tensor, num: int = 2) -> Tensor:
     flat = as_series(draws).flatten(0, 1)
     if num > min(flat.shape):
         raise ValueError(f"{len(flat)} draws in {flat.shape[1]} dimensions do not span {num}.")
-    vectors = torch.linalg.svd(flat - flat.mean(0), full_matrices=False)[2]
-    top: Tensor = vectors[:num].T.contiguous()
+    centered = flat - flat.mean(0)
+    if len(flat) > flat.shape[1]:
+        vectors = torch.linalg.eigh(centered.T @ centered)[1].flip(1)
+    else:
+        vectors = torch.linalg.svd(centered, full_matrices=False)[2].T
+    top: Tensor = vectors[:, :num].contiguous()
     return top
 
 
@@ -178,6 +182,7 @@ class Slice:
         loss: the mean loss ``f [...]``, its minimum here 0.
         scale: ``c`` of the least-squares fit ``Phi = c f + const``; noise that is a multiple
             ``C = k I`` of the identity gives ``Phi = f / k`` exactly.
+        scale_error: its standard error, from the potential's own resampling; NaN without.
         disagreement: ``Phi - (c f + const) [...]``.
         agreement: the correlation of ``Phi`` and ``f``.
         worst: index of the point where they disagree most.
@@ -188,6 +193,7 @@ class Slice:
     band: Tensor | None
     loss: Tensor
     scale: float
+    scale_error: float
     disagreement: Tensor
     agreement: float
     worst: tuple[int, ...]
@@ -205,8 +211,9 @@ def compare_potentials(
 
     Args:
         points: ``[..., D]``, from ``line`` or ``plane``.
-        potential: a fitted potential; of projected draws with ``directions`` ``[D, K]``, along
-            which points are projected, after ``origin`` ``[D]`` is taken off.
+        potential: a function of points; a fitted one brings its errors. Of projected draws with
+            ``directions`` ``[D, K]``, along which points are projected, after ``origin`` ``[D]`` is
+            taken off.
         loss: the mean loss, points ``[S, D]`` to ``[S]``; see ``mean_loss``.
         directions: as said.
         origin: as said.
@@ -227,6 +234,10 @@ def compare_potentials(
     phi, f = phi - phi.min(), f - f.min()
     x, y = f.flatten() - f.mean(), phi.flatten() - phi.mean()
     scale = float((x @ y) / (x @ x)) if float(x @ x) > 0 else math.nan
+    scale_error = math.nan
+    if hasattr(potential, "resampled"):
+        again = potential.resampled(seen).double().flatten(1)
+        scale_error = float(((again - again.mean(1, keepdim=True)) @ x / (x @ x)).std())
     disagreement = (y - scale * x).reshape(phi.shape)
     at = int(disagreement.abs().argmax())
     return Slice(
@@ -235,6 +246,7 @@ def compare_potentials(
         band=band,
         loss=f,
         scale=scale,
+        scale_error=scale_error,
         disagreement=disagreement,
         agreement=float((x @ y) / (x.norm() * y.norm())),
         worst=tuple(int(i) for i in np.unravel_index(at, phi.shape)),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from particlevi._checks import check_positive_int
 from particlevi.draws import Draws
-from particlevi.sgdvi.series import as_series, is_stationary
+from particlevi.sgdvi.series import as_series, block_error, is_stationary
 
 __all__ = ["Spectra", "spectra"]
 
@@ -30,10 +30,12 @@ class Spectra:
         frequencies: in radians per draw, ``[W]``.
         power: of the increments of coordinates scaled to variance 1, ``[W]``.
         power_std: its standard deviation between coordinates, ``[W]``.
+        power_error: its standard error, from the spread over blocks, ``[W]``.
         null_power: of the autoregressions with the same lag-1 autocorrelations, ``[W]``.
         lags: in draws, ``[L]``.
         autocorrelation: ``[L]``.
         autocorrelation_std: between coordinates, ``[L]``.
+        autocorrelation_error: standard errors, from the spread over blocks, ``[L]``.
         null_autocorrelation: ``[L]``.
         factors: the lag-1 autocorrelation ``a`` of each coordinate, ``[D]``.
         stationary: whether the two halves of the run agree; None if it was too short to tell.
@@ -42,10 +44,12 @@ class Spectra:
     frequencies: Tensor
     power: Tensor
     power_std: Tensor
+    power_error: Tensor
     null_power: Tensor
     lags: Tensor
     autocorrelation: Tensor
     autocorrelation_std: Tensor
+    autocorrelation_error: Tensor
     null_autocorrelation: Tensor
     factors: Tensor
     stationary: bool | None
@@ -79,13 +83,14 @@ def spectra(draws: Draws | Tensor, *, num_frequencies: int = 64, max_lag: int = 
     scaled = centered / variance.sqrt()
     lags = torch.arange(max_lag + 1)
     length = scaled.shape[1]
-    correlation = torch.stack(
-        [(scaled[:, : length - k] * scaled[:, k:]).mean((0, 1)) for k in lags.tolist()]
-    )
+    pairs = [scaled[:, : length - k] * scaled[:, k:] for k in lags.tolist()]
+    correlation = torch.stack([each.mean((0, 1)) for each in pairs])
+    correlation_error = torch.cat([block_error(each.mean(2, keepdim=True)) for each in pairs])
     factors = correlation[1]
     shape = torch.hann_window(window, dtype=torch.float64)
     pieces = scaled.diff(dim=1).unfold(1, window, num_frequencies)
-    power = torch.fft.rfft(pieces * shape).abs().square().mean((0, 1)) / shape.square().sum()
+    periodograms = torch.fft.rfft(pieces * shape).abs().square() / shape.square().sum()
+    power = periodograms.mean((0, 1))
     frequencies = torch.linspace(0, math.pi, num_frequencies + 1, dtype=torch.float64)
     wave = frequencies.cos()
     null = ((1 - factors**2)[:, None] * (2 - 2 * wave)) / (
@@ -95,10 +100,12 @@ def spectra(draws: Draws | Tensor, *, num_frequencies: int = 64, max_lag: int = 
         frequencies=frequencies[1:],
         power=power.mean(0)[1:],
         power_std=power.std(0, correction=0)[1:],
+        power_error=block_error(periodograms.mean(2))[1:],
         null_power=null.mean(0)[1:],
         lags=lags,
         autocorrelation=correlation.mean(1),
         autocorrelation_std=correlation.std(1, correction=0),
+        autocorrelation_error=correlation_error,
         null_autocorrelation=(factors ** lags[:, None]).mean(1),
         factors=factors,
         stationary=is_stationary(series),

@@ -52,7 +52,7 @@ def test_gradient_noise(batching):
     n, batch_size = 50, 10
     x = torch.randn(n, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     x = x * torch.tensor([1.0, 3.0])
-    found = pvi.gradient_noise(
+    found = pvi.gradient_variance(
         mean_model(n),
         torch.zeros(50, 2),
         x,
@@ -70,7 +70,7 @@ def test_gradient_noise_of_a_control_variate_is_none():
     x = torch.randn(50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     target = mean_model(50)
     estimator = pvi.control_variate(target, x, torch.zeros(2))
-    found = pvi.gradient_noise(estimator, torch.ones(3, 2), x, batch_size=5)
+    found = pvi.gradient_variance(estimator, torch.ones(3, 2), x, batch_size=5)
     assert found.abs().max() < 1e-20
     assert pvi.suggest_step_size(estimator, x, batch_size=5, verbose=False).gradient_noise < 1e-20
 

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -39,6 +41,55 @@ def test_rates_are_those_of_the_exact_law():
     lagged = draws[:, 1:].flatten(0, 1).T @ draws[:, :-1].flatten(0, 1) / draws[:, 1:, 0].numel()
     wanted = -(lagged - lagged.T) / (2 * law.temperature * ETA)
     assert torch.allclose(q, wanted, rtol=1e-2)
+
+
+def test_rates_and_errors_are_their_formulas():
+    _, draws = sgd_runs(40, 60)
+    shifted = draws + torch.tensor([3.0, -2.0])
+    found = sgdvi.circulation(shifted, ETA, lag=3, num_blocks=40, num_flips=99)
+    x = draws - draws.mean((0, 1))
+    before, after = x[:, :-3], x[:, 3:]
+    area = before[..., 0] * after[..., 1] - before[..., 1] * after[..., 0]
+    blocks = area.mean(1) / (3 * ETA)
+    assert float(found.rates[0, 1]) == pytest.approx(float(blocks.mean()), rel=1e-9)
+    error = float(blocks.std()) / 40**0.5
+    assert float(found.standard_error[0, 1]) == pytest.approx(error, rel=1e-9)
+    q, q_error = found.q(0.2)
+    assert torch.allclose(q, found.rates / 0.4)
+    assert torch.allclose(q_error, found.standard_error / 0.4)
+    assert found.lag == pytest.approx(3 * ETA)
+    # A run as irreversible as can be: no flip comes near, and no p-value is 0.
+    turn = torch.arange(400.0)[None, :, None] + torch.arange(10.0)[:, None, None]
+    circle = torch.cat([turn.cos(), turn.sin()], -1)
+    certain = sgdvi.circulation(circle, 1.0, num_flips=99, num_blocks=10)
+    assert certain.p_values[0, 1] <= 0.03
+    assert certain.p_values.min() > 0
+    assert float(certain.rates[0, 1]) == pytest.approx(math.sin(1), rel=1e-2)
+
+
+def test_the_joint_test_allows_for_the_number_of_planes():
+    # 45 planes of pure noise: the least of 45 p-values is small, the joint one uniform.
+    generator = torch.Generator().manual_seed(3)
+    joint, least = [], []
+    for _ in range(20):
+        noise = torch.randn(40, 20, 10, generator=generator, dtype=torch.float64)
+        found = sgdvi.circulation(noise, 1.0, num_flips=200)
+        joint.append(found.p_value)
+        least.append(float(found.p_values.min()))
+    assert abs(sum(joint) / 20 - 0.5) < 5 * (1 / 12 / 20) ** 0.5
+    assert sum(least) / 20 < 0.1
+
+
+def test_entropy_production_at_a_longer_lag():
+    _, draws = sgd_runs(100, 400)
+    one = sgdvi.entropy_production(draws, ETA)
+    thinned = sgdvi.entropy_production(draws[:, ::2], 2 * ETA)
+    two = sgdvi.entropy_production(draws, ETA, lag=2)
+    assert two.value == pytest.approx(thinned.value, abs=5 * thinned.standard_error)
+    assert two.value == pytest.approx(one.value, rel=0.3)
+    drift = draws[:16, :200] + torch.linspace(0, 5, 200)[None, :, None]
+    with pytest.warns(sgdvi.NotStationaryWarning):
+        sgdvi.entropy_production(drift, ETA)
 
 
 def test_reversible_runs_are_not_called_loops():
@@ -119,7 +170,7 @@ def test_flow_of_the_double_well_has_no_divergence(strength):
     # div j and j . grad Phi alone do not vanish in this example.
     jacobian = torch.func.vmap(torch.func.jacrev(lambda x: double_well.current(x, strength)))
     assert jacobian(points).diagonal(dim1=1, dim2=2).sum(1).abs().max() > 0.1 * strength
-    assert parts.share > 0.05
+    assert parts.share == pytest.approx(float(wanted.norm() / parts.drift.norm()))
 
 
 def test_drift_with_noise_that_depends_on_the_point():
@@ -173,6 +224,21 @@ def test_spectra_of_an_autoregression_are_the_null():
     ratio = found.power[2:] / found.null_power[2:]
     assert (ratio - 1).abs().max() < 0.08
     assert (found.autocorrelation - found.null_autocorrelation).abs().max() < 0.03
+    assert torch.allclose(found.autocorrelation, found.null_autocorrelation, atol=0.03)
+    # Errors and spreads by their definitions, on two coordinates of one run.
+    runs = autoregression(20, 300, 0.9)
+    few = sgdvi.spectra(runs, num_frequencies=8, max_lag=4)
+    scaled = (runs - runs.mean((0, 1))) / runs.std((0, 1), correction=0)
+    product = scaled[:, :-4] * scaled[:, 4:]
+    each = product.mean((0, 1))
+    assert float(few.autocorrelation_std[4]) == pytest.approx(float(each.std(correction=0)))
+    error = product.mean((1, 2)).std() / 20**0.5
+    assert float(few.autocorrelation_error[4]) == pytest.approx(float(error))
+    single = [sgdvi.spectra(runs[..., k : k + 1], num_frequencies=8).power for k in range(2)]
+    assert torch.allclose(few.power_std, (single[0] - single[1]).abs() / 2)
+    chains = [sgdvi.spectra(scaled[k : k + 1], num_frequencies=8, max_lag=4) for k in range(20)]
+    powers = torch.stack([each.power for each in chains])
+    assert torch.allclose(few.power_error, powers.std(0) / 20**0.5, rtol=0.5)
     # Zero at low frequency, long memory: the "signs of a limit cycle", without one.
     assert found.null_power[0] < 0.1 * found.null_power[-1]
 

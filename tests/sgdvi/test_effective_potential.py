@@ -47,6 +47,24 @@ def test_covariance_gives_the_potential_that_theory_predicts():
     assert torch.allclose(found.hessian @ found.covariance, law.temperature * torch.eye(2).double())
 
 
+def test_moments_and_replicates_are_those_of_the_draws():
+    draws = gaussian_draws(C, 5, 4) + torch.arange(5.0)[:, None, None]
+    found = sgdvi.gaussian_potential(draws, 0.3, num_blocks=5)
+    assert torch.allclose(found.covariance, torch.cov(draws.flatten(0, 1).T))
+    for k in range(5):
+        rest = torch.cat([draws[:k], draws[k + 1 :]]).flatten(0, 1)
+        assert torch.allclose(found.replicates[0][k], rest.mean(0))
+        assert torch.allclose(found.replicates[1][k], 0.3 * torch.linalg.inv(torch.cov(rest.T)))
+    # The jackknife's standard error, from its definition.
+    spread = found.replicates[1] - found.replicates[1].mean(0)
+    assert torch.allclose(found.standard_error, (0.8 * spread.square().sum(0)).sqrt())
+    # At the distance x along an axis the potential is U x^2 / 2 if the mean is held.
+    point = found.mean + torch.tensor([100.0, 0.0])
+    assert float(found.band(point)) == pytest.approx(
+        5000 * float(found.standard_error[0, 0]), rel=0.1
+    )
+
+
 def test_standard_errors_know_of_autocorrelation():
     # Var of the sample variance of an AR(1) run is larger by (1 + a^2)/(1 - a^2).
     a, length = 0.9, 20000
@@ -144,6 +162,43 @@ def test_projection_is_the_marginal_potential():
     assert plane.coordinates[..., 0].var() > plane.coordinates[..., 1].var()
 
 
+def test_projection_is_a_kernel_estimate_with_its_error():
+    draws = gaussian_draws(torch.eye(3).double(), 40, 50) * torch.tensor([1.0, 2.0, 0.5])
+    draws = draws + torch.tensor([10.0, -20.0, 30.0])
+    axis = torch.tensor([[0.0], [1.0], [0.0]], dtype=torch.float64)
+    found = sgdvi.project(draws, 2.0, axis)
+    flat = draws[..., 1].flatten() - draws[..., 1].mean()
+    width = flat.std() * 2000 ** (-1 / 5)
+    wanted = torch.exp(-0.5 * ((found.axes[0][:, None] - flat) / width) ** 2).sum(1)
+    wanted = wanted / (2000 * width * (2 * torch.pi) ** 0.5)
+    high = wanted > 0.05 * wanted.max()
+    assert torch.allclose(found.density[high], wanted[high], rtol=0.02)
+    assert torch.allclose(found.potential[high], -2 * (wanted / wanted.max()).log()[high], atol=0.1)
+    # Var of the estimate at x is f(x) / (2 sqrt(pi) n h), and Phi = -T log f.
+    error = 2 / (wanted * 2 * torch.pi**0.5 * 2000 * width).sqrt()
+    assert torch.allclose(found.standard_error[high].mean(), error[high].mean(), rtol=0.35)
+    # The mean is taken off, before directions too: most variance lies along the second axis.
+    assert abs(float(sgdvi.principal_directions(draws, 1)[1, 0])) > 0.99
+
+
+def test_factor_between_potential_and_loss_has_its_error():
+    factors, errors = [], []
+    for seed in range(30):
+        draws = gaussian_draws(torch.eye(1).double(), 20, 20, seed)
+        phi = sgdvi.gaussian_potential(draws, 1.0)
+        points = sgdvi.line(torch.tensor([-1.0]).double(), torch.tensor([1.0]).double())
+        found = sgdvi.compare_potentials(points, phi, lambda x: x[:, 0] ** 2 / 2)
+        factors.append(found.scale)
+        errors.append(found.scale_error)
+    factors, errors = torch.tensor(factors), torch.tensor(errors)
+    assert abs(factors.mean() - 1) < 5 * factors.std() / 30**0.5 + 0.01
+    assert float(errors.mean()) == pytest.approx(float(factors.std()), rel=0.5)
+    fitted = sgdvi.fit_potential(gaussian_draws(torch.eye(1).double(), 20, 100), 1.0, num_centers=9)
+    found = sgdvi.compare_potentials(points, fitted, lambda x: x[:, 0] ** 2 / 2)
+    assert 0.02 < found.scale_error < 0.3
+    assert abs(found.scale - 1) < 5 * found.scale_error
+
+
 def test_slices_and_where_they_disagree():
     a, b, c = (torch.tensor(v, dtype=torch.float64) for v in ([0.0, 0], [1.0, 0], [0.0, 2]))
     points = sgdvi.line(a, b, num=5, margin=0.5)
@@ -186,11 +241,24 @@ def test_short_runs_say_so():
     shrinking = shrinking * torch.linspace(2, 1, 50)[None, :, None]
     with pytest.warns(sgdvi.NotStationaryWarning):
         assert sgdvi.fit_potential(shrinking, 1.0, num_centers=20).stationary is False
-    # False alarms are rare: 100 honest runs at level 1e-3 give few.
+    # Chains that drift in different ways have the same law on average, and nothing to say of one.
+    spread = gaussian_draws(torch.eye(2).double(), 16, 1)
+    drifting = autoregression(16, 400, 0.5) + spread * torch.linspace(-2, 2, 400)[None, :, None]
+    with pytest.warns(sgdvi.NotStationaryWarning, match="a coordinate moves by"):
+        assert not sgdvi.is_stationary(drifting)
+    # A memory of an eighth of the run is too long, a hundredth is not.
+    with pytest.warns(sgdvi.NotStationaryWarning, match="a coordinate moves by"):
+        assert not sgdvi.is_stationary(autoregression(16, 400, 0.98))
+    assert sgdvi.is_stationary(autoregression(16, 400, 0.75))
+
+
+def test_false_alarms_about_stationarity_are_rare():
+    # 300 honest runs at level 1e-3: Poisson with mean 0.3, of an ensemble and of single runs.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for seed in range(100):
-            sgdvi.is_stationary(gaussian_draws(torch.eye(3).double(), 20, 20, seed))
+        for seed in range(150):
+            sgdvi.is_stationary(gaussian_draws(torch.eye(3).double(), 20, 60, seed))
+            sgdvi.is_stationary(gaussian_draws(torch.eye(3).double(), 1, 60, seed))
     assert len(caught) <= 3
 
 

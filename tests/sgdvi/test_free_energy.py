@@ -75,6 +75,21 @@ def test_free_energy_of_an_ensemble_of_sgd():
     assert still.largest_rise > 10
 
 
+def test_values_and_errors_of_an_ensemble_of_known_law():
+    generator = torch.Generator().manual_seed(3)
+    x = 2 * torch.randn(4000, 1, 2, generator=generator, dtype=torch.float64)
+    entropy = 1 + math.log(2 * math.pi) + 2 * math.log(2)
+    for kind in ("gaussian", "neighbours"):
+        found = sgdvi.free_energy_along(x, lambda p: p.square().sum(-1), 0.5, entropy=kind)
+        assert float(found.entropy[0]) == pytest.approx(entropy, abs=0.1)
+        assert float(found.value[0]) == pytest.approx(
+            float(found.energy[0] - 0.5 * found.entropy[0])
+        )
+    # Without entropy the error is that of a mean: Var |x|^2 = 64 here.
+    cold = sgdvi.free_energy_along(x, lambda p: p.square().sum(-1), 1e-9, num_groups=100)
+    assert float(cold.standard_error[0]) == pytest.approx(8 / 4000**0.5, rel=0.35)
+
+
 def test_entropy_by_neighbours_on_a_law_that_is_no_gaussian():
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(4000, 1, 2, generator=generator, dtype=torch.float64) * 3

@@ -90,7 +90,13 @@ def test_trace_estimates_carry_their_errors():
     exact, estimate = noise.trace(), noise.trace(num_probes=200)
     assert exact.standard_error == 0
     assert abs(estimate.value - exact.value) < 5 * estimate.standard_error
-    assert estimate.standard_error < 0.1 * exact.value
+    # Hutchinson's estimator is v' C v for vectors of random signs.
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.stack([torch.randint(2, (43,), generator=generator) for _ in range(200)])
+    signs = 2.0 * signs.double() - 1
+    values = ((signs @ noise.dense()) * signs).sum(1)
+    assert estimate.value == pytest.approx(float(values.mean()), rel=1e-10)
+    assert estimate.standard_error == pytest.approx(float(values.std()) / 200**0.5, rel=1e-10)
     squared = (loop_gradients(net().eval()) - noise.gradient).square().sum(1)
     assert exact.sampling_error == pytest.approx(float(squared.std()) / N**0.5)
     assert sum(noise.by_tensor().values()) == pytest.approx(exact.value)
@@ -112,6 +118,8 @@ def test_spectrum(centered, count):
     assert np.allclose(exact.eigenvalues, wanted[:size], atol=1e-14)
     assert exact.trace == pytest.approx(np.trace(matrix))
     assert exact.rank(np.finfo(np.float64).eps) == np.linalg.matrix_rank(matrix, hermitian=True)
+    assert exact.threshold() == pytest.approx(wanted[0] * 43 * 2**-23)
+    assert exact.rank(0.01 / 43) == (wanted > 0.01 * wanted[0]).sum()
     assert exact.effective_rank == pytest.approx(np.trace(matrix) ** 2 / (matrix**2).sum())
     assert exact.anisotropy == pytest.approx(wanted[0] / wanted.mean())
     assert exact.mean == pytest.approx(wanted.mean())
