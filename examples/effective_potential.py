@@ -298,6 +298,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("effective_potential"))
     parser.add_argument("--work", type=float, default=1.0, help="scales the number of steps")
     arguments = parser.parse_args()
+    if arguments.work < 0.3:
+        parser.error(f"--work must be at least 0.3, or the runs are too short: {arguments.work}")
     folder: Path = arguments.output
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)

@@ -28,6 +28,8 @@ __all__ = [
     "spectrum",
 ]
 
+_LEAST_TEMPERATURE = 1e-5
+
 
 def _axes(axes: Any, num: int = 1, width: float = 5.5) -> Any:
     if axes is not None:
@@ -212,6 +214,8 @@ def reversible_null(found: Spectra, axes: Any = None) -> Any:
 def effective_temperature(found: Comparison, axes: Any = None) -> Any:
     """Variance of each set of draws over the posterior's, by eigendirection of the Hessian.
 
+    Ratios below 1e-5, of directions in which a method does not move, are below the picture.
+
     Args:
         found: from ``compare(..., train_data=...)``.
         axes: to draw on.
@@ -227,6 +231,10 @@ def effective_temperature(found: Comparison, axes: Any = None) -> Any:
     for k, (name, temperatures) in enumerate(found.temperatures.items()):
         axes.loglog(values[up], temperatures[up], ".", color=f"C{k}", label=name, markersize=4)
     axes.axhline(1, color="k", linewidth=0.8)
+    # Where SGD has no noise its variance is rounding: that shall not set the scale.
+    lowest = min(float(each[up].nan_to_num(1.0).min()) for each in found.temperatures.values())
+    if lowest < _LEAST_TEMPERATURE:
+        axes.set_ylim(bottom=_LEAST_TEMPERATURE)
     axes.set(
         xlabel="eigenvalue of the Hessian of the potential (nats)",
         ylabel="variance over the reference's",

@@ -175,6 +175,9 @@ def test_calibration_error_by_hand():
     # Bins: {0.9, 0.9} with half right, {0.6, 0.6} with half right.
     wanted = 0.5 * abs(0.9 - 0.5) + 0.5 * abs(0.6 - 0.5)
     assert pvi.comparison.calibration_error(probs, targets) == pytest.approx(wanted)
+    # Too sure in one bin does not make up for too cautious in another.
+    mixed = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]])
+    assert pvi.comparison.calibration_error(mixed, torch.tensor([0, 1, 0, 0])) == pytest.approx(0.4)
 
 
 def test_hessian_by_finite_differences():

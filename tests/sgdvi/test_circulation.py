@@ -167,6 +167,16 @@ def test_flow_of_the_double_well_has_no_divergence(strength):
     assert torch.allclose(parts.circulating, wanted, atol=1e-12)
     assert torch.allclose(parts.gradient + parts.circulating, parts.drift, atol=1e-12)
     assert parts.flow_divergence.abs().max() < 1e-10
+    # The same process at twice the temperature, with twice the potential and half the diffusion.
+    twice = sgdvi.decompose_drift(
+        points,
+        lambda x: double_well.drift(x, strength),
+        lambda x: 2 * double_well.potential(x),
+        0.5 * torch.eye(2),
+        temperature=2.0,
+    )
+    assert torch.allclose(twice.circulating, wanted, atol=1e-12)
+    assert twice.flow_divergence.abs().max() < 1e-10
     # div j and j . grad Phi alone do not vanish in this example.
     jacobian = torch.func.vmap(torch.func.jacrev(lambda x: double_well.current(x, strength)))
     assert jacobian(points).diagonal(dim1=1, dim2=2).sum(1).abs().max() > 0.1 * strength
