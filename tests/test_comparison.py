@@ -209,6 +209,16 @@ def test_particles_that_interact_have_no_ess_and_no_temperature():
     assert found.rows["svgd"]["ess"] is None
     assert found.rows["svgd"]["temperature"] is None
     assert found.rows["svgd"]["draws"] == 10
+    # Without chains to refer to, the posterior's variance is the inverse curvature.
+    other = pvi.compare(
+        {"svgd": stein, "posterior": exact_draws(model, data)},
+        data,
+        reference="svgd",
+        train_data=data,
+    )
+    assert torch.allclose(other.temperatures["posterior"], torch.tensor(1.0).double(), rtol=0.16)
+    error = other.temperature_errors["posterior"]
+    assert torch.allclose(error, torch.tensor((2 / 2000) ** 0.5).double(), rtol=0.5)
 
 
 def test_bad_input():

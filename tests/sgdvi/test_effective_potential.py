@@ -237,6 +237,10 @@ def test_short_runs_say_so():
     with pytest.warns(sgdvi.NotStationaryWarning, match="too short"):
         found = sgdvi.gaussian_potential(drifting, 1.0)
     assert found.stationary is False
+    # A step of less than a standard deviation shows in the means of batches.
+    step = 0.8 * (torch.arange(400) >= 200)[None, :, None]
+    with pytest.warns(sgdvi.NotStationaryWarning, match="standard errors"):
+        assert not sgdvi.is_stationary(autoregression(1, 400, 0.0) + step)
     shrinking = gaussian_draws(torch.eye(2).double(), 100, 50)
     shrinking = shrinking * torch.linspace(2, 1, 50)[None, :, None]
     with pytest.warns(sgdvi.NotStationaryWarning):
