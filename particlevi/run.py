@@ -109,6 +109,7 @@ class Run:
         self.seconds = 0.0
         self.saved_draws: list[int] = [0]
         self.interrupted = False
+        self.warned = False
 
     def start(self, initial: Tensor, noise_seed: int, batch_seed: int) -> None:
         """Begin at ``initial``."""
@@ -246,6 +247,7 @@ class Run:
             raise DivergenceError(self._divergence_message(new), self._draws_before(new))
         if new:
             warnings.warn(self._divergence_message(new), stacklevel=4)
+        self._warn(info)
         bar.update(self.step - bar.n)
         alive = [c for c in range(self.settings.num_particles) if c not in lost]
         shown = {"potential": f"{float(info.potential[alive].mean()):.4g}"}
@@ -254,6 +256,16 @@ class Run:
                 short = name.removesuffix("_temperature")[:4]
                 shown[f"T_{short}"] = f"{float(value[alive].mean()):.3g}"
         bar.set_postfix(shown, refresh=False)
+
+    def _warn(self, info: Any) -> None:
+        """What the sampler has to say, once."""
+        ask = self.sampler.warning
+        if ask is None or self.warned or self.step <= self.settings.num_warmup:
+            return
+        message = ask(info, self.controls)
+        if message is not None:
+            self.warned = True
+            warnings.warn(message, stacklevel=5)
 
     def _divergence_message(self, new: dict[int, int]) -> str:
         kind = "Particles" if self.sampler.interacting else "Chains"

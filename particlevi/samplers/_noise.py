@@ -1,10 +1,11 @@
 """Gradient noise that a sampler takes out of the noise it injects: known, or found on the way.
 
-Online, each chain keeps a moving average of the variance that ``in_halves`` finds at each step,
-over the last thousand steps or so, and of all steps as long as there are fewer. A step uses the
-average of the steps before it, so that the injected variance does not depend on the noise of the
-step itself: on a quadratic potential its mean is exactly what a known variance would give, up to
-what is cut off at zero.
+Online, each chain keeps a moving average of the variance that ``in_halves`` finds at each step.
+The k-th step enters with the weight ``max(4 / (k + 3), 1 / 1000)``, which lets go of the noise far
+from the mode, where chains begin, within a few times the steps spent there. A step uses the average
+of the steps before it, so that the injected variance does not depend on the noise of the step
+itself: on a quadratic potential its mean is exactly what a known variance would give, up to what is
+cut off at zero.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from particlevi.typing import JSON, Controls, Gradient
 __all__ = ["Average", "CompensatedInfo", "CompensatedMomentumInfo", "Noise"]
 
 ONLINE = "online"
+FORGETTING = 4
 HORIZON = 1000
 MOST_CLIPPED = 0.01
 
@@ -100,7 +102,7 @@ class Noise:
         if not self.online:
             return gradient_at(position), self.known, memory
         found, variance = gradient_at(position)
-        weight = (1 / (memory.steps + 1)).clamp(min=1 / HORIZON)
+        weight = (FORGETTING / (memory.steps + FORGETTING)).clamp(min=1 / HORIZON)
         average = memory.variance + weight * (variance - memory.variance)
         return found, memory.variance, Average(average, memory.steps + 1)
 
