@@ -129,11 +129,11 @@ class Noise:
                 return None
             h, temperature = float(controls["step_size"]), float(controls["temperature"])
             return (
-                f"The gradient noise, of variance {float(info.gradient_noise.mean()):.3g} (mean "
-                f"over parameters), is more than the {limit(h, temperature):.3g} that can be taken "
-                f"out of the injected noise for {float(info.clipped.mean()):.0%} of the "
-                "parameters, so that draws come out too wide. Take a smaller step_size (it was "
-                f"{h:.3g}), larger batches, or more friction where there is one."
+                f"For {float(info.clipped.mean()):.0%} of the parameters the gradient noise has a "
+                f"variance above {limit(h, temperature):.3g}, all that can be taken out of the "
+                f"injected noise (it is {float(info.gradient_noise.mean()):.3g} on average), so "
+                f"that their draws come out too wide. Take a smaller step_size (it was {h:.3g}), "
+                "larger batches, or more friction where there is one."
             )
 
         return say
