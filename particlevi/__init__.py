@@ -5,6 +5,7 @@ from typing import Any
 
 from particlevi.collapse import check_collapse
 from particlevi.diagnostics.groups import group_diagnostics
+from particlevi.diagnostics.stability import check_stability
 from particlevi.diagnostics.step_size import gradient_noise, largest_curvature, suggest_step_size
 from particlevi.draws import Draws, Prediction
 from particlevi.gradients.control_variate import control_variate
@@ -76,6 +77,7 @@ __all__ = [
     "additive",
     "baoab",
     "check_collapse",
+    "check_stability",
     "compare",
     "constant",
     "control_variate",
