@@ -363,6 +363,7 @@ class Run:
                 **self.identity["sampler"],
                 **asdict(self.settings),
                 "step_size": describe(self.schedules["step_size"]),
+                "gradients_per_step": self.sampler.gradients_per_step,
             },
             fingerprint=self.identity["potential"],
             potential=self.potential,

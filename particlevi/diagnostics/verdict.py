@@ -120,6 +120,7 @@ def _mixing(draws: Any, inputs: Any, findings: list[Finding], facts: dict[str, f
     ess = np.nanmin(np.append(draws.ess(view, **options), math.inf))
     total = chains * length
     facts["smallest ESS"] = float(ess)
+    facts["smallest ESS per second"] = float(ess) / draws.seconds
     rhat = math.nan
     if chains > 1:
         rhat = float(np.nanmax(np.append(draws.rhat(view, **options), 1.0)))
