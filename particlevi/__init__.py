@@ -111,6 +111,7 @@ __all__ = [
     "obabo",
     "outputs_at",
     "parallel_tempering",
+    "plots",
     "polynomial",
     "product",
     "psghmc",
@@ -134,7 +135,12 @@ __all__ = [
     "tanh_ramp",
 ]
 
-_NEEDS_SCIPY = {"Comparison": "comparison", "compare": "comparison", "sgdvi": "sgdvi"}
+_NEEDS_SCIPY = {
+    "Comparison": "comparison",
+    "compare": "comparison",
+    "plots": "plots",
+    "sgdvi": "sgdvi",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -142,4 +148,4 @@ def __getattr__(name: str) -> Any:
     if name not in _NEEDS_SCIPY:
         raise AttributeError(f"module 'particlevi' has no attribute {name!r}")
     module = importlib.import_module(f"particlevi.{_NEEDS_SCIPY[name]}")
-    return module if name == "sgdvi" else getattr(module, name)
+    return module if name == _NEEDS_SCIPY[name] else getattr(module, name)

@@ -95,6 +95,13 @@ def test_minibatch_model_uses_all_the_data():
     assert found.mean > 2
 
 
+def test_both_are_in_sample_stats():
+    draws = run(pvi.sghmc(model()), 0.5, num_particles=4)
+    stats = draws.to_arviz()["sample_stats"]
+    for name in ("kinetic_temperature", "configurational_temperature"):
+        assert torch.equal(torch.as_tensor(stats[name].to_numpy()), draws.stats[name])
+
+
 def test_refusals():
     target = model()
     draws = run(pvi.sgld(target), 0.1, num_draws=4)

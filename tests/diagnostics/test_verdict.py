@@ -66,6 +66,14 @@ def test_hidden_noise_under_the_thermostat():
     assert "Minibatch noise dominates: the thermostat rests at" in found
 
 
+def test_noise_that_cannot_be_taken_out():
+    with pytest.warns(UserWarning, match="gradient noise has a variance above"):
+        draws = run(pvi.sghmc(NoisyGradient(TARGET, 4.0), gradient_noise=16.0))
+    assert "for 100% of the parameters it is more than" in problems(draws)
+    exact = run(pvi.sghmc(TARGET, gradient_noise=1e-3))
+    assert "dominates" not in problems(exact)
+
+
 def test_rejections():
     draws = run(pvi.hmc(TARGET, num_leapfrog=5), 1.39)
     assert "Most proposals are rejected" in problems(draws)
