@@ -47,6 +47,10 @@ def test_exact_where_the_integrator_is(T):
     for value in found.values():
         assert abs(value.mean - T) < 5 * value.mcse + 1e-3 * T
         assert value.mcse < 0.02 * T
+    # Nearly independent draws of T chi2_60 / 60.
+    for name in ("kinetic", "all"):
+        exact = T * math.sqrt(2 / 60 / 4000)
+        assert 0.9 * exact < found[name].mcse < 1.6 * exact
     for name in ("kinetic", "all"):
         assert found[name].inside == pytest.approx(0.99, abs=0.01)
 
