@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_finite, check_nonnegative
+from particlevi._checks import check_choice, check_finite, check_nonnegative
 from particlevi.gradients.minibatch import as_estimator
 from particlevi.samplers._assemble import MomentumInfo, Nothing, Target
 from particlevi.typing import JSON, Controls, Gradient
@@ -74,20 +74,17 @@ class Noise:
         potential = as_estimator(target).potential
         self.online = isinstance(value, str)
         self.known: float | Tensor = 0.0
-        self.record: JSON = "per parameter"
+        self.record: JSON
         if isinstance(value, Tensor):
             self.known = _checked(value, potential.num_params).to(potential.device, potential.dtype)
-        elif not isinstance(value, str):
+            self.record = "per parameter"
+        elif isinstance(value, str):
+            check_choice("gradient_noise, if not a variance,", value, [ONLINE])
+            self.record = ONLINE
+        else:
             check_nonnegative("gradient_noise", value)
             self.known = self.record = value
-        elif value != ONLINE:
-            raise ValueError(
-                "gradient_noise must be a variance, one per parameter [D], or "
-                f"{ONLINE!r}, got {value!r}."
-            )
-        else:
-            self.record = ONLINE
-        self.present = self.online or isinstance(value, Tensor) or value != 0
+        self.present = isinstance(value, (Tensor, str)) or value != 0
 
     def memory(self, position: Tensor) -> Average | Nothing:
         """What is remembered of earlier steps: nothing if the variance is known."""
@@ -125,9 +122,10 @@ class Noise:
             return None
 
         def say(info: Any, controls: Controls) -> str | None:
-            if float(info.clipped.mean()) <= MOST_CLIPPED:
-                return None
             h, temperature = float(controls["step_size"]), float(controls["temperature"])
+            # At temperature 0, as in the exploring part of a cycle, nothing is injected on purpose.
+            if temperature == 0 or float(info.clipped.mean()) <= MOST_CLIPPED:
+                return None
             return (
                 f"For {float(info.clipped.mean()):.0%} of the parameters the gradient noise has a "
                 f"variance above {limit(h, temperature):.3g}, all that can be taken out of the "

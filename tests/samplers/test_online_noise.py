@@ -179,6 +179,11 @@ def test_no_warning_while_the_chain_warms_up():
     assert draws.warmup_stats["clipped"][:, 10].all()
 
 
+def test_no_warning_at_temperature_zero():
+    sampler = pvi.sgld(conjugate(N), temperature=0.0, gradient_noise="online")
+    assert run(sampler, 1e-3, particles=2, num_draws=5).stats["clipped"].all()
+
+
 def test_control_variates_leave_nothing_to_take_out():
     target = conjugate(N)
     estimator = pvi.control_variate(target, X, X.mean().view(1))
