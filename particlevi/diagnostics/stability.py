@@ -32,7 +32,7 @@ MIN_DATA = 64
 MAX_DATA = 1024
 # A product with the Hessian takes about as long as three gradients.
 GRADIENTS = 3 * (NUM_ITERATIONS + 1)
-SHARE_OF_RUN = 0.02
+SHARE_OF_RUN = 0.05
 
 
 class StabilityWarning(UserWarning):
@@ -99,7 +99,7 @@ def check_stability(
 def check_before_run(
     sampler: Sampler, start: Tensor, data: Any, source: BatchSource, step_size: Schedule, steps: int
 ) -> None:
-    """``check_stability`` at two starting points, for about a fiftieth of the run's own gradients.
+    """``check_stability`` at two starting points, for about a twentieth of the run's own gradients.
 
     The step size is the median over the run. Nothing is done before short runs, nor where so small
     a share of the data could be looked at that it would tell nothing; random streams are left as
