@@ -265,7 +265,7 @@ class Run:
         message = ask(info, self.controls)
         if message is not None:
             self.warned = True
-            warnings.warn(message, stacklevel=5)
+            warnings.warn(message, stacklevel=6)
 
     def _divergence_message(self, new: dict[int, int]) -> str:
         kind = "Particles" if self.sampler.interacting else "Chains"

@@ -144,6 +144,7 @@ def test_one_warning_with_the_numbers_where_it_cannot_be_taken_out(name, noise):
     with pytest.warns(UserWarning, match="gradient noise has a variance above") as caught:
         draws = run(sampler, h, particles=20, num_warmup=100, num_draws=200, thin=1, check_every=10)
     assert len(caught) == 1
+    assert caught[0].filename == __file__
     message = str(caught[0].message)
     limit = float(message.split("variance above ")[1].split(",", maxsplit=1)[0])
     c = math.exp(-4 * h)
