@@ -179,6 +179,14 @@ def test_with_data(kind):
         pvi.sample(pvi.sgld(target), data, step_size=1.5 * limit, **options)
 
 
+def test_the_flattest_point_counts():
+    quartic = pvi.from_log_density(
+        lambda x: -0.25 * (x**4).sum(-1), 1, vectorized=True, dtype=torch.float64
+    )
+    found = pvi.check_stability(pvi.sgld(quartic), 0.1, at=torch.tensor([[3.0], [1.0]]))
+    assert found.curvature == pytest.approx(3)
+
+
 def test_silent_where_nothing_is_known(monkeypatch):
     bank = pvi.structured(TARGET, ("random", 2))
     assert pvi.check_stability(pvi.sgld(bank), 100.0) is None
