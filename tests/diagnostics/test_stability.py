@@ -155,6 +155,7 @@ def test_no_more_than_a_small_share_of_the_run(steps, batch_size, looked_at, mon
 
     def curvature(model, points, one, other):
         seen.append(len(points) * max(len(one.data), len(other.data)))
+        assert not set(map(tuple, one.data.tolist())) & set(map(tuple, other.data.tolist()))
         return torch.ones(len(points))
 
     monkeypatch.setattr(stability, "curvature_at", curvature)
