@@ -73,6 +73,23 @@ def test_every_statistic_of_every_view(draws, of):
     same(draws.autocorrelation_time(of, **options), 6 * 40 / arviz.ess(values, "mean"))
 
 
+def test_logits_count_up_to_what_the_likelihood_does_not_see():
+    """A number added to all logits of a draw changes nothing."""
+    net = torch.nn.Linear(1, 3)
+    model = pvi.from_module(net, pvi.Categorical(), pvi.Normal(1.0), num_data=12)
+    generator = torch.Generator().manual_seed(0)
+    particles = torch.randn(2, 50, model.num_params, generator=generator)
+    moved = particles.clone()
+    moved[..., 3:] += torch.linspace(-9, 9, 50).view(1, 50, 1)
+    first, second = (
+        pvi.Draws(each, {}, shapes=dict(model.layout.shapes), potential=model).ess(
+            "predictions", inputs=X[:2], method="mean"
+        )
+        for each in (particles, moved)
+    )
+    np.testing.assert_allclose(first, second, rtol=1e-3)
+
+
 def test_per_second_and_per_gradient_of_the_whole_run(draws, tmp_path):
     size = draws.ess()
     np.testing.assert_allclose(draws.ess(per="second"), size / draws.seconds)
