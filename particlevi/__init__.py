@@ -5,6 +5,7 @@ from typing import Any
 
 from particlevi.collapse import check_collapse
 from particlevi.diagnostics.groups import group_diagnostics
+from particlevi.diagnostics.stability import check_stability
 from particlevi.diagnostics.step_size import gradient_variance, largest_curvature, suggest_step_size
 from particlevi.draws import Draws, Prediction
 from particlevi.gradients.control_variate import control_variate
@@ -76,6 +77,7 @@ __all__ = [
     "additive",
     "baoab",
     "check_collapse",
+    "check_stability",
     "compare",
     "constant",
     "control_variate",
@@ -109,6 +111,7 @@ __all__ = [
     "obabo",
     "outputs_at",
     "parallel_tempering",
+    "plots",
     "polynomial",
     "product",
     "psghmc",
@@ -132,7 +135,12 @@ __all__ = [
     "tanh_ramp",
 ]
 
-_NEEDS_SCIPY = {"Comparison": "comparison", "compare": "comparison", "sgdvi": "sgdvi"}
+_NEEDS_SCIPY = {
+    "Comparison": "comparison",
+    "compare": "comparison",
+    "plots": "plots",
+    "sgdvi": "sgdvi",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -140,4 +148,4 @@ def __getattr__(name: str) -> Any:
     if name not in _NEEDS_SCIPY:
         raise AttributeError(f"module 'particlevi' has no attribute {name!r}")
     module = importlib.import_module(f"particlevi.{_NEEDS_SCIPY[name]}")
-    return module if name == "sgdvi" else getattr(module, name)
+    return module if name == _NEEDS_SCIPY[name] else getattr(module, name)

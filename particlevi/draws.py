@@ -15,7 +15,6 @@ from torch.utils import _pytree as pytree
 
 from particlevi import checkpoint as files
 from particlevi._checks import (
-    check_choice,
     check_positive_int,
     check_seed,
     is_integer,
@@ -236,34 +235,90 @@ class Draws:
         return values.logsumexp(0) - math.log(len(values))
 
     def ess(
-        self, of: str = "parameters", *, inputs: Any = None, method: str = "bulk", num: int = 100
+        self,
+        of: str = "parameters",
+        *,
+        inputs: Any = None,
+        method: str = "bulk",
+        prob: float | None = None,
+        num: int = 100,
+        per: str | None = None,
     ) -> np.ndarray[Any, Any]:
         """Effective sample sizes, by ArviZ, in blocks of bounded memory.
 
         Args:
             of: ``"parameters"`` ``[K]``; ``"projections"``, ``num`` random directions ``[num]``;
-                or ``"predictions"``, the model's outputs at ``inputs``, ``[B, ...]`` (for classes
-                logits less their mean): the view that does not depend on which hidden unit is
-                which.
-            inputs: probe inputs for predictions.
-            method: of ArviZ: ``"bulk"``, ``"tail"``, ``"mean"``, ``"sd"`` ...
+                ``"predictions"``, the model's outputs at ``inputs``, ``[B, ...]`` (for classes
+                logits less their mean); or ``"log_likelihood"`` of each datum, ``[N]``. The last
+                two do not depend on which hidden unit is which.
+            inputs: probe inputs for predictions; data ``(x, y)`` for the log-likelihood.
+            method: of ArviZ: ``"bulk"``, ``"tail"``, ``"mean"``, ``"sd"``, ``"median"``,
+                ``"quantile"``.
+            prob: which quantile.
             num: how many projections.
+            per: ``"second"``, or ``"gradient"`` (one of the potential, on one batch, for one
+                particle), in place of the number itself: over all that the run took, its warm-up
+                and chains that diverged included, full passes of an SVRG estimator not.
 
         Raises:
             ValueError: interacting particles, or fewer than 4 draws.
         """
-        from particlevi.diagnostics import arviz
+        from particlevi.diagnostics import arviz, views
 
-        found: np.ndarray[Any, Any] = arviz.ess(self._series(of, inputs, num, "ESS"), method=method)
+        values = views.series(self, of, inputs, num, "ESS")
+        found: np.ndarray[Any, Any] = arviz.ess(values, method=method, prob=prob)
+        return found if per is None else found / views.work(self, per)
+
+    def mcse(
+        self,
+        of: str = "parameters",
+        *,
+        inputs: Any = None,
+        method: str = "mean",
+        prob: float | None = None,
+        num: int = 100,
+    ) -> np.ndarray[Any, Any]:
+        """Monte-Carlo standard errors, by ArviZ; arguments as for ``ess``.
+
+        ``method`` is the estimate: ``"mean"``, ``"sd"``, ``"median"`` or ``"quantile"``.
+        """
+        from particlevi.diagnostics import arviz, views
+
+        values = views.series(self, of, inputs, num, "A Monte-Carlo error")
+        found: np.ndarray[Any, Any] = arviz.mcse(values, method=method, prob=prob)
         return found
 
     def rhat(
+        self,
+        of: str = "parameters",
+        *,
+        inputs: Any = None,
+        num: int = 100,
+        superchains: int | None = None,
+    ) -> np.ndarray[Any, Any]:
+        """Rank-normalised split R-hat, by ArviZ; arguments as for ``ess``.
+
+        With ``superchains=K`` it is the nested one, for many short chains: K groups of chains that
+        follow each other, each group begun at a point of its own.
+        """
+        from particlevi.diagnostics import arviz, nested, views
+
+        values = views.series(self, of, inputs, num, "R-hat")
+        found: np.ndarray[Any, Any]
+        if superchains is None:
+            found = arviz.rhat(values)
+        else:
+            found = nested.nested_rhat(values.double().cpu(), superchains)
+        return found
+
+    def autocorrelation_time(
         self, of: str = "parameters", *, inputs: Any = None, num: int = 100
     ) -> np.ndarray[Any, Any]:
-        """Rank-normalised split R-hat, by ArviZ; arguments as for ``ess``."""
-        from particlevi.diagnostics import arviz
+        """Integrated autocorrelation times in draws, ``P T / ESS`` of the mean; as for ``ess``."""
+        from particlevi.diagnostics import arviz, views
 
-        found: np.ndarray[Any, Any] = arviz.rhat(self._series(of, inputs, num, "R-hat"))
+        values = views.series(self, of, inputs, num, "An autocorrelation time")
+        found: np.ndarray[Any, Any] = arviz.integrated_autocorrelation_time(values)
         return found
 
     def temperatures(self, data: Any = None, *, thin: int = 1) -> dict[str, Any]:
@@ -303,45 +358,6 @@ class Draws:
         if verbose:
             print(verdict)
         return verdict
-
-    def _series(self, of: str, inputs: Any, num: int, what: str) -> Tensor:
-        check_choice("of", of, ["parameters", "projections", "predictions"])
-        if "recombined" in self.attrs:
-            raise ValueError(
-                f"{what} is a statement about Markov chains; recombined draws are picked "
-                "independently. Take it of the draws that they were made from."
-            )
-        if self.interacting:
-            raise ValueError(
-                f"{what} is a statement about Markov chains; these {len(self.particles)} particles "
-                "interact, so they are one set of draws without an order. Compare predictions, or "
-                "the discrepancy to the posterior, instead."
-            )
-        if of == "predictions":
-            return self._identified(self._outputs_at(inputs))
-        if of == "projections":
-            generator = torch.Generator().manual_seed(0)
-            size = self.particles.shape[-1]
-            values = []
-            for _ in range(num):
-                direction = torch.randn(size, generator=generator) / math.sqrt(size)
-                values.append(self.particles.to(direction.dtype) @ direction)
-            return torch.stack(values, dim=-1)
-        return self.particles
-
-    def _outputs_at(self, inputs: Any) -> Tensor:
-        if self.output_shape is not None:
-            return self.particles.reshape(*self.particles.shape[:2], *self.output_shape)
-        if inputs is None:
-            raise ValueError("ESS of predictions needs probe inputs: inputs=x_test[:100].")
-        return self.outputs(inputs)
-
-    def _identified(self, outputs: Tensor) -> Tensor:
-        """Outputs without the directions that the likelihood does not see."""
-        likelihood = None if self.potential is None else self.potential.likelihood
-        if likelihood is not None and likelihood.classes:
-            return outputs - outputs.mean(-1, keepdim=True)
-        return outputs
 
     def to_arviz(
         self,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from particlevi.comparison import Comparison
+from particlevi.diagnostics.temperatures import chi_square_interval, temperature_set
 from particlevi.draws import Draws
 from particlevi.sgdvi.currents import Current
 from particlevi.sgdvi.series import as_series
@@ -26,6 +27,7 @@ __all__ = [
     "potential_against_loss",
     "reversible_null",
     "spectrum",
+    "temperatures",
 ]
 
 _LEAST_TEMPERATURE = 1e-5
@@ -69,6 +71,57 @@ def spectrum(found: Spectrum, axes: Any = None) -> Any:
         ylabel="eigenvalue of C",
         title=f"Gradient noise: D = {found.num_params}, N = {found.num_data}",
     )
+    return axes
+
+
+def temperatures(draws: Draws, data: Any = None, *, thin: int = 1, axes: Any = None) -> Any:
+    """Kinetic and configurational temperature, in total and of each tensor.
+
+    Points are means over the run with two Monte-Carlo standard errors to each side. Grey bars are
+    99 % intervals of a single draw, ``T chi2_D / D``; beside them stands the share of the draws
+    inside, 99 % for exact Gaussian draws.
+
+    Args:
+        draws: of chains at one temperature, with all parameters kept.
+        data: as given to ``sample``.
+        thin: for the configurational temperatures, use every ``thin``-th draw.
+        axes: to draw on.
+
+    Raises:
+        ValueError: several temperatures, or draws that have none; see ``Draws.temperatures``.
+    """
+    every = temperature_set(draws)
+    target = float(every.mean())
+    if float(every.max() - every.min()) > 1e-6 * abs(target):
+        raise ValueError(
+            f"These draws were taken at temperatures from {float(every.min()):.3g} to "
+            f"{float(every.max()):.3g}; the picture is of one: draws.select(chains) picks chains."
+        )
+    found = draws.temperatures(data, thin=thin)
+    if axes is None:
+        axes = _axes(None)
+        axes.figure.set_figheight(1.5 + 0.35 * len(found))
+    labels = {"kinetic": "kinetic", "all": "configurational"}
+    rows = np.arange(len(found))
+    for row, each in zip(rows, found.values(), strict=True):
+        low, high = chi_square_interval(target, each.size)
+        axes.barh(row, high - low, left=low, height=0.6, color="0.88")
+        axes.annotate(
+            f"{each.inside:.1%}",
+            (high, row),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            color="0.4",
+            fontsize=8,
+        )
+    means, errors = ([getattr(each, name) for each in found.values()] for name in ("mean", "mcse"))
+    axes.errorbar(means, rows, xerr=2 * np.array(errors), fmt="o", color="C0", ms=4, capsize=3)
+    axes.axvline(target, color="k", linewidth=0.8)
+    axes.set_yticks(rows, [labels.get(name, name) for name in found])
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set(xlabel="temperature", title=f"Temperatures (set to {target:g})")
     return axes
 
 

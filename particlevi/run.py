@@ -109,6 +109,7 @@ class Run:
         self.seconds = 0.0
         self.saved_draws: list[int] = [0]
         self.interrupted = False
+        self.warned = False
 
     def start(self, initial: Tensor, noise_seed: int, batch_seed: int) -> None:
         """Begin at ``initial``."""
@@ -234,7 +235,7 @@ class Run:
             warnings.warn(
                 f"Interrupted after {self.step} of {self.num_steps} steps: returning "
                 f"{self._draws_kept()} of {settings.num_draws} draws{where}.",
-                stacklevel=3,
+                stacklevel=4,
             )
         return self._draws()
 
@@ -245,7 +246,8 @@ class Run:
             self.seconds = time.perf_counter() - began
             raise DivergenceError(self._divergence_message(new), self._draws_before(new))
         if new:
-            warnings.warn(self._divergence_message(new), stacklevel=4)
+            warnings.warn(self._divergence_message(new), stacklevel=5)
+        self._warn(info)
         bar.update(self.step - bar.n)
         alive = [c for c in range(self.settings.num_particles) if c not in lost]
         shown = {"potential": f"{float(info.potential[alive].mean()):.4g}"}
@@ -254,6 +256,16 @@ class Run:
                 short = name.removesuffix("_temperature")[:4]
                 shown[f"T_{short}"] = f"{float(value[alive].mean()):.3g}"
         bar.set_postfix(shown, refresh=False)
+
+    def _warn(self, info: Any) -> None:
+        """What the sampler has to say, once."""
+        ask = self.sampler.warning
+        if ask is None or self.warned or self.step <= self.settings.num_warmup:
+            return
+        message = ask(info, self.controls)
+        if message is not None:
+            self.warned = True
+            warnings.warn(message, stacklevel=6)
 
     def _divergence_message(self, new: dict[int, int]) -> str:
         kind = "Particles" if self.sampler.interacting else "Chains"
@@ -351,6 +363,7 @@ class Run:
                 **self.identity["sampler"],
                 **asdict(self.settings),
                 "step_size": describe(self.schedules["step_size"]),
+                "gradients_per_step": self.sampler.gradients_per_step,
             },
             fingerprint=self.identity["potential"],
             potential=self.potential,

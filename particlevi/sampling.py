@@ -13,6 +13,7 @@ from torch import Tensor
 from particlevi import checkpoint as files
 from particlevi._checks import check_finite, check_particles, check_positive_int, check_seed
 from particlevi.batches import is_tensors
+from particlevi.diagnostics.stability import check_before_run
 from particlevi.draws import Draws
 from particlevi.potentials.random import draw_seed
 from particlevi.recording import describe_keep
@@ -64,7 +65,9 @@ def sample(
 
     After ``num_warmup`` steps come ``num_draws * thin`` more; every ``thin``-th ends in a draw.
     Ctrl-C ends the run and returns what was drawn. Chains that become non-finite or run away are
-    left out of the result, with a warning that tells the step at which it happened.
+    left out of the result, with a warning that tells the step at which it happened. Before a run of
+    a thousand steps or more, a step size beyond the stable range of the sampler at the starting
+    points is warned of (``pvi.check_stability``).
 
     Args:
         sampler: from ``pvi.sgld(potential)`` and its like.
@@ -177,6 +180,7 @@ def sample(
     with torch.no_grad(), _global_seed(seeds.everything_else, potential.device):
         run = Run(sampler, data, settings, schedule, keep, folder)
         run.start(start, seeds.noise, seeds.batches)
+        check_before_run(sampler, start, data, run.source, schedule, run.num_steps)
         return run.loop(progress)
 
 

@@ -106,6 +106,11 @@ class GradientEstimator(Protocol):
         """Its arguments, for the record."""
         ...
 
+    @property
+    def gradients(self) -> int:
+        """Gradients of the potential on a batch that one estimate takes."""
+        ...
+
     def init(self, particles: Tensor, generator: torch.Generator) -> Any:
         """The estimator's state: a NamedTuple of tensors, empty if it has none."""
         ...
@@ -158,6 +163,11 @@ class Sampler:
         schedules: scalars other than the step size that change over steps, by name.
         settings: the arguments of the method, for the record.
         interacting: whether particles see each other, so that they are no chains.
+        gradients_per_step: gradients of the potential on a batch that a step takes per particle.
+        max_step_size: beyond which it is unstable on a Gaussian, as a function of the largest
+            curvature; None where that is not known.
+        warning: ``(info, controls) -> str | None``, what is wrong with a step, if something is; the
+            loop asks now and then after the warm-up, and warns once.
     """
 
     name: str
@@ -169,6 +179,9 @@ class Sampler:
     schedules: Mapping[str, Schedule] = field(default_factory=dict)
     settings: Mapping[str, JSON] = field(default_factory=dict)
     interacting: bool = False
+    gradients_per_step: int = 1
+    max_step_size: Callable[[float], float] | None = None
+    warning: Callable[[Any, Controls], str | None] | None = None
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())

@@ -80,6 +80,8 @@ SAMPLERS = {
     "psgld": SamplerCase(pvi.psgld, 1e-3),
     "sghmc": SamplerCase(pvi.sghmc, 1e-2),
     "sghmc_compensated": SamplerCase(pvi.sghmc, 1e-2, {"gradient_noise": 3.0}),
+    "sghmc_online": SamplerCase(pvi.sghmc, 1e-2, {"gradient_noise": "online", "friction": 9.0}),
+    "sgld_online": SamplerCase(pvi.sgld, 1e-3, {"gradient_noise": "online"}),
     "sgld_compensated": SamplerCase(pvi.sgld, 1e-3, {"gradient_noise": 3.0}),
     "psgld_divergence": SamplerCase(pvi.psgld, 1e-3, {"divergence": True}),
     "sghmc_symplectic": SamplerCase(pvi.sghmc, 1e-2, {"integrator": "symplectic"}),

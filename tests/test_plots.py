@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -7,7 +9,10 @@ import torch
 
 import particlevi as pvi
 from particlevi import plots, sgdvi
+from particlevi.diagnostics.temperatures import chi_square_interval
+from particlevi.potentials.layout import Layout
 from tests.sgdvi import double_well
+from tests.stationarity.laws import quadratic, random_hessian
 from tests.test_comparison import exact_draws, regression
 
 
@@ -88,6 +93,30 @@ def test_effective_temperature():
     assert torch.allclose(curve(axes, "hot"), found.temperatures["hot"])
     with pytest.raises(ValueError, match="train_data"):
         plots.effective_temperature(pvi.compare(sets, data))
+
+
+def test_temperatures():
+    target = quadratic(random_hessian(60, 0.5, 2.0, seed=1))
+    target = replace(target, layout=Layout({"weight": (5, 10), "bias": (10,)}))
+    run = {"step_size": 0.5, "num_particles": 20, "num_warmup": 50, "progress": False}
+    draws = pvi.sample(pvi.sghmc(target, temperature=2.0), num_draws=20, thin=4, **run)
+    found = draws.temperatures()
+    axes = plots.temperatures(draws)
+    names = ["kinetic", "configurational", "weight", "bias"]
+    assert [each.get_text() for each in axes.get_yticklabels()] == names
+    points, _, (bars,) = axes.containers[-1]
+    assert list(points.get_xdata()) == [each.mean for each in found.values()]
+    for segment, each in zip(bars.get_segments(), found.values(), strict=True):
+        assert segment[1, 0] - segment[0, 0] == pytest.approx(4 * each.mcse)
+    low, high = chi_square_interval(2.0, 10)
+    last = axes.patches[-1]
+    assert (last.get_x(), last.get_x() + last.get_width()) == pytest.approx((low, high))
+    assert axes.texts[0].get_text() == f"{found['kinetic'].inside:.1%}"
+    assert "set to 2" in axes.get_title()
+    ladder = pvi.sample(pvi.parallel_tempering(target), num_draws=8, **run)
+    with pytest.raises(ValueError, match=r"from 1 to 8.*draws\.select"):
+        plots.temperatures(ladder)
+    assert plots.temperatures(ladder.select(slice(0, None, 4)), axes=axes) is axes
 
 
 def test_given_axes_are_used(runs):

@@ -483,7 +483,7 @@ def test_progress_tells_potential_and_temperature(capsys):
     shown = capsys.readouterr().err
     assert "sgld" in shown
     assert "potential=" in shown
-    assert "T_config" in shown
+    assert "T_conf" in shown
 
 
 def test_a_sampler_says_what_it_is():

@@ -31,7 +31,13 @@ from particlevi._checks import check_fraction, check_positive, check_positive_in
 from particlevi.diagnostics import arviz
 from particlevi.gradients.full import full_gradient, whole
 
-__all__ = ["Temperature", "chi_square_interval", "configurational", "kinetic"]
+__all__ = [
+    "Temperature",
+    "chi_square_interval",
+    "configurational",
+    "kinetic",
+    "temperature_set",
+]
 
 
 class Temperature(NamedTuple):
@@ -81,7 +87,8 @@ def _summary(values: Tensor, size: int, temperature: Tensor) -> Temperature:
     return Temperature(float(values.double().mean()), error, size, inside)
 
 
-def _set_temperature(draws: Any) -> Tensor:
+def temperature_set(draws: Any) -> Tensor:
+    """The temperature that the sampler was set to at each draw, ``[T]`` or ``[P, T]``."""
     for name in ("replica_temperature", "temperature"):
         if name in draws.stats:
             found: Tensor = draws.stats[name]
@@ -101,7 +108,7 @@ def kinetic(draws: Any) -> Temperature:
             "temperature: see the configurational one."
         )
     size = sum(math.prod(shape) for shape in draws.shapes.values())
-    return _summary(draws.stats["kinetic_temperature"], size, _set_temperature(draws))
+    return _summary(draws.stats["kinetic_temperature"], size, temperature_set(draws))
 
 
 def configurational(
@@ -136,7 +143,7 @@ def configurational(
     flat = kept.reshape(-1, size)
     gradients = [full_gradient(model, p, data, batch_size).gradient for p in flat.split(chunk_size)]
     virial = ((flat - flat.mean(0)) * torch.cat(gradients)).double()
-    temperature = _set_temperature(draws)[..., ::thin]
+    temperature = temperature_set(draws)[..., ::thin]
     found = {"all": _summary(virial.mean(-1).view(chains, length), size, temperature)}
     for name, where in model.layout.slices().items():
         part = virial[:, where]

@@ -15,6 +15,7 @@ MAX_RHAT = 1.01
 MIN_ESS = 400.0
 MIN_ACCEPTANCE = 0.4
 MIN_SWAPS = 0.1
+MAX_CLIPPED = 0.01
 MAX_COORDINATES = 200
 # A temperature is off if it is so by more than both of these.
 TEMPERATURE_Z = 4.0
@@ -120,6 +121,7 @@ def _mixing(draws: Any, inputs: Any, findings: list[Finding], facts: dict[str, f
     ess = np.nanmin(np.append(draws.ess(view, **options), math.inf))
     total = chains * length
     facts["smallest ESS"] = float(ess)
+    facts["smallest ESS per second"] = float(ess) / draws.seconds
     rhat = math.nan
     if chains > 1:
         rhat = float(np.nanmax(np.append(draws.rhat(view, **options), 1.0)))
@@ -172,6 +174,17 @@ def _temperatures(
         found = temperatures.configurational(draws, data, thin=thin)["all"]
         facts["configurational temperature"] = found.mean
         _judge("configurational", found, target, findings)
+    if "clipped" in stats:
+        share = facts["noise beyond compensation"] = float(stats["clipped"].mean())
+        if share > MAX_CLIPPED:
+            findings.append(
+                Finding(
+                    f"Minibatch noise dominates: for {share:.0%} of the parameters it is more than "
+                    "the sampler injects, so that it cannot be taken out.",
+                    "Take a smaller step size, larger batches, more friction, or "
+                    "pvi.control_variate.",
+                )
+            )
     if "thermostat" in stats:
         settings = draws.attrs.get("sampler_settings", {})
         rest, free = float(stats["thermostat"].mean()), float(settings.get("diffusion", math.nan))

@@ -64,6 +64,7 @@ class control_variate:
     chunk_size: int = 1024
     refresh: int | None = None
     name: str = field(default="control_variate", init=False)
+    gradients: int = field(default=2, init=False)
 
     @property
     def settings(self) -> Mapping[str, JSON]:

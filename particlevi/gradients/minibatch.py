@@ -35,6 +35,7 @@ class minibatch:
     potential: ModelPotential
     name: str = field(default="minibatch", init=False)
     settings: Mapping[str, JSON] = field(default_factory=dict, init=False)
+    gradients: int = field(default=1, init=False)
 
     def init(self, particles: Tensor, generator: torch.Generator) -> Stateless:
         """Nothing to remember."""

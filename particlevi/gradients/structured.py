@@ -65,6 +65,11 @@ class _SelfAveraged(ABC):
         """M."""
         return self.partition.num_groups
 
+    @property
+    def gradients(self) -> int:
+        """Gradients of the potential on a batch that one estimate takes."""
+        return 1 if self._plain() else self.num_composites
+
     def _common_settings(self, groups: Groups) -> dict[str, JSON]:
         rule: JSON
         if isinstance(groups, Tensor):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from particlevi._checks import check_finite, check_nonnegative, check_particles
+from particlevi._checks import check_particles
+from particlevi.gradients.halves import in_halves
 from particlevi.gradients.minibatch import as_estimator
 from particlevi.potentials.potential import ModelPotential
 from particlevi.schedules import as_schedule, describe
@@ -27,12 +29,14 @@ from particlevi.typing import (
 
 __all__ = [
     "GradientAt",
+    "Info",
+    "MomentumInfo",
     "Nothing",
     "Target",
     "assemble",
-    "check_gradient_noise",
     "configurational_temperature",
     "gaussian",
+    "momenta",
     "standard_normal",
 ]
 
@@ -46,6 +50,25 @@ Transition = Callable[[Tensor, Any, GradientAt, Any, Controls], tuple[Tensor, An
 
 class Nothing(NamedTuple):
     """The memory of a method that has none."""
+
+
+class Info(NamedTuple):
+    """Potential and configurational temperature ``[P]`` where the gradient was evaluated."""
+
+    potential: Tensor
+    configurational_temperature: Tensor
+
+
+class MomentumInfo(NamedTuple):
+    """Potential, configurational and kinetic temperature ``[P]``.
+
+    The first two are those where the gradient was evaluated, the kinetic temperature ``p.p/D`` is
+    that at the end of the step.
+    """
+
+    potential: Tensor
+    configurational_temperature: Tensor
+    kinetic_temperature: Tensor
 
 
 def no_memory(position: Tensor, generator: torch.Generator) -> Nothing:
@@ -63,6 +86,12 @@ def gaussian(state: SamplerState, generator: torch.Generator) -> Tensor:
     return standard_normal(state.position, generator)
 
 
+def momenta(position: Tensor, generator: torch.Generator, temperature: float | Schedule) -> Tensor:
+    """Momenta ``[P, D]`` of unit mass at the temperature of the first step."""
+    first = as_schedule("temperature", temperature)(0)
+    return standard_normal(position, generator) * math.sqrt(first)
+
+
 def no_noise(state: SamplerState, generator: torch.Generator) -> tuple[()]:
     """A deterministic method."""
     return ()
@@ -75,23 +104,6 @@ def configurational_temperature(position: Tensor, gradient: Tensor) -> Tensor:
     infinity, as it does under proper priors.
     """
     return (position * gradient).mean(-1)
-
-
-def check_gradient_noise(value: float | Tensor, target: Target) -> tuple[float | Tensor, JSON]:
-    """An estimate of the gradient noise, one variance or one per parameter, and its record."""
-    if not isinstance(value, Tensor):
-        check_nonnegative("gradient_noise", value)
-        return value, value
-    potential = as_estimator(target).potential
-    check_finite("gradient_noise", value, "Estimate it again.")
-    if (value < 0).any():
-        raise ValueError("gradient_noise is a variance: it must not be negative.")
-    if value.shape not in ((), (potential.num_params,)):
-        raise ValueError(
-            "gradient_noise must be one variance or one per parameter "
-            f"[{potential.num_params}], got {list(value.shape)}."
-        )
-    return value.to(potential.device, potential.dtype), "per parameter"
 
 
 def _check_full(batch: Batch | None, num_data: int | None, name: str) -> None:
@@ -117,6 +129,10 @@ def assemble(
     remember: Callable[[Any, Progress], Any] | None = None,
     interacting: bool = False,
     full_batch: bool = False,
+    halves: bool = False,
+    gradients: int = 1,
+    max_step_size: Callable[[float], float] | None = None,
+    warning: Callable[[Any, Controls], str | None] | None = None,
 ) -> Sampler:
     """A sampler from its transition; the estimator's state and noise are threaded through.
 
@@ -133,6 +149,10 @@ def assemble(
         interacting: whether particles see each other.
         full_batch: whether the method is wrong on anything but all the data at every step, so that
             a minibatch is an error.
+        halves: whether ``gradient_at`` gives ``Halves``, with the variance of the estimate.
+        gradients: how often a step evaluates the estimate.
+        max_step_size: as in ``Sampler``.
+        warning: as in ``Sampler``.
     """
     estimator = as_estimator(target)
     scheduled = {key: as_schedule(key, value) for key, value in (schedules or {}).items()}
@@ -154,8 +174,13 @@ def assemble(
         if full_batch:
             _check_full(batch, estimator.potential.num_data, name)
 
-        def gradient_at(particles: Tensor) -> Gradient:
-            return estimator(state.estimator, particles, batch, masks)
+        def gradient_at(particles: Tensor) -> Any:
+            def estimate(part: Batch | None) -> Gradient:
+                return estimator(state.estimator, particles, part, masks)
+
+            if halves:
+                return in_halves(estimate, batch, estimator.potential.num_data)
+            return estimate(batch)
 
         position, memory, info = transition(
             state.position, state.memory, gradient_at, own, controls
@@ -178,4 +203,7 @@ def assemble(
         schedules=scheduled,
         settings={**settings, **{key: describe(value) for key, value in scheduled.items()}},
         interacting=interacting,
+        gradients_per_step=gradients * estimator.gradients,
+        max_step_size=max_step_size,
+        warning=warning,
     )

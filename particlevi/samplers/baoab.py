@@ -33,16 +33,16 @@ from torch import Tensor
 from particlevi._checks import check_positive
 from particlevi.samplers._assemble import (
     GradientAt,
+    MomentumInfo,
     Target,
     assemble,
     configurational_temperature,
     gaussian,
-    standard_normal,
+    momenta,
 )
-from particlevi.schedules import as_schedule
 from particlevi.typing import Controls, Gradient, Sampler, Schedule
 
-__all__ = ["Info", "Memory", "baoab", "move"]
+__all__ = ["Memory", "baoab", "move"]
 
 
 class Memory(NamedTuple):
@@ -50,14 +50,6 @@ class Memory(NamedTuple):
 
     momentum: Tensor
     gradient: Tensor
-
-
-class Info(NamedTuple):
-    """Potential, configurational and kinetic temperature ``[P]``, all at the end of the step."""
-
-    potential: Tensor
-    configurational_temperature: Tensor
-    kinetic_temperature: Tensor
 
 
 def move(
@@ -98,22 +90,22 @@ def baoab(target: Target, friction: float = 1.0, temperature: float | Schedule =
         ValueError: a friction that is not positive, a negative temperature.
     """
     check_positive("friction", friction)
-    start = as_schedule("temperature", temperature)
 
     def memory(position: Tensor, generator: torch.Generator) -> Memory:
-        momentum = standard_normal(position, generator) * start(0) ** 0.5
+        momentum = momenta(position, generator, temperature)
         return Memory(momentum, torch.zeros_like(position))
 
     def transition(
         position: Tensor, memory: Memory, gradient_at: GradientAt, noise: Any, controls: Controls
-    ) -> tuple[Tensor, Memory, Info]:
+    ) -> tuple[Tensor, Memory, MomentumInfo]:
         h, temperature = controls["step_size"], controls["temperature"]
         c = (-friction * h).exp()
         position, memory, (g, potential) = move(
             position, memory, gradient_at, noise, h, c, temperature
         )
         kinetic = memory.momentum.square().mean(-1)
-        return position, memory, Info(potential, configurational_temperature(position, g), kinetic)
+        configurational = configurational_temperature(position, g)
+        return position, memory, MomentumInfo(potential, configurational, kinetic)
 
     return assemble(
         "baoab",
@@ -123,4 +115,5 @@ def baoab(target: Target, friction: float = 1.0, temperature: float | Schedule =
         schedules={"temperature": temperature},
         memory=memory,
         noise=gaussian,
+        max_step_size=lambda curvature: 2 / curvature**0.5,
     )

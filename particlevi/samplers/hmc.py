@@ -126,4 +126,6 @@ def hmc(
         memory=memory,
         noise=noise,
         full_batch=True,
+        gradients=num_leapfrog,
+        max_step_size=lambda curvature: 2 / curvature**0.5,
     )

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from particlevi.samplers._assemble import (
     GradientAt,
+    Info,
     Target,
     assemble,
     configurational_temperature,
@@ -32,20 +33,13 @@ from particlevi.samplers._assemble import (
 )
 from particlevi.typing import Controls, Sampler, Schedule
 
-__all__ = ["Info", "Memory", "leimkuhler_matthews"]
+__all__ = ["Memory", "leimkuhler_matthews"]
 
 
 class Memory(NamedTuple):
     """The noise ``[P, D]`` of the last step."""
 
     noise: Tensor
-
-
-class Info(NamedTuple):
-    """Potential and configurational temperature ``[P]`` where the gradient was evaluated."""
-
-    potential: Tensor
-    configurational_temperature: Tensor
 
 
 def leimkuhler_matthews(target: Target, temperature: float | Schedule = 1.0) -> Sampler:
@@ -86,4 +80,5 @@ def leimkuhler_matthews(target: Target, temperature: float | Schedule = 1.0) -> 
         schedules={"temperature": temperature},
         memory=memory,
         noise=gaussian,
+        max_step_size=lambda curvature: 2 / curvature,
     )

@@ -36,22 +36,17 @@ from torch import Tensor
 from particlevi._checks import check_positive, check_positive_int
 from particlevi.samplers._assemble import (
     GradientAt,
+    MomentumInfo,
     Target,
     assemble,
     configurational_temperature,
+    momenta,
     standard_normal,
 )
-from particlevi.schedules import as_schedule
+from particlevi.samplers.baoab import Memory
 from particlevi.typing import Controls, Gradient, Sampler, SamplerState, Schedule
 
-__all__ = ["AdjustedInfo", "AdjustedMemory", "Info", "Memory", "Point", "obabo"]
-
-
-class Memory(NamedTuple):
-    """Momenta, and the gradient at the position, ``[P, D]`` each."""
-
-    momentum: Tensor
-    gradient: Tensor
+__all__ = ["AdjustedInfo", "AdjustedMemory", "Memory", "Point", "obabo"]
 
 
 class Point(NamedTuple):
@@ -84,16 +79,8 @@ class AdjustedMemory(NamedTuple):
     steps: Tensor
 
 
-class Info(NamedTuple):
-    """Potential, configurational and kinetic temperature ``[P]``, all at the end of the step."""
-
-    potential: Tensor
-    configurational_temperature: Tensor
-    kinetic_temperature: Tensor
-
-
 class AdjustedInfo(NamedTuple):
-    """As ``Info``, with the probability of acceptance at the last test, ``[P]``."""
+    """As ``MomentumInfo``, with the probability of acceptance at the last test, ``[P]``."""
 
     potential: Tensor
     configurational_temperature: Tensor
@@ -145,13 +132,12 @@ def obabo(
             first step, a minibatch under a Metropolis test.
     """
     check_positive("friction", friction)
-    start = as_schedule("temperature", temperature)
     adjusted = metropolis_every is not None
     if metropolis_every is not None:
         check_positive_int("metropolis_every", metropolis_every)
 
     def memory(position: Tensor, generator: torch.Generator) -> Memory | AdjustedMemory:
-        p = standard_normal(position, generator) * start(0) ** 0.5
+        p = momenta(position, generator, temperature)
         zeros, none = torch.zeros_like(position), position.new_zeros(len(position))
         if not adjusted:
             return Memory(p, zeros)
@@ -172,14 +158,15 @@ def obabo(
 
     def transition(
         position: Tensor, memory: Memory, gradient_at: GradientAt, noise: Any, controls: Controls
-    ) -> tuple[Tensor, Memory, Info]:
+    ) -> tuple[Tensor, Memory, MomentumInfo]:
         h, temperature = controls["step_size"], controls["temperature"]
         c = (-0.5 * friction * h).exp()
         spread = (temperature * (1 - c**2)).sqrt()
         p = c * memory.momentum + spread * noise[0]
         position, p, (g, potential) = _leapfrog(position, p, memory.gradient, gradient_at, h)
         p = c * p + spread * noise[1]
-        info = Info(potential, configurational_temperature(position, g), p.square().mean(-1))
+        configurational = configurational_temperature(position, g)
+        info = MomentumInfo(potential, configurational, p.square().mean(-1))
         return position, Memory(p, g), info
 
     def adjusted_transition(
@@ -234,6 +221,7 @@ def obabo(
         memory=memory,
         noise=noise,
         full_batch=adjusted,
+        max_step_size=lambda curvature: 2 / curvature**0.5,
     )
 
 

@@ -178,4 +178,5 @@ def parallel_tempering(
         },
         memory=memory,
         noise=noise,
+        max_step_size=lambda curvature: 2 / curvature**0.5,
     )

@@ -36,16 +36,16 @@ from particlevi._checks import check_fraction, check_positive, check_positive_in
 from particlevi.gradients.minibatch import as_estimator
 from particlevi.samplers._assemble import (
     GradientAt,
+    MomentumInfo,
     Target,
     assemble,
     configurational_temperature,
     gaussian,
-    standard_normal,
+    momenta,
 )
-from particlevi.schedules import as_schedule
 from particlevi.typing import Controls, Progress, Sampler, Schedule
 
-__all__ = ["Info", "Memory", "psghmc"]
+__all__ = ["Memory", "psghmc"]
 
 
 class Memory(NamedTuple):
@@ -62,18 +62,6 @@ class Memory(NamedTuple):
     second_moment: Tensor
     mass: Tensor
     weight: Tensor
-
-
-class Info(NamedTuple):
-    """Potential and temperatures ``[P]``.
-
-    The potential and the configurational temperature are those where the gradient was evaluated;
-    the kinetic temperature ``q.q/D`` is that at the end of the step.
-    """
-
-    potential: Tensor
-    configurational_temperature: Tensor
-    kinetic_temperature: Tensor
 
 
 def psghmc(
@@ -113,11 +101,10 @@ def psghmc(
     num_data = potential.num_data or 1
     groups = potential.groups("tensor").to(potential.device)
     sizes = torch.bincount(groups).to(potential.dtype)
-    start = as_schedule("temperature", temperature)
 
     def memory(position: Tensor, generator: torch.Generator) -> Memory:
         blank = position.new_zeros(len(position), len(sizes))
-        momentum = standard_normal(position, generator) * start(0) ** 0.5
+        momentum = momenta(position, generator, temperature)
         return Memory(momentum, blank, blank.clone(), position.new_zeros(()))
 
     def masses(second_moment: Tensor) -> Tensor:
@@ -133,7 +120,7 @@ def psghmc(
 
     def transition(
         position: Tensor, memory: Memory, gradient_at: GradientAt, noise: Any, controls: Controls
-    ) -> tuple[Tensor, Memory, Info]:
+    ) -> tuple[Tensor, Memory, MomentumInfo]:
         h, temperature = controls["step_size"], controls["temperature"]
         g, energy = gradient_at(position)
         configurational = configurational_temperature(position, g)
@@ -147,7 +134,7 @@ def psghmc(
         position = position + 0.5 * h * scale * q
         q = c * q + (temperature * (1 - c**2)).sqrt() * noise
         position = position + 0.5 * h * scale * q
-        info = Info(energy, configurational, q.square().mean(-1))
+        info = MomentumInfo(energy, configurational, q.square().mean(-1))
         return position, Memory(q, second_moment, mass, a), info
 
     return assemble(

@@ -37,6 +37,7 @@ from particlevi._checks import check_fraction, check_positive
 from particlevi.gradients.minibatch import as_estimator
 from particlevi.samplers._assemble import (
     GradientAt,
+    Info,
     Target,
     assemble,
     configurational_temperature,
@@ -44,7 +45,7 @@ from particlevi.samplers._assemble import (
 )
 from particlevi.typing import Controls, Progress, Sampler, SamplerState, Schedule
 
-__all__ = ["Info", "Memory", "psgld"]
+__all__ = ["Memory", "psgld"]
 
 
 class Memory(NamedTuple):
@@ -57,13 +58,6 @@ class Memory(NamedTuple):
 
     second_moment: Tensor
     weight: Tensor
-
-
-class Info(NamedTuple):
-    """Potential and configurational temperature ``[P]`` where the gradient was evaluated."""
-
-    potential: Tensor
-    configurational_temperature: Tensor
 
 
 def psgld(
@@ -152,5 +146,6 @@ def psgld(
         schedules={"temperature": temperature},
         memory=memory,
         noise=randomness,
+        gradients=3 if divergence else 1,
         remember=remember,
     )

@@ -25,26 +25,20 @@ from torch import Tensor
 from particlevi._checks import check_fraction
 from particlevi.samplers._assemble import (
     GradientAt,
+    Info,
     Target,
     assemble,
     configurational_temperature,
 )
 from particlevi.typing import Controls, Sampler
 
-__all__ = ["Info", "Memory", "sgd"]
+__all__ = ["Memory", "sgd"]
 
 
 class Memory(NamedTuple):
     """The running sum of gradients ``[P, D]``."""
 
     velocity: Tensor
-
-
-class Info(NamedTuple):
-    """Potential and configurational temperature ``[P]`` where the gradient was evaluated."""
-
-    potential: Tensor
-    configurational_temperature: Tensor
 
 
 def sgd(target: Target, momentum: float = 0.0) -> Sampler:
@@ -78,4 +72,11 @@ def sgd(target: Target, momentum: float = 0.0) -> Sampler:
         info = Info(potential, configurational_temperature(position, g))
         return position - controls["step_size"] * velocity, Memory(velocity), info
 
-    return assemble("sgd", target, transition, settings={"momentum": momentum}, memory=memory)
+    return assemble(
+        "sgd",
+        target,
+        transition,
+        settings={"momentum": momentum},
+        memory=memory,
+        max_step_size=lambda curvature: 2 * (1 + momentum) / curvature,
+    )

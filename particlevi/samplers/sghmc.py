@@ -36,6 +36,7 @@ and Matthews, "Rational construction of stochastic numerical methods for molecul
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -44,43 +45,32 @@ from torch import Tensor
 from particlevi._checks import check_choice, check_positive
 from particlevi.samplers._assemble import (
     GradientAt,
+    MomentumInfo,
+    Nothing,
     Target,
     assemble,
-    check_gradient_noise,
     configurational_temperature,
     gaussian,
-    standard_normal,
+    momenta,
 )
-from particlevi.schedules import as_schedule
+from particlevi.samplers._noise import Average, Noise
 from particlevi.typing import Controls, Sampler, Schedule
 
-__all__ = ["Info", "Memory", "sghmc"]
+__all__ = ["Memory", "sghmc"]
 
 
 class Memory(NamedTuple):
-    """Momenta ``[P, D]``."""
+    """Momenta ``[P, D]``, and what is known of the gradient noise."""
 
     momentum: Tensor
-
-
-class Info(NamedTuple):
-    """Potential and temperatures ``[P]``.
-
-    The potential and the configurational temperature are those where the gradient was evaluated;
-    the kinetic temperature ``p.p/D`` is that at the end of the step, whose mean is T exactly under
-    B A O A with exact gradients on a Gaussian, and above T under the Euler forms.
-    """
-
-    potential: Tensor
-    configurational_temperature: Tensor
-    kinetic_temperature: Tensor
+    noise: Average | Nothing = Nothing()
 
 
 def sghmc(
     target: Target,
     friction: float = 1.0,
     temperature: float | Schedule = 1.0,
-    gradient_noise: float | Tensor = 0.0,
+    gradient_noise: float | Tensor | str = 0.0,
     integrator: str = "baoa",
 ) -> Sampler:
     """Underdamped Langevin dynamics with minibatch gradients, one gradient per step.
@@ -103,7 +93,10 @@ def sghmc(
             that what is left of the noise's bias on a Gaussian is of third order in ``h``,
             ``h^4 s^2 (1 + c) / (4 (1 - c) (4 - h^2 l))``; the kinetic temperature then lies
             ``h^2 s^2 / 2`` below T to leading order. In the Euler forms ``2 f h T`` is lowered by
-            ``h^2 s^2`` and nothing is left.
+            ``h^2 s^2`` and nothing is left. ``"online"`` estimates it per parameter and chain, as
+            a moving average over a thousand steps of what the two halves of each batch tell; for
+            batches drawn independently of each other, of at least 2 data. A warning tells when it
+            is more than can be taken out.
         integrator: ``"baoa"``; or the Euler forms ``"symplectic"`` (position moved by the new
             momentum, the form of the paper's own code and of the BNN literature) and
             ``"explicit"`` (by the old one; unstable unless ``friction > h l``), whose laws are in
@@ -115,36 +108,51 @@ def sghmc(
     """
     check_positive("friction", friction)
     check_choice("integrator", integrator, ["baoa", "symplectic", "explicit"])
-    gradient_noise, noise_record = check_gradient_noise(gradient_noise, target)
-    start = as_schedule("temperature", temperature)
+    known = Noise(gradient_noise, target)
 
     def memory(position: Tensor, generator: torch.Generator) -> Memory:
-        return Memory(standard_normal(position, generator) * start(0) ** 0.5)
+        return Memory(momenta(position, generator, temperature), known.memory(position))
 
     def splitting(
         position: Tensor, memory: Memory, gradient_at: GradientAt, noise: Any, controls: Controls
-    ) -> tuple[Tensor, Memory, Info]:
+    ) -> tuple[Tensor, Memory, Any]:
         h, temperature = controls["step_size"], controls["temperature"]
-        g, potential = gradient_at(position)
+        (g, potential), s2, average = known(gradient_at, position, memory.noise)
         configurational = configurational_temperature(position, g)
         c = (-friction * h).exp()
-        injected = temperature * (1 - c**2) - (0.5 * (1 + c) * h) ** 2 * gradient_noise
+        injected = temperature * (1 - c**2) - (0.5 * (1 + c) * h) ** 2 * s2
         p = memory.momentum - h * g
         position = position + 0.5 * h * p
         p = c * p + injected.clamp(min=0).sqrt() * noise
         position = position + 0.5 * h * p
-        return position, Memory(p), Info(potential, configurational, p.square().mean(-1))
+        info = MomentumInfo(potential, configurational, p.square().mean(-1))
+        return position, Memory(p, average), known.report(info, s2, injected, position)
 
     def euler(
         position: Tensor, memory: Memory, gradient_at: GradientAt, noise: Any, controls: Controls
-    ) -> tuple[Tensor, Memory, Info]:
+    ) -> tuple[Tensor, Memory, Any]:
         h, temperature = controls["step_size"], controls["temperature"]
-        g, potential = gradient_at(position)
+        (g, potential), s2, average = known(gradient_at, position, memory.noise)
         configurational = configurational_temperature(position, g)
-        injected = 2 * friction * h * temperature - h**2 * gradient_noise
+        injected = 2 * friction * h * temperature - h**2 * s2
         p = (1 - friction * h) * memory.momentum - h * g + injected.clamp(min=0).sqrt() * noise
         position = position + h * (p if integrator == "symplectic" else memory.momentum)
-        return position, Memory(p), Info(potential, configurational, p.square().mean(-1))
+        info = MomentumInfo(potential, configurational, p.square().mean(-1))
+        return position, Memory(p, average), known.report(info, s2, injected, position)
+
+    def compensable(h: float, temperature: float) -> float:
+        if integrator != "baoa":
+            return 2 * friction * temperature / h
+        c = math.exp(-friction * h)
+        return temperature * (1 - c**2) / (0.5 * (1 + c) * h) ** 2
+
+    def max_step_size(curvature: float) -> float:
+        if integrator == "baoa":
+            return 2 / math.sqrt(curvature)
+        if integrator == "symplectic":
+            return (math.sqrt(friction**2 + 4 * curvature) - friction) / curvature
+        spread = friction**2 - 4 * curvature
+        return (friction - math.sqrt(max(spread, 0.0))) / curvature
 
     return assemble(
         "sghmc",
@@ -152,10 +160,13 @@ def sghmc(
         splitting if integrator == "baoa" else euler,
         settings={
             "friction": friction,
-            "gradient_noise": noise_record,
+            "gradient_noise": known.record,
             "integrator": integrator,
         },
         schedules={"temperature": temperature},
         memory=memory,
         noise=gaussian,
+        halves=known.online,
+        max_step_size=max_step_size,
+        warning=known.warning(compensable),
     )

@@ -17,35 +17,29 @@ Reference: Welling and Teh, "Bayesian learning via stochastic gradient Langevin 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from particlevi.samplers._assemble import (
     GradientAt,
-    Nothing,
+    Info,
     Target,
     assemble,
-    check_gradient_noise,
     configurational_temperature,
     gaussian,
 )
+from particlevi.samplers._noise import Noise
 from particlevi.typing import Controls, Sampler, Schedule
 
-__all__ = ["Info", "sgld"]
-
-
-class Info(NamedTuple):
-    """Potential and configurational temperature ``[P]`` where the gradient was evaluated."""
-
-    potential: Tensor
-    configurational_temperature: Tensor
+__all__ = ["sgld"]
 
 
 def sgld(
     target: Target,
     temperature: float | Schedule = 1.0,
-    gradient_noise: float | Tensor = 0.0,
+    gradient_noise: float | Tensor | str = 0.0,
 ) -> Sampler:
     """Stochastic gradient Langevin dynamics: ``theta' = theta - h g + sqrt(2 h T) xi``.
 
@@ -61,28 +55,38 @@ def sgld(
         gradient_noise: an estimate of the variance ``s^2`` of the gradient noise, one number or
             one per parameter ``[D]``. The injected variance ``2 h T`` is lowered by ``h^2 s^2``,
             but never below zero. Up to ``h s^2 = 2 T`` the stationary variance is then that without
-            gradient noise.
+            gradient noise. ``"online"`` estimates it per parameter and chain, as a moving average
+            over a thousand steps of what the two halves of each batch tell; for batches drawn
+            independently of each other, of at least 2 data. A warning tells when it is more than
+            can be taken out.
 
     Raises:
         ValueError: a negative temperature or gradient noise.
     """
-    gradient_noise, record = check_gradient_noise(gradient_noise, target)
-    settings = {"gradient_noise": record}
+    known = Noise(gradient_noise, target)
+
+    def memory(position: Tensor, generator: torch.Generator) -> Any:
+        return known.memory(position)
 
     def transition(
-        position: Tensor, memory: Nothing, gradient_at: GradientAt, noise: Any, controls: Controls
-    ) -> tuple[Tensor, Nothing, Info]:
+        position: Tensor, memory: Any, gradient_at: GradientAt, noise: Any, controls: Controls
+    ) -> tuple[Tensor, Any, Any]:
         h, temperature = controls["step_size"], controls["temperature"]
-        g, potential = gradient_at(position)
-        injected = (2 * h * temperature - h**2 * gradient_noise).clamp(min=0)
+        (g, potential), s2, memory = known(gradient_at, position, memory)
+        injected = 2 * h * temperature - h**2 * s2
         info = Info(potential, configurational_temperature(position, g))
-        return position - h * g + injected.sqrt() * noise, memory, info
+        info = known.report(info, s2, injected, position)
+        return position - h * g + injected.clamp(min=0).sqrt() * noise, memory, info
 
     return assemble(
         "sgld",
         target,
         transition,
-        settings=settings,
+        settings={"gradient_noise": known.record},
         schedules={"temperature": temperature},
+        memory=memory,
         noise=gaussian,
+        halves=known.online,
+        max_step_size=lambda curvature: 2 / curvature,
+        warning=known.warning(lambda h, temperature: 2 * temperature / h),
     )

@@ -46,9 +46,8 @@ from particlevi.samplers._assemble import (
     assemble,
     configurational_temperature,
     gaussian,
-    standard_normal,
+    momenta,
 )
-from particlevi.schedules import as_schedule
 from particlevi.typing import Controls, Sampler, Schedule
 
 __all__ = ["Info", "Memory", "sgnht"]
@@ -94,10 +93,9 @@ def sgnht(target: Target, diffusion: float = 1.0, temperature: float | Schedule 
         ValueError: a diffusion that is not positive, a negative temperature.
     """
     check_positive("diffusion", diffusion)
-    start = as_schedule("temperature", temperature)
 
     def memory(position: Tensor, generator: torch.Generator) -> Memory:
-        momentum = standard_normal(position, generator) * start(0) ** 0.5
+        momentum = momenta(position, generator, temperature)
         return Memory(momentum, position.new_full((len(position),), diffusion))
 
     def transition(
@@ -124,6 +122,7 @@ def sgnht(target: Target, diffusion: float = 1.0, temperature: float | Schedule 
         schedules={"temperature": temperature},
         memory=memory,
         noise=gaussian,
+        max_step_size=lambda curvature: 2 / curvature**0.5,
     )
 
 

@@ -66,6 +66,12 @@ def test_drift():
     moving = pvi.group_diagnostics(of(z, 2), "parameter").drift
     assert moving[1].item() == pytest.approx(3 / math.sqrt(1 + 1.5**2), rel=0.02)
     assert moving[0] == still[0]
+    # In standard deviations of all draws, so that chains far apart drift less by that measure.
+    apart = z + torch.linspace(-10, 10, 50, dtype=D64).view(50, 1, 1)
+    ratio = pvi.group_diagnostics(of(apart, 2), "parameter").drift[1] / moving[1]
+    variance = 1 + 1.5**2
+    spread = 20**2 / 12 * 51 / 49
+    assert ratio.item() == pytest.approx(math.sqrt(variance / (variance + spread)), rel=0.03)
 
 
 def test_recombined_draws_follow_the_product_law():

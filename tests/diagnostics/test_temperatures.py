@@ -47,6 +47,10 @@ def test_exact_where_the_integrator_is(T):
     for value in found.values():
         assert abs(value.mean - T) < 5 * value.mcse + 1e-3 * T
         assert value.mcse < 0.02 * T
+    # Nearly independent draws of T chi2_60 / 60.
+    for name in ("kinetic", "all"):
+        exact = T * math.sqrt(2 / 60 / 4000)
+        assert 0.9 * exact < found[name].mcse < 1.6 * exact
     for name in ("kinetic", "all"):
         assert found[name].inside == pytest.approx(0.99, abs=0.01)
 
@@ -93,6 +97,13 @@ def test_minibatch_model_uses_all_the_data():
     expected = (n + 1) * float(draws.particles.var(correction=0))
     assert found.mean == pytest.approx(expected, rel=1e-9)
     assert found.mean > 2
+
+
+def test_both_are_in_sample_stats():
+    draws = run(pvi.sghmc(model()), 0.5, num_particles=4)
+    stats = draws.to_arviz()["sample_stats"]
+    for name in ("kinetic_temperature", "configurational_temperature"):
+        assert torch.equal(torch.as_tensor(stats[name].to_numpy()), draws.stats[name])
 
 
 def test_refusals():

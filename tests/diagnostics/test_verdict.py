@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 import particlevi as pvi
+from particlevi.diagnostics import verdict
 from particlevi.diagnostics.arviz import integrated_autocorrelation_time
+from particlevi.diagnostics.temperatures import Temperature
 from tests.stationarity.laws import NoisyGradient, quadratic
 
 TARGET = quadratic(torch.diag(torch.linspace(0.5, 2.0, 20, dtype=torch.float64)).numpy())
@@ -20,18 +23,18 @@ def run(sampler, h=0.5, **options):
 
 
 def problems(draws, **options):
-    verdict = draws.diagnose(verbose=False, **options)
-    assert verdict.ok == (not verdict.findings)
-    return " ".join(f.problem for f in verdict.findings)
+    found = draws.diagnose(verbose=False, **options)
+    assert found.ok == (not found.findings)
+    return " ".join(f.problem for f in found.findings)
 
 
 def test_a_good_run(capsys):
     draws = run(pvi.sghmc(TARGET))
-    verdict = draws.diagnose()
-    assert verdict.ok, verdict
-    assert capsys.readouterr().out.strip() == str(verdict)
-    assert "Nothing wrong was found." in str(verdict)
-    assert verdict.facts["configurational temperature"] == pytest.approx(1, abs=0.03)
+    found = draws.diagnose()
+    assert found.ok, found
+    assert capsys.readouterr().out.strip() == str(found)
+    assert "Nothing wrong was found." in str(found)
+    assert found.facts["configurational temperature"] == pytest.approx(1, abs=0.03)
 
 
 def test_not_converged_and_too_few_draws():
@@ -41,6 +44,14 @@ def test_not_converged_and_too_few_draws():
     )
     assert "Not converged: R-hat" in found
     assert "Too few independent draws: the smallest ESS" in found
+
+
+def test_how_much_longer():
+    draws = run(pvi.sghmc(TARGET), num_draws=40, thin=2)
+    found = draws.diagnose(verbose=False)
+    (finding,) = [f for f in found.findings if "Too few independent" in f.problem]
+    assert f"Run about {math.ceil(400 / draws.ess().min())} times as long" in finding.advice
+    assert found.facts["smallest ESS per second"] == draws.ess(per="second").min()
 
 
 def test_minibatch_noise_makes_it_too_hot():
@@ -61,9 +72,28 @@ def test_too_cold():
     assert "Too cold by 50%: the kinetic temperature is" in found
 
 
+@pytest.mark.parametrize(
+    "mean, mcse, off",
+    [(1.1, 0.01, True), (1.1, 0.03, False), (1.02, 0.001, False), (0.9, 0.01, True)],
+)
+def test_a_temperature_is_off_by_both_its_size_and_its_error(mean, mcse, off):
+    findings = []
+    verdict._judge("kinetic", Temperature(2 * mean, 2 * mcse, 20, 0.9), 2.0, findings)
+    assert bool(findings) == off
+
+
 def test_hidden_noise_under_the_thermostat():
     found = problems(run(pvi.sgnht(NoisyGradient(TARGET, 8.0)), 0.2))
     assert "Minibatch noise dominates: the thermostat rests at" in found
+    assert "dominates" not in problems(run(pvi.sgnht(TARGET), 0.2))
+
+
+def test_noise_that_cannot_be_taken_out():
+    with pytest.warns(UserWarning, match="gradient noise has a variance above"):
+        draws = run(pvi.sghmc(NoisyGradient(TARGET, 4.0), gradient_noise=16.0))
+    assert "for 100% of the parameters it is more than" in problems(draws)
+    exact = run(pvi.sghmc(TARGET, gradient_noise=1e-3))
+    assert "dominates" not in problems(exact)
 
 
 def test_rejections():
@@ -105,6 +135,11 @@ def test_function_space_is_the_view_of_a_net():
     )
     assert "of the predictions" in problems(draws, data=(x, x), inputs=x)
     assert "of the parameters" in problems(draws, data=(x, x))
+
+
+def test_projections_are_the_view_of_many_parameters():
+    wide = quadratic(torch.eye(250, dtype=torch.float64).numpy())
+    assert "of the projections" in problems(run(pvi.sghmc(wide), num_draws=10, thin=1))
 
 
 def test_autocorrelation_time_of_sgld():

@@ -63,6 +63,7 @@ class NoisyGradient:
     s: float
     name: str = "noisy_gradient"
     settings: dict[str, Any] = field(default_factory=dict)
+    gradients: int = 1
 
     def init(self, particles: Tensor, generator: torch.Generator) -> Rows:
         return Rows(particles[:, :0].clone())

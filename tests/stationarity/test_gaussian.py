@@ -428,6 +428,7 @@ def test_stability_bound_is_sharp(name):
     bound, power = STABILITY[name]
     limit = (bound / lam) ** (1 / power)
     sampler, varying = make(name, quadratic([[lam]]), 1.0)
+    assert name == "psghmc" or sampler.max_step_size(lam) == pytest.approx(limit, rel=1e-12)
     assert spectral_radius(affine_step(sampler, 0.999 * limit, varying)) < 1
     assert spectral_radius(affine_step(sampler, 1.001 * limit, varying)) > 1
 
@@ -444,6 +445,7 @@ def test_stability_bound_is_sharp(name):
 def test_stability_of_the_euler_forms(integrator, friction, limit):
     """Symplectic: h^2 l + 2 f h < 4. Explicit: h l < f and 2 f h < 4 + h^2 l. Here l = 3."""
     sampler = pvi.sghmc(quadratic([[3.0]]), friction, integrator=integrator)
+    assert sampler.max_step_size(3.0) == pytest.approx(limit, rel=1e-12)
     assert spectral_radius(affine_step(sampler, 0.999 * limit, ("momentum",))) < 1
     assert spectral_radius(affine_step(sampler, 1.001 * limit, ("momentum",))) > 1
 
@@ -452,5 +454,6 @@ def test_stability_of_the_euler_forms(integrator, friction, limit):
 def test_sgd_stability_bound_is_sharp(m):
     limit = 2 * (1 + m) / 3.0
     sampler = pvi.sgd(quadratic([[3.0]]), momentum=m)
+    assert sampler.max_step_size(3.0) == pytest.approx(limit, rel=1e-12)
     assert spectral_radius(affine_step(sampler, 0.999 * limit, ("velocity",))) < 1
     assert spectral_radius(affine_step(sampler, 1.001 * limit, ("velocity",))) > 1

@@ -1,0 +1,149 @@
+"""Gradient noise that a sampler takes out of the noise it injects: known, or found on the way.
+
+Online, each chain keeps a moving average of the variance that ``in_halves`` finds at each step.
+The k-th step enters with the weight ``max(4 / (k + 3), 1 / 1000)``, which lets go of the noise far
+from the mode, where chains begin, within a few times the steps spent there. A step uses the average
+of the steps before it, so that the injected variance does not depend on the noise of the step
+itself: on a quadratic potential its mean is exactly what a known variance would give, up to what is
+cut off at zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from particlevi._checks import check_choice, check_finite, check_nonnegative
+from particlevi.gradients.minibatch import as_estimator
+from particlevi.samplers._assemble import MomentumInfo, Nothing, Target
+from particlevi.typing import JSON, Controls, Gradient
+
+__all__ = ["Average", "CompensatedInfo", "CompensatedMomentumInfo", "Noise"]
+
+ONLINE = "online"
+FORGETTING = 4
+HORIZON = 1000
+MOST_CLIPPED = 0.01
+
+
+class Average(NamedTuple):
+    """Average variance of the gradient noise ``[P, D]``, and the steps it rests on, 0-d."""
+
+    variance: Tensor
+    steps: Tensor
+
+
+class CompensatedInfo(NamedTuple):
+    """As ``Info``, with what was taken out, ``[P]``.
+
+    ``gradient_noise`` is its variance, mean over parameters; ``clipped`` the share of parameters
+    for which that is more than the sampler injects.
+    """
+
+    potential: Tensor
+    configurational_temperature: Tensor
+    gradient_noise: Tensor
+    clipped: Tensor
+
+
+class CompensatedMomentumInfo(NamedTuple):
+    """As ``MomentumInfo`` and ``CompensatedInfo``."""
+
+    potential: Tensor
+    configurational_temperature: Tensor
+    kinetic_temperature: Tensor
+    gradient_noise: Tensor
+    clipped: Tensor
+
+
+class Noise:
+    """The gradient noise of a sampler.
+
+    Args:
+        value: a variance, one per parameter ``[D]``, or ``"online"``.
+        target: what is sampled.
+
+    Raises:
+        ValueError: a negative variance, a tensor of another shape, or an unknown word.
+    """
+
+    def __init__(self, value: float | Tensor | str, target: Target):
+        potential = as_estimator(target).potential
+        self.online = isinstance(value, str)
+        self.known: float | Tensor = 0.0
+        self.record: JSON
+        if isinstance(value, Tensor):
+            self.known = _checked(value, potential.num_params).to(potential.device, potential.dtype)
+            self.record = "per parameter"
+        elif isinstance(value, str):
+            check_choice("gradient_noise, if not a variance,", value, [ONLINE])
+            self.record = ONLINE
+        else:
+            check_nonnegative("gradient_noise", value)
+            self.known = self.record = value
+        self.present = isinstance(value, (Tensor, str)) or value != 0
+
+    def memory(self, position: Tensor) -> Average | Nothing:
+        """What is remembered of earlier steps: nothing if the variance is known."""
+        if not self.online:
+            return Nothing()
+        return Average(torch.zeros_like(position), position.new_zeros(()))
+
+    def __call__(
+        self, gradient_at: Callable[[Tensor], Any], position: Tensor, memory: Any
+    ) -> tuple[Gradient, float | Tensor, Any]:
+        """The gradient at the position, the variance to take out, and what to remember."""
+        if not self.online:
+            return gradient_at(position), self.known, memory
+        found, variance = gradient_at(position)
+        weight = (FORGETTING / (memory.steps + FORGETTING)).clamp(min=1 / HORIZON)
+        average = memory.variance + weight * (variance - memory.variance)
+        return found, memory.variance, Average(average, memory.steps + 1)
+
+    def report(
+        self, info: Any, variance: float | Tensor, injected: Tensor, position: Tensor
+    ) -> Any:
+        """``info`` of a step that took out ``variance`` and was left with ``injected``, uncut."""
+        if not self.present:
+            return info
+        wide: Any = CompensatedMomentumInfo if isinstance(info, MomentumInfo) else CompensatedInfo
+        taken = (position.new_zeros(()) + variance).expand_as(position).mean(-1)
+        clipped = (injected < 0).to(position.dtype).expand_as(position).mean(-1)
+        return wide(*info, taken, clipped)
+
+    def warning(
+        self, limit: Callable[[float, float], float]
+    ) -> Callable[[Any, Controls], str | None] | None:
+        """What ``Sampler.warning`` is to be; ``limit(h, T)`` can be taken out at the most."""
+        if not self.present:
+            return None
+
+        def say(info: Any, controls: Controls) -> str | None:
+            h, temperature = float(controls["step_size"]), float(controls["temperature"])
+            # At temperature 0, as in the exploring part of a cycle, nothing is injected on purpose.
+            if temperature == 0 or float(info.clipped.mean()) <= MOST_CLIPPED:
+                return None
+            return (
+                f"For {float(info.clipped.mean()):.0%} of the parameters the gradient noise has a "
+                f"variance above {limit(h, temperature):.3g}, all that can be taken out of the "
+                f"injected noise (it is {float(info.gradient_noise.mean()):.3g} on average), so "
+                f"that their draws come out too wide. Take a smaller step_size (it was {h:.3g}), "
+                "larger batches, or more friction where there is one."
+            )
+
+        return say
+
+
+def _checked(value: Tensor, num_params: int) -> Tensor:
+    check_finite("gradient_noise", value, "Estimate it again.")
+    if (value < 0).any():
+        raise ValueError("gradient_noise is a variance: it must not be negative.")
+    if value.shape not in ((), (num_params,)):
+        raise ValueError(
+            f"gradient_noise must be one variance or one per parameter [{num_params}], "
+            f"got {list(value.shape)}."
+        )
+    return value
