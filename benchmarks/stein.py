@@ -6,8 +6,9 @@
 Every case runs in a process of its own. Time is the median of a few calls, in seconds, on a
 standard normal target, so that the scores cost nothing. ``direction`` is the witness alone; a
 ``step`` is what peers are timed on, with the same target and their own SVGD. Compilation is not
-counted, nor is the first call if there is time for another. Memory is the growth of the peak resident set over that before the first call, as multiples
-of the particles' own size where that is what the target is about.
+counted, nor is the first call if there is time for another. Memory is the growth of the peak
+resident set over that before the first call, as multiples of the particles' own size where that is
+what the target is about.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from particlevi._checks import check_nonnegative
 from particlevi.samplers._assemble import GradientAt, Target, assemble, gaussian
-from particlevi.stein.kernels import Radial, rbf
+from particlevi.stein.kernels import Radial, as_radial
 from particlevi.typing import Controls, Sampler, Schedule
 
 __all__ = ["Info", "Memory", "repulsive_langevin"]
@@ -52,10 +52,10 @@ def repulsive_langevin(
     """Stochastic SVGD: the direction of SVGD plus noise of covariance ``2 h T K / P``.
 
     ``x_i' = x_i + (h/P) sum_j [K_ij s_j + T grad_{x_j} k(x_j, x_i)] + sqrt(2 h T / P) (L xi)_i``
-    with ``K_ij = k(x_i, x_j) + jitter (i = j)`` and ``L L' = K``. Samples ``exp(-U/T)`` with each particle, exactly as the step
-    shrinks, whatever their number. The bandwidth is taken from the starting points and then held,
-    because the equation is exact only for a bandwidth that does not move with the particles. A
-    step costs O(P^2 D + P^3).
+    with ``K_ij = k(x_i, x_j) + jitter (i = j)`` and ``L L' = K``. Samples ``exp(-U/T)`` with each
+    particle, exactly as the step shrinks, whatever their number. The bandwidth is taken from the
+    starting points and then held, because the equation is exact only for a bandwidth that does not
+    move with the particles. A step costs O(P^2 D + P^3).
 
     Source: Gallego and Rios Insua, "Stochastic gradient MCMC with repulsive forces", 2018.
 
@@ -65,21 +65,16 @@ def repulsive_langevin(
             the starting points.
         temperature: T, a number or a schedule; 1 is the Bayes posterior, 0 is SVGD's attraction
             without repulsion.
-        jitter: added to the diagonal of K, in drift and noise alike, so that the law stays exact and
-            K, which is factorised in float64, has a Cholesky factor. Particles without one, as 0
-            can leave them, become NaN.
+        jitter: added to the diagonal of K in drift and noise alike, so that the law stays exact
+            and K, in float64, has a Cholesky factor. Without one, as 0 can leave it, the particles
+            become NaN.
 
     Raises:
         TypeError: a kernel without a bandwidth.
         ValueError: a negative temperature or jitter.
     """
     check_nonnegative("jitter", jitter)
-    chosen = rbf() if kernel is None else kernel
-    if not isinstance(chosen, Radial):
-        raise TypeError(
-            "repulsive_langevin needs a kernel with a bandwidth, pvi.rbf(...) or pvi.imq(...), "
-            f"got {type(chosen).__name__}."
-        )
+    chosen = as_radial(kernel)
 
     def memory(position: Tensor, generator: torch.Generator) -> Memory:
         return Memory(chosen.width(position))

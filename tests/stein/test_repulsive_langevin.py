@@ -123,5 +123,5 @@ def test_the_bandwidth_stays_where_it_was():
 
 
 def test_a_kernel_without_bandwidth_is_refused():
-    with pytest.raises(TypeError, match="with a bandwidth"):
+    with pytest.raises(TypeError, match="have a bandwidth"):
         pvi.repulsive_langevin(gaussian([0.0], [[1.0]]), pvi.linear())
