@@ -101,7 +101,7 @@ def modes(quick: bool) -> tuple[str, Any]:
             [
                 name,
                 shares_text,
-                f"{int((shares > 0).sum())}",
+                f"{int((shares >= 0.01).sum())}",
                 f"{float(shares.min()):.1%} ... {float(shares.max()):.1%}",
                 f"{float(1 - near_mode.float().mean()):.0%}",
             ]
@@ -112,7 +112,7 @@ def modes(quick: bool) -> tuple[str, Any]:
         below.scatter(*grid.T, marker="+", color="#d1495b", s=30)
         below.set(xlim=(-8, 8), ylim=(-8, 8), aspect="equal")
     axes[0, 0].set_ylabel("particles")
-    heads = ["annealing", "at +6 / at -6", "modes of 16", "share per mode", "elsewhere"]
+    heads = ["annealing", "at +6 / at -6", "modes of 16 with 1 % or more", "share per mode", "elsewhere"]
     return markdown(heads, rows), figure
 
 
