@@ -94,7 +94,7 @@ def test_early_stopping_freezes_the_network(monkeypatch):
 
 @pytest.mark.parametrize("patience", [0, 1, 2])
 def test_so_many_steps_without_improvement_are_tolerated(patience):
-    """Steps so long that each makes it worse: the first, the tolerated ones, and one too many."""
+    """Uphill each step makes it worse: the first, those tolerated, and the one too many."""
     sampler = pvi.nvgd(
         gaussian(torch.zeros(3), torch.eye(3)),
         torch.nn.Linear(3, 3),
@@ -102,7 +102,7 @@ def test_so_many_steps_without_improvement_are_tolerated(patience):
         patience=patience,
     )
     state = sampler.init(points(20, 3), torch.Generator().manual_seed(0))
-    controls = {"step_size": torch.tensor(0.1), "network_step_size": torch.tensor(100.0)}
+    controls = {"step_size": torch.tensor(0.1), "network_step_size": torch.tensor(-0.1)}
     noise = sampler.draw_noise(state, torch.Generator().manual_seed(0))
     _, info = sampler.step(state, None, noise, controls)
     assert float(info.inner_steps[0]) == 2 + patience
