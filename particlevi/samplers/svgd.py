@@ -118,7 +118,7 @@ def _preconditioned(phi: Tensor, memory: Memory, optimizer: str) -> tuple[Tensor
         second = second + phi.square()
         direction = phi / (second.sqrt() + 1e-8)
     elif optimizer == "rmsprop":
-        kept = torch.where(count > 1, 0.9, 0.0)
+        kept = 0.9 * (count > 1).to(phi)
         second = kept * second + (1 - kept) * phi.square()
         direction = phi / (second.sqrt() + 1e-8)
     elif optimizer == "adam":
