@@ -8,7 +8,8 @@ the fused attention of torch; other kernels, and many dimensions, go tile by til
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ __all__ = ["DENSE", "PROFILES", "Profile", "radial_sums", "row_blocks", "squared
 DENSE = 1024
 _BLOCK = 2**21
 _TILE = 512
+_WIDE = 256
 _ATTENTION_DIM = 512
 
 
@@ -88,6 +90,17 @@ def radial_sums(x: Tensor, scores: Tensor, b: Tensor, kind: str) -> tuple[Tensor
     return attraction, repulsion
 
 
+@contextmanager
+def _one_thread(wanted: bool) -> Iterator[None]:
+    """A tile is too small to share: on a busy machine threads wait for each other at every one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if wanted else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @torch.library.custom_op("particlevi::radial_sums_by_tiles", mutates_args=())
 def _by_tiles(x: Tensor, scores: Tensor, b: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     """One operation to a compiler, which would unroll the loop.
@@ -99,15 +112,16 @@ def _by_tiles(x: Tensor, scores: Tensor, b: Tensor, kind: str) -> tuple[Tensor, 
     places = torch.cat([x, torch.ones_like(x[:, :1])], 1)
     attraction, weighted = torch.zeros_like(scores), torch.zeros_like(places)
     tiles = _tiles(num, x.device)
-    for number, rows in enumerate(tiles):
-        for columns in tiles[number:]:
-            kernel = profile.value((query[rows] @ key[columns].T).neg_().clamp_(min=0))
-            weights = profile.slope(kernel)
-            attraction[rows].addmm_(kernel, scores[columns])
-            weighted[rows].addmm_(weights, places[columns])
-            if rows != columns:
-                attraction[columns].addmm_(kernel.T, scores[rows])
-                weighted[columns].addmm_(weights.T, places[rows])
+    with _one_thread(x.shape[1] < _WIDE):
+        for number, rows in enumerate(tiles):
+            for columns in tiles[number:]:
+                kernel = profile.value((query[rows] @ key[columns].T).neg_().clamp_(min=0))
+                weights = profile.slope(kernel)
+                attraction[rows].addmm_(kernel, scores[columns])
+                weighted[rows].addmm_(weights, places[columns])
+                if rows != columns:
+                    attraction[columns].addmm_(kernel.T, scores[rows])
+                    weighted[columns].addmm_(weights.T, places[rows])
     mean, total = weighted.tensor_split([x.shape[1]], dim=1)
     return attraction.div_(num), (x * total).sub_(mean).mul_(2 / (num * b))
 
