@@ -244,6 +244,7 @@ def main() -> None:
     print(text)
     if options.grid:
         plot(results, options.figures)
+        text += "\n\n![Time and memory against P and D](figures/stein_scale.png)"
     if options.write:
         write(options.write, {"grid" if options.grid else "targets": text})
 
