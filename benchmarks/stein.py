@@ -1,61 +1,63 @@
 """Time and memory of one Stein direction against P and D, beside Pyro, blackjax and numpyro.
 
-    python benchmarks/stein.py                 # the targets
-    python benchmarks/stein.py --grid          # more sizes, and out/stein.png
+    python benchmarks/stein.py --write docs/stein.md                           # the targets
+    python benchmarks/stein.py --grid --write docs/stein.md --figures docs/figures
 
-Every case runs in a process of its own. Time is the best of a few calls, in seconds, on a standard
-normal target, so that the scores cost nothing; peers are given the same target and do one step of
-their own SVGD, ours being ``particlevi-step``; compilation is not counted.
-Memory is the growth of the peak resident set over that before the first call, as multiples of the
-particles' own size where that is what the target is about.
+Every case runs in a process of its own. Time is the median of a few calls, in seconds, on a
+standard normal target, so that the scores cost nothing. ``direction`` is the witness alone; a
+``step`` is what peers are timed on, with the same target and their own SVGD. Compilation is not
+counted, nor is the first call if there is time for another. Memory is the growth of the peak
+resident set over that before the first call, as multiples of the particles' own size where that is
+what the target is about.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
-import math
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from _page import markdown, write
+
+Case = tuple[str, int, int]
+Found = dict[str, float]
+
+PEERS = ("pyro", "blackjax", "numpyro")
 TARGETS = [
-    ("particlevi", 20_000, 10),
-    ("particlevi", 100_000, 10),
-    ("particlevi", 50, 1_000_000),
-    ("particlevi", 20, 300_000),
-    ("particlevi-step", 20, 300_000),
-    ("pyro", 20, 300_000),
-    ("blackjax", 20, 300_000),
-    ("numpyro", 20, 300_000),
-    ("particlevi", 1000, 10),
-    ("particlevi-step", 1000, 10),
-    ("pyro", 1000, 10),
-    ("blackjax", 1000, 10),
-    ("numpyro", 1000, 10),
+    ("direction", 20_000, 10),
+    ("direction, IMQ", 20_000, 10),
+    ("direction", 100_000, 10),
+    ("direction", 50, 1_000_000),
+    *((name, num, dim) for num, dim in [(20, 300_000), (1000, 10)] for name in ("step", *PEERS)),
 ]
 GRID = [
-    (name, num, dim)
-    for name in ("particlevi", "pyro", "blackjax", "numpyro")
-    for num, dim in [(100, 10), (1000, 10), (5000, 10), (20, 10_000), (20, 100_000), (20, 300_000)]
+    *((name, num, 10) for name in ("step", *PEERS) for num in (100, 300, 1000, 3000)),
+    *(("step", num, 10) for num in (10_000, 30_000, 100_000)),
+    *((name, 20, dim) for name in ("step", *PEERS) for dim in (1000, 10_000, 100_000, 300_000)),
+    *(("step", 20, dim) for dim in (1_000_000, 3_000_000)),
 ]
+NAMES = {"step": "particlevi"}
 
 
-def ours(num: int, dim: int) -> Callable[[], object]:
+def direction(num: int, dim: int, kernel: str = "rbf") -> Callable[[], object]:
     import torch
 
     import particlevi as pvi
 
     x = torch.randn(num, dim)
-    scores, kernel = -x, pvi.rbf()
-    return lambda: kernel.direction(x, scores)
+    scores, chosen = -x, getattr(pvi, kernel)()
+    return lambda: chosen.direction(x, scores)
 
 
-def our_step(num: int, dim: int) -> Callable[[], object]:
+def step(num: int, dim: int) -> Callable[[], object]:
     import torch
 
     import particlevi as pvi
@@ -66,11 +68,11 @@ def our_step(num: int, dim: int) -> Callable[[], object]:
     controls = {"step_size": torch.tensor(0.1), "annealing": torch.tensor(1.0)}
     noise = sampler.draw_noise(state, torch.Generator())
 
-    def step() -> object:
+    def call() -> object:
         with torch.no_grad():
             return sampler.step(state, None, noise, controls)
 
-    return step
+    return call
 
 
 def pyro_step(num: int, dim: int) -> Callable[[], object]:
@@ -118,8 +120,9 @@ def numpyro_step(num: int, dim: int) -> Callable[[], object]:
 
 
 MAKERS = {
-    "particlevi": ours,
-    "particlevi-step": our_step,
+    "direction": direction,
+    "direction, IMQ": functools.partial(direction, kernel="imq"),
+    "step": step,
     "pyro": pyro_step,
     "blackjax": blackjax_step,
     "numpyro": numpyro_step,
@@ -131,19 +134,21 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure(name: str, num: int, dim: int) -> dict[str, float]:
+def measure(name: str, num: int, dim: int) -> Found:
     MAKERS[name](5, 3)()
     call = MAKERS[name](num, dim)
     before, times, began = peak(), [], time.perf_counter()
-    while len(times) < 5 and time.perf_counter() - began < 30:
+    while len(times) < 6 and time.perf_counter() - began < 30:
         start = time.perf_counter()
         result = call()
         times.append(time.perf_counter() - start)
         del result
-    return {"seconds": min(times), "megabytes": peak() - before}
+    times = times[1:] or times
+    low, mid, high = min(times), statistics.median(times), max(times)
+    return {"seconds": mid, "low": low, "high": high, "megabytes": peak() - before}
 
 
-def run(name: str, num: int, dim: int, limit: float) -> dict[str, float] | str:
+def run(name: str, num: int, dim: int, limit: float) -> Found | str:
     command = [sys.executable, __file__, "--case", json.dumps([name, num, dim])]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     try:
@@ -155,64 +160,93 @@ def run(name: str, num: int, dim: int, limit: float) -> dict[str, float] | str:
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]
         return lines[-1][:100]
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    found: Found = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def plot(results: dict[tuple[str, int, int], dict[str, float]], path: Path) -> None:
+def table(results: dict[Case, Found | str]) -> str:
+    rows = []
+    for (name, num, dim), found in results.items():
+        row = [NAMES.get(name, name), f"{num:,}", f"{dim:,}"]
+        if isinstance(found, str):
+            rows.append([*row, found, "", ""])
+            continue
+        times = found["megabytes"] / (num * dim * 4 / 2**20)
+        span = f"{found['seconds']:.3g} [{found['low']:.3g}, {found['high']:.3g}]"
+        rows.append([*row, span, f"{found['megabytes']:.0f}", f"{times:.1f}"])
+    return markdown(["", "P", "D", "seconds", "MB", "MB / particles"], rows)
+
+
+def ratios(results: dict[Case, Found | str]) -> str:
+    """How many times longer each peer takes."""
+    rows = []
+    for num, dim in sorted({case[1:] for case in results}):
+        own = results.get(("step", num, dim))
+        others = [results.get((name, num, dim)) for name in PEERS]
+        if isinstance(own, dict) and any(isinstance(other, dict) for other in others):
+            cells = [
+                f"{other['seconds'] / own['seconds']:.1f}" if isinstance(other, dict) else "-"
+                for other in others
+            ]
+            rows.append([f"{num:,}", f"{dim:,}", *cells])
+    return markdown(["P", "D", *(f"{name} / particlevi" for name in PEERS)], rows)
+
+
+def plot(results: dict[Case, Found | str], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, 2, figsize=(9, 7))
-    for column, (fixed, label) in enumerate([(2, "P at D = 10"), (1, "D at P = 20")]):
-        value = 10 if fixed == 2 else 20
-        for name in MAKERS:
-            cases = [case for case in results if case[0] == name and case[fixed] == value]
-            along = sorted((case[3 - fixed], results[case]) for case in cases)
-            for row, what in enumerate(["seconds", "megabytes"]):
-                ys = [max(found[what], 1e-2 if row else 1e-6) for _, found in along]
-                axes[row, column].loglog([x for x, _ in along], ys, "o-", label=name)
-                axes[row, column].set(xlabel=label, ylabel=what)
+    figure, axes = pyplot.subplots(2, 2, figsize=(9, 6.4), sharex="col")
+    colors = dict(zip(("step", *PEERS), ("black", "#d1495b", "#2e86ab", "#edae49"), strict=True))
+    for column, (fixed, value, label) in enumerate(
+        [(2, 10, "P at D = 10"), (1, 20, "D at P = 20")]
+    ):
+        for name, color in colors.items():
+            along = sorted(
+                (case[3 - fixed], found["seconds"], max(found["megabytes"], 1.0))
+                for case, found in results.items()
+                if case[0] == name and case[fixed] == value and isinstance(found, dict)
+            )
+            for row, ys in enumerate(list(zip(*along, strict=True))[1:]):
+                axes[row, column].loglog(
+                    [x for x, _, _ in along], ys, "o-", color=color, label=NAMES.get(name, name)
+                )
+        axes[1, column].set_xlabel(label)
+    axes[0, 0].set_ylabel("seconds per step")
+    axes[1, 0].set_ylabel("MB above the particles")
     axes[0, 0].legend()
     figure.tight_layout()
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path)
+    path.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path / "stein_scale.png", dpi=110)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--case")
-    parser.add_argument("--grid", action="store_true")
-    parser.add_argument("--limit", type=float, default=300.0)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--grid", action="store_true", help="time and memory against P and D")
+    parser.add_argument("--largest", type=int, default=10**9, help="P x D beyond which to stop")
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds per case")
+    parser.add_argument("--write", type=Path, help="the page whose tables are replaced")
+    parser.add_argument("--figures", type=Path, default=Path("out"), help="folder for the figure")
     options = parser.parse_args()
     if options.case:
         print(json.dumps(measure(*json.loads(options.case))))
         return
-    results = {}
-    print(f"{'':16} {'P':>8} {'D':>9} {'seconds':>10} {'MB':>8} {'x particles':>12}")
-    for name, num, dim in GRID if options.grid else TARGETS:
-        found = run(name, num, dim, options.limit)
-        if isinstance(found, str):
-            print(f"{name:16} {num:8} {dim:9} {found}", flush=True)
+    results: dict[Case, Found | str] = {}
+    for case in GRID if options.grid else TARGETS:
+        if case[1] * case[2] > options.largest:
             continue
-        results[name, num, dim] = found
-        times = found["megabytes"] / (num * dim * 4 / 2**20)
-        print(
-            f"{name:16} {num:8} {dim:9} {found['seconds']:10.4f} {found['megabytes']:8.0f} "
-            f"{times:12.1f}",
-            flush=True,
-        )
-    for num, dim in sorted({case[1:] for case in results}):
-        own = results.get(("particlevi-step", num, dim)) or results.get(("particlevi", num, dim))
-        for name in ("pyro", "blackjax", "numpyro"):
-            other = results.get((name, num, dim))
-            if own and other and not math.isnan(other["seconds"]):
-                ratio = other["seconds"] / own["seconds"]
-                print(f"({num}, {dim}): {ratio:.1f} x faster than {name}")
+        results[case] = run(*case, options.limit)
+        print(*case, results[case], flush=True)
+    text = table(results) + "\n\n" + ratios(results)
+    print(text)
     if options.grid:
-        plot(results, Path("out") / "stein.png")
+        plot(results, options.figures)
+        text += "\n\n![Time and memory against P and D](figures/stein_scale.png)"
+    if options.write:
+        write(options.write, {"grid" if options.grid else "targets": text})
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from _page import write
 from torch import Tensor, nn
 
 import particlevi as pvi
@@ -350,18 +351,6 @@ def figure(results: list[dict[str, Any]], folder: Path) -> None:
     drawn.tight_layout()
     folder.mkdir(parents=True, exist_ok=True)
     drawn.savefig(folder / "structured_study.png", dpi=120)
-
-
-def write(path: Path, sections: dict[str, str]) -> None:
-    """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->``."""
-    text = path.read_text()
-    for name, body in sections.items():
-        head, mark = f"<!-- {name} -->", f"<!-- /{name} -->"
-        before, found, rest = text.partition(head)
-        if not found or mark not in rest:
-            raise ValueError(f"{path} has no section {head} ... {mark}.")
-        text = before + head + "\n" + body + "\n" + mark + rest.partition(mark)[2]
-    path.write_text(text)
 
 
 def study(options: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ __all__ = [
     "check_choice",
     "check_finite",
     "check_fraction",
+    "check_groups",
     "check_nonnegative",
     "check_particles",
     "check_positive",
@@ -95,6 +96,23 @@ def check_finite(name: str, value: Tensor, fix: str) -> None:
         bad = int((~torch.isfinite(value)).sum())
         raise ValueError(
             f"{name} must be finite, got {bad} NaN or infinite values among {value.numel()}. {fix}"
+        )
+
+
+def check_groups(groups: Any, num_params: int | None = None) -> None:
+    """``groups`` is a LongTensor ``[D]`` of numbers from 0 without gaps."""
+    found = groups if isinstance(groups, Tensor) else torch.empty(0)
+    if found.dtype != torch.long or found.ndim != 1 or len(found) != (num_params or len(found)):
+        kind = f"{found.dtype} {list(found.shape)}" if found is groups else type(groups).__name__
+        raise ValueError(
+            f"groups must be a LongTensor [{num_params or 'D'}], one number per parameter, "
+            f"got {kind}."
+        )
+    present = groups.unique()
+    if not len(present) or not bool((present.diff() == 1).all()) or int(present[0]):
+        raise ValueError(
+            f"groups must be numbered from 0 without gaps, got {present[:10].tolist()}: "
+            "use groups.unique(return_inverse=True)[1]."
         )
 
 

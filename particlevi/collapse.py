@@ -17,7 +17,7 @@ from particlevi.draws import Draws
 from particlevi.gradients._evaluate import value_and_grad
 from particlevi.samplers.sghmc import sghmc
 from particlevi.sampling import sample
-from particlevi.stein.kernels import Kernel, rbf
+from particlevi.stein.kernels import Kernel, as_kernel
 
 __all__ = ["Collapse", "check_collapse"]
 
@@ -93,12 +93,15 @@ def check_collapse(
         The numbers, and ``.collapsed``.
 
     Raises:
+        TypeError: something else than draws.
         ValueError: draws without their potential or with some of the parameters left out.
 
     Warns:
         CollapseWarning: the particles keep less than half of the reference's variance.
     """
     check_positive_int("num_steps", num_steps)
+    if not isinstance(draws, Draws):
+        raise TypeError(f"check_collapse takes the draws of sample(), got {type(draws).__name__}.")
     potential = draws.potential
     if potential is None or draws.particles.shape[-1] != potential.num_params:
         raise ValueError(
@@ -116,7 +119,7 @@ def check_collapse(
         method="replacement",
     )
     batch = source.next(torch.Generator(potential.device).manual_seed(seed))
-    chosen = (rbf() if kernel is None else kernel).bind(potential.layout)
+    chosen = as_kernel(kernel).bind(potential.layout)
     gradient = value_and_grad(potential, particles, batch, potential.chunk_size).gradient
     attraction, repulsion = chosen.direction(particles, -gradient)
     if step_size is None:

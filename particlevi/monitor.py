@@ -48,7 +48,7 @@ class DivergenceWatch:
         self.window: list[Tensor] = []
 
     def observe(self, potential: Tensor) -> None:
-        """The potentials ``[P]`` of one step."""
+        """The potentials ``[P]`` of one step, annealed ones as far as the particles feel them."""
         self.window.append(potential)
 
     def check(self, position: Tensor, step: int) -> dict[int, int]:

@@ -215,7 +215,7 @@ class Run:
                 self.state = sampler.record(
                     self.state, Progress(self.step, settings.num_warmup, self.num_steps)
                 )
-                watch.observe(info.potential)
+                watch.observe(info.potential * self.scalars.get("annealing", 1.0))
                 if self.step - 1 == keep[self.storage.count]:
                     scalars = {"step": float(self.step), **self.scalars}
                     self.storage.append(self.recorder(self.state.position), info._asdict(), scalars)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import particlevi as pvi
-from particlevi.collapse import CollapseWarning
+from particlevi.collapse import Collapse, CollapseWarning
 from tests.stein.common import F64, gaussian
 
 
@@ -31,6 +31,12 @@ def test_a_collapse_is_seen_and_sized(scale):
     assert found.variance_ratio == pytest.approx(0.09, rel=0.2)
     assert found.reference_variance == pytest.approx(1 / scale, rel=0.15)
     assert found.force_ratio == pytest.approx(1.0, rel=0.05)
+
+
+@pytest.mark.parametrize(("kept", "collapsed"), [(0.49, True), (0.51, False)])
+def test_half_of_the_variance_is_the_line(kept, collapsed):
+    found = Collapse(20, 20, 10.0, 1.0, particle_variance=3 * kept, reference_variance=3.0)
+    assert found.collapsed == collapsed
 
 
 def test_no_warning_where_there_is_no_collapse():

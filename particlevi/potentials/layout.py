@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_positive_int, check_seed
+from particlevi._checks import check_groups, check_positive_int, check_seed
 
 __all__ = ["Groups", "Layout"]
 
@@ -116,7 +116,8 @@ class Layout:
         """
         check_seed("seed", seed)
         if isinstance(rule, Tensor):
-            return self._checked_groups(rule)
+            check_groups(rule, self.num_params)
+            return rule
         if not isinstance(rule, (str, tuple)):
             raise TypeError(
                 f"groups must be a rule or a LongTensor [{self.num_params}], "
@@ -153,17 +154,3 @@ class Layout:
             'groups must be "tensor", "layer", "neuron", "parameter", ("random", M) or a '
             f"LongTensor [{self.num_params}], got {rule!r}."
         )
-
-    def _checked_groups(self, groups: Tensor) -> Tensor:
-        if groups.shape != (self.num_params,) or groups.dtype != torch.long:
-            raise ValueError(
-                f"groups must be a LongTensor [{self.num_params}], one number per parameter, "
-                f"got {groups.dtype} {list(groups.shape)}."
-            )
-        present = groups.unique()
-        if not torch.equal(present, torch.arange(len(present), device=groups.device)):
-            raise ValueError(
-                "groups must be numbered from 0 without gaps, got "
-                f"{present[:10].tolist()}: use groups.unique(return_inverse=True)[1]."
-            )
-        return groups

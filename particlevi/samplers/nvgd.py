@@ -88,10 +88,13 @@ def nvgd(
         patience: inner steps without improvement that are tolerated.
 
     Raises:
+        TypeError: a network that is no module.
         ValueError: an argument out of its range, or a network of other shapes.
     """
     check_positive_int("num_inner_steps", num_inner_steps)
     check_positive("regularisation", regularisation)
+    if not callable(network_step_size):
+        check_positive("network_step_size", network_step_size)
     check_fraction("validation_fraction", validation_fraction)
     check_positive_int("patience", patience, minimum=0)
     witness = Witness(network, as_estimator(target).potential.num_params)

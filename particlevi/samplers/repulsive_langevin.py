@@ -1,6 +1,7 @@
 """Stochastic SVGD: Langevin dynamics of all particles together, with the kernel for its metric.
 
-Step, with scores ``s_j = -g(x_j)``, the kernel matrix ``K_ij = k(x_i, x_j)`` and ``L L' = K``::
+Step, with scores ``s_j = -g(x_j)``, the kernel matrix ``K_ij = k(x_i, x_j) + e (i = j)``, where e
+is a small jitter, and ``L L' = K``::
 
     x_i' = x_i + (h/P) sum_j [ K_ij s_j + T grad_{x_j} k(x_j, x_i) ] + sqrt(2 h T / P) (L xi)_i
 
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from particlevi._checks import check_nonnegative
 from particlevi.samplers._assemble import GradientAt, Target, assemble, gaussian
-from particlevi.stein.kernels import Radial, rbf
+from particlevi.stein.kernels import Radial, as_radial
 from particlevi.typing import Controls, Sampler, Schedule
 
 __all__ = ["Info", "Memory", "repulsive_langevin"]
@@ -50,11 +51,11 @@ def repulsive_langevin(
 ) -> Sampler:
     """Stochastic SVGD: the direction of SVGD plus noise of covariance ``2 h T K / P``.
 
-    ``x_i' = x_i + (h/P) sum_j [k_ij s_j + T grad_{x_j} k(x_j, x_i)] + sqrt(2 h T / P) (L xi)_i``
-    with ``L L' = K + jitter I``. Samples ``exp(-U/T)`` with each particle, exactly as the step
-    shrinks, whatever their number. The bandwidth is taken from the starting points and then held,
-    because the equation is exact only for a bandwidth that does not move with the particles. A
-    step costs O(P^2 D + P^3).
+    ``x_i' = x_i + (h/P) sum_j [K_ij s_j + T grad_{x_j} k(x_j, x_i)] + sqrt(2 h T / P) (L xi)_i``
+    with ``K_ij = k(x_i, x_j) + jitter (i = j)`` and ``L L' = K``. Samples ``exp(-U/T)`` with each
+    particle, exactly as the step shrinks, whatever their number. The bandwidth is taken from the
+    starting points and then held, because the equation is exact only for a bandwidth that does not
+    move with the particles. A step costs O(P^2 D + P^3).
 
     Source: Gallego and Rios Insua, "Stochastic gradient MCMC with repulsive forces", 2018.
 
@@ -64,19 +65,16 @@ def repulsive_langevin(
             the starting points.
         temperature: T, a number or a schedule; 1 is the Bayes posterior, 0 is SVGD's attraction
             without repulsion.
-        jitter: added to the diagonal of K in the noise, so that it has a Cholesky factor.
+        jitter: added to the diagonal of K in drift and noise alike, so that the law stays exact
+            and K, in float64, has a Cholesky factor. Without one, as 0 can leave it, the particles
+            become NaN.
 
     Raises:
         TypeError: a kernel without a bandwidth.
         ValueError: a negative temperature or jitter.
     """
     check_nonnegative("jitter", jitter)
-    chosen = rbf() if kernel is None else kernel
-    if not isinstance(chosen, Radial):
-        raise TypeError(
-            "repulsive_langevin needs a kernel with a bandwidth, pvi.rbf(...) or pvi.imq(...), "
-            f"got {type(chosen).__name__}."
-        )
+    chosen = as_radial(kernel)
 
     def memory(position: Tensor, generator: torch.Generator) -> Memory:
         return Memory(chosen.width(position))
@@ -88,9 +86,12 @@ def repulsive_langevin(
         g, potential = gradient_at(position)
         attraction, repulsion = chosen.direction(position, -g, memory.bandwidth)
         num = len(position)
-        matrix = chosen(position, position, memory.bandwidth)
+        attraction = attraction - jitter / num * g
+        exact = position.double()
+        matrix = chosen(exact, exact, memory.bandwidth.double())
         identity = torch.eye(num, dtype=matrix.dtype, device=matrix.device)
-        factor, _ = torch.linalg.cholesky_ex(matrix + jitter * identity)
+        factor, failed = torch.linalg.cholesky_ex(matrix + jitter * identity)
+        factor = torch.where(failed == 0, factor, torch.nan).to(noise.dtype)
         diffusion = (2 * h * temperature / num).sqrt() * (factor @ noise)
         info = Info(
             potential,

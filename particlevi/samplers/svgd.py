@@ -24,7 +24,7 @@ from particlevi._checks import check_choice
 from particlevi.gradients.minibatch import as_estimator
 from particlevi.samplers._assemble import GradientAt, Target, assemble
 from particlevi.stein.grouped import graphical
-from particlevi.stein.kernels import Kernel, Radial, rbf
+from particlevi.stein.kernels import Kernel, Radial, as_kernel, as_radial
 from particlevi.typing import Controls, Sampler, Schedule
 
 __all__ = ["Info", "Memory", "message_passing_svgd", "svgd"]
@@ -75,10 +75,11 @@ def svgd(
             ``exp(-c U)`` with its last value is what is sampled.
 
     Raises:
+        TypeError: something else than a kernel.
         ValueError: an unknown optimizer.
     """
     check_choice("optimizer", optimizer, ["plain", "adagrad", "rmsprop", "adam"])
-    chosen = (rbf() if kernel is None else kernel).bind(as_estimator(target).potential.layout)
+    chosen = as_kernel(kernel).bind(as_estimator(target).potential.layout)
 
     def memory(position: Tensor, generator: torch.Generator) -> Memory:
         empty = position.new_zeros((0,)) if optimizer == "plain" else torch.zeros_like(position)
@@ -117,7 +118,7 @@ def _preconditioned(phi: Tensor, memory: Memory, optimizer: str) -> tuple[Tensor
         second = second + phi.square()
         direction = phi / (second.sqrt() + 1e-8)
     elif optimizer == "rmsprop":
-        kept = torch.where(count > 1, 0.9, 0.0)
+        kept = 0.9 * (count > 1).to(phi)
         second = kept * second + (1 - kept) * phi.square()
         direction = phi / (second.sqrt() + 1e-8)
     elif optimizer == "adam":
@@ -155,5 +156,5 @@ def message_passing_svgd(
         optimizer: as for ``svgd``.
         annealing: as for ``svgd``.
     """
-    chosen = graphical(groups, rbf() if kernel is None else kernel, neighbours)
+    chosen = graphical(groups, as_radial(kernel), neighbours)
     return svgd(target, chosen, optimizer, annealing)

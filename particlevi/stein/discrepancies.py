@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_choice, check_finite, check_positive_int
-from particlevi.stein.kernels import Radial, imq, rbf
+from particlevi._checks import check_choice, check_finite, check_positive_int, check_seed
+from particlevi.stein.kernels import Radial, as_radial, imq
 from particlevi.stein.reduction import PROFILES, row_blocks
 
 __all__ = [
@@ -70,6 +70,8 @@ def _checked(name: str, sample: Tensor, minimum: int) -> None:
     if not isinstance(sample, Tensor) or sample.ndim != 2 or len(sample) < minimum:
         got = list(sample.shape) if isinstance(sample, Tensor) else type(sample).__name__
         raise ValueError(f"{name} must be a tensor [n, D] with n >= {minimum}, got {got}.")
+    if not sample.is_floating_point():
+        raise ValueError(f"{name} must be floating point, got {sample.dtype}: use {name}.float().")
     check_finite(name, sample, "Leave those draws out.")
 
 
@@ -109,15 +111,12 @@ def _prepared(
     x: Tensor, scores: Tensor, kernel: Radial | None
 ) -> tuple[Radial, Tensor, Tensor, Tensor]:
     _checked("x", x, 2)
-    if scores.shape != x.shape:
-        raise ValueError(
-            f"scores must be grad log p at the draws, {list(x.shape)}, got {list(scores.shape)}."
-        )
+    if not isinstance(scores, Tensor) or scores.shape != x.shape:
+        got = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"scores must be grad log p at the draws, {list(x.shape)}, got {got}.")
     check_finite("scores", scores, "Leave those draws out.")
-    chosen = imq() if kernel is None else kernel
-    if not isinstance(chosen, Radial):
-        raise TypeError(f"kernel must be pvi.rbf or pvi.imq, got {type(chosen).__name__}.")
-    return chosen, x - x.mean(0), scores, chosen.width(x)
+    chosen = as_radial(kernel, imq)
+    return chosen, x - x.mean(0), scores.to(x), chosen.width(x)
 
 
 def ksd(
@@ -191,6 +190,7 @@ def ksd_test(
     (True, True)
     """
     check_positive_int("num_bootstrap", num_bootstrap)
+    check_seed("seed", seed)
     chosen, points, scores, width = _prepared(x, scores, kernel)
     num = len(x)
     generator = torch.Generator().manual_seed(seed)
@@ -228,12 +228,13 @@ def mmd(x: Tensor, y: Tensor, kernel: Radial | None = None, statistic: str = "U"
         kernel: ``pvi.rbf()`` if absent, its bandwidth from both samples together.
         statistic: ``"U"`` or ``"V"``.
 
+    >>> import particlevi as pvi
     >>> x, y = torch.tensor([[0.0], [2.0]]), torch.tensor([[0.0], [2.0]])
-    >>> mmd(x, y, rbf(1.0), statistic="V").value
+    >>> mmd(x, y, pvi.rbf(1.0), statistic="V").value
     0.0
     """
     check_choice("statistic", statistic, ["U", "V"])
-    chosen = rbf() if kernel is None else kernel
+    chosen = as_radial(kernel)
     pool = _pooled(x, y, 2)
     width = chosen.width(pool)
     n, m = len(x), len(y)
@@ -270,7 +271,7 @@ def mmd_test(
         seed: of the permutations.
     """
     check_positive_int("num_permutations", num_permutations)
-    chosen = rbf() if kernel is None else kernel
+    chosen = as_radial(kernel)
     pool = _pooled(x, y, 2)
     width = chosen.width(pool)
     n, m = len(x), len(y)
@@ -295,6 +296,7 @@ def mmd_test(
 
 def _splits(n: int, m: int, count: int, seed: int) -> Tensor:
     """Columns of which n rows are 1, the first column the first n: ``[n + m, 1 + count]``."""
+    check_seed("seed", seed)
     generator = torch.Generator().manual_seed(seed)
     order = torch.rand(n + m, count, generator=generator).argsort(0)
     return torch.cat([(torch.arange(n + m) < n)[:, None], order < n], 1)
@@ -302,6 +304,7 @@ def _splits(n: int, m: int, count: int, seed: int) -> Tensor:
 
 def _projected(pool: Tensor, num_projections: int, seed: int) -> Tensor:
     check_positive_int("num_projections", num_projections)
+    check_seed("seed", seed)
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(pool.shape[1], num_projections, generator=generator, dtype=pool.dtype)
     lengths = torch.linalg.vector_norm(directions, dim=0)

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from particlevi.stein.kernels import Radial, Space, rbf
+from particlevi._checks import check_groups
+from particlevi.stein.kernels import Radial, Space, as_radial, rbf
 from particlevi.stein.reduction import radial_sums, squared_distances
 
 __all__ = ["additive", "graphical", "product"]
@@ -32,12 +33,9 @@ class _Grouped:
 
     def __post_init__(self) -> None:
         if isinstance(self.groups, Tensor):
+            check_groups(self.groups)
             object.__setattr__(self, "_members", _members(self.groups))
-        if not isinstance(self.kernel, Radial):
-            raise TypeError(
-                "A kernel per group must be pvi.rbf(...) or pvi.imq(...), "
-                f"got {type(self.kernel).__name__}."
-            )
+        as_radial(self.kernel)
 
     def __repr__(self) -> str:
         groups = self.groups
@@ -151,8 +149,9 @@ class graphical(_Grouped):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.neighbours is not None and self.neighbours.dtype != torch.bool:
-            raise TypeError(f"neighbours must be a BoolTensor [G, G], got {self.neighbours.dtype}.")
+        kind = getattr(self.neighbours, "dtype", type(self.neighbours).__name__)
+        if self.neighbours is not None and kind != torch.bool:
+            raise TypeError(f"neighbours must be a BoolTensor [G, G], got {kind}.")
         if self._members:
             object.__setattr__(self, "_around", self._blankets())
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_positive_int
+from particlevi._checks import check_positive_int, check_seed
 from particlevi.stein.bandwidths import Bandwidth, as_bandwidth, fixed, median, pair_squares
 from particlevi.stein.reduction import PROFILES, radial_sums, squared_distances
 
@@ -21,6 +21,8 @@ __all__ = [
     "Kernel",
     "Radial",
     "Space",
+    "as_kernel",
+    "as_radial",
     "imq",
     "linear",
     "random_features",
@@ -184,6 +186,7 @@ class random_features:
 
     def __post_init__(self) -> None:
         check_positive_int("num_features", self.num_features)
+        check_seed("seed", self.seed)
         object.__setattr__(self, "bandwidth", as_bandwidth(self.bandwidth))
 
     def __repr__(self) -> str:
@@ -221,3 +224,23 @@ class random_features:
         attraction = cosines @ (cosines.T @ scores) + sines @ (sines.T @ scores)
         turn = sines * cosines.sum(0) - cosines * sines.sum(0)
         return scale * attraction, scale * (turn @ frequencies)
+
+
+def as_kernel(value: Kernel | None) -> Kernel:
+    """``value``, or ``rbf()`` for None; anything that is no kernel is refused."""
+    chosen = rbf() if value is None else value
+    whole = all(callable(getattr(chosen, name, None)) for name in ("direction", "bind"))
+    if isinstance(chosen, type) or not whole:
+        got = f"the class {chosen.__name__}" if isinstance(chosen, type) else repr(chosen)
+        raise TypeError(f"kernel must be a kernel, such as pvi.rbf() or pvi.imq(), got {got}.")
+    return chosen
+
+
+def as_radial(value: Radial | None, default: type[Radial] = rbf) -> Radial:
+    """``value``, or the default kernel for None; one without a bandwidth is refused."""
+    chosen = default() if value is None else value
+    if not isinstance(chosen, Radial):
+        raise TypeError(
+            f"kernel must have a bandwidth, that is pvi.rbf(...) or pvi.imq(...), got {chosen!r}."
+        )
+    return chosen

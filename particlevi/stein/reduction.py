@@ -3,12 +3,13 @@
 ``sum_j f(u_ij) s_j`` and ``sum_j w_ij (x_i - x_j)``, ``u_ij = |x_i - x_j|^2 / b``,
 ``w_ij = -2 f'(u_ij) / b``. Up to ``DENSE`` particles the P x P matrix is formed. Beyond, nothing
 of that size is: the RBF kernel, whose sums are attention without its normalisation, goes through
-the fused attention of torch; other kernels, and many dimensions, a block of rows at a time.
+the fused attention of torch; other kernels, and many dimensions, go tile by tile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,8 @@ __all__ = ["DENSE", "PROFILES", "Profile", "radial_sums", "row_blocks", "squared
 
 DENSE = 1024
 _BLOCK = 2**21
+_TILE = 512
+_WIDE = 256
 _ATTENTION_DIM = 512
 
 
@@ -54,8 +57,16 @@ def _centred_squares(x: Tensor, y: Tensor) -> Tensor:
 
 def row_blocks(num: int) -> list[slice]:
     """Rows of a ``num x num`` matrix in blocks of about 2^21 numbers."""
-    rows = max(1, _BLOCK // num)
-    return [slice(start, min(start + rows, num)) for start in range(0, num, rows)]
+    return _slices(num, max(1, _BLOCK // num))
+
+
+def _tiles(num: int, device: torch.device) -> list[slice]:
+    """Sides of square tiles: one fits in a core's cache; a GPU wants fewer and larger ones."""
+    return _slices(num, _TILE if device.type == "cpu" else 8 * _TILE)
+
+
+def _slices(num: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, num)) for start in range(0, num, size)]
 
 
 def radial_sums(x: Tensor, scores: Tensor, b: Tensor, kind: str) -> tuple[Tensor, Tensor]:
@@ -75,34 +86,47 @@ def radial_sums(x: Tensor, scores: Tensor, b: Tensor, kind: str) -> tuple[Tensor
     elif kind == "rbf" and x.shape[1] <= _ATTENTION_DIM and scores.shape[1] <= _ATTENTION_DIM:
         attraction, repulsion = _by_attention(x, scores, b)
     else:
-        attraction, repulsion = _by_blocks(x, scores, b, kind)
+        attraction, repulsion = _by_tiles(x, scores, b, kind)
     return attraction, repulsion
 
 
-def _rows(
-    some: Tensor, x: Tensor, scores: Tensor, u: Tensor, b: Tensor, kind: str
-) -> tuple[Tensor, Tensor]:
-    """The sums for ``some`` of the particles, given ``u [len(some), P]``."""
+@contextmanager
+def _one_thread(wanted: bool) -> Iterator[None]:
+    """A tile is too small to share: on a busy machine threads wait for each other at every one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if wanted else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@torch.library.custom_op("particlevi::radial_sums_by_tiles", mutates_args=())
+def _by_tiles(x: Tensor, scores: Tensor, b: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """One operation to a compiler, which would unroll the loop.
+
+    The matrix is symmetric: a tile above the diagonal also serves the one below.
+    """
     profile, num = PROFILES[kind], len(x)
-    kernel = profile.value(u)
-    weights = profile.slope(kernel)
-    total = weights.sum(1, keepdim=True)
-    repulsion = torch.addmm(some * total, weights, x, alpha=-1)
-    return kernel @ scores / num, repulsion.mul_(2 / (num * b))
-
-
-@torch.library.custom_op("particlevi::radial_sums_by_blocks", mutates_args=())
-def _by_blocks(x: Tensor, scores: Tensor, b: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    """One operation to a compiler, which would unroll the loop."""
-    attraction, repulsion = torch.empty_like(scores), torch.empty_like(x)
     query, key = _augmented(x, b)
-    for rows in row_blocks(len(x)):
-        u = (query[rows] @ key.T).neg_().clamp_(min=0)
-        attraction[rows], repulsion[rows] = _rows(x[rows], x, scores, u, b, kind)
-    return attraction, repulsion
+    places = torch.cat([x, torch.ones_like(x[:, :1])], 1)
+    attraction, weighted = torch.zeros_like(scores), torch.zeros_like(places)
+    tiles = _tiles(num, x.device)
+    with _one_thread(x.shape[1] < _WIDE):
+        for number, rows in enumerate(tiles):
+            for columns in tiles[number:]:
+                kernel = profile.value((query[rows] @ key[columns].T).neg_().clamp_(min=0))
+                weights = profile.slope(kernel)
+                attraction[rows].addmm_(kernel, scores[columns])
+                weighted[rows].addmm_(weights, places[columns])
+                if rows != columns:
+                    attraction[columns].addmm_(kernel.T, scores[rows])
+                    weighted[columns].addmm_(weights.T, places[rows])
+    mean, total = weighted.tensor_split([x.shape[1]], dim=1)
+    return attraction.div_(num), (x * total).sub_(mean).mul_(2 / (num * b))
 
 
-@_by_blocks.register_fake
+@_by_tiles.register_fake
 def _(x: Tensor, scores: Tensor, b: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     return torch.empty_like(scores), torch.empty_like(x)
 

@@ -44,6 +44,7 @@ class Witness:
         dim: D.
 
     Raises:
+        TypeError: something else than a module.
         ValueError: a network without parameters, or one that does not map ``[P, D]`` to ``[P, D]``.
     """
 
@@ -60,6 +61,8 @@ class Witness:
                     nn.Linear(32, dim),
                     Scale(),
                 )
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"network must be a torch.nn.Module, got {type(network).__name__}.")
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         parameters = dict(self.network.named_parameters())
         if not parameters:

@@ -42,6 +42,23 @@ def test_annealing_finds_the_far_mode(annealing, covers):
     assert abs(float(ends[ends > 0].mean()) - 6) < 0.1
 
 
+def test_particles_that_repulsion_spreads_have_not_diverged():
+    """Almost free at first, they go where U is thousands of times that of the start, and return."""
+    initial = torch.linspace(5.5, 6.5, 20, dtype=F64)[:, None]
+    sampler = pvi.svgd(two_modes(), optimizer="rmsprop", annealing=pvi.tanh_ramp(1000))
+    draws = pvi.sample(
+        sampler,
+        step_size=pvi.cosine(0.5, num_steps=1200),
+        initial=initial,
+        num_draws=1200,
+        progress=False,
+    )
+    assert draws.stats["potential"].max() > 5000
+    ends = draws.particles[:, -1]
+    assert 4 <= int((ends < 0).sum()) <= 16
+    assert ends.abs().max() < 9
+
+
 def test_a_constant_weight_tempers_the_target():
     """At weight c the fixed point is that of exp(-c U): here N(0, 4)."""
     initial = torch.tensor([[-0.3], [1.1]], dtype=F64)

@@ -83,7 +83,7 @@ def test_bad_groups_are_refused():
     target = gaussian(torch.zeros(3), torch.eye(3))
     with pytest.raises(ValueError, match=r"LongTensor \[3\]"):
         pvi.svgd(target, kernel=pvi.product(GROUPS))
-    with pytest.raises(TypeError, match="A kernel per group"):
+    with pytest.raises(TypeError, match="have a bandwidth"):
         pvi.additive(GROUPS, pvi.linear())
     with pytest.raises(TypeError, match="are a rule"):
         pvi.additive("tensor").direction(points(3, 2), points(3, 2))

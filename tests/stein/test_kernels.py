@@ -89,6 +89,15 @@ def test_the_median_over_the_whole_matrix(num):
     torch.testing.assert_close(got, expected, atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.parametrize("num", [3, 4, 5, 8])
+def test_the_median_over_distinct_pairs(num):
+    """Of an even number of pairs, halfway between the two in the middle."""
+    x = points(num, 2)
+    expected = torch.pdist(x).square().quantile(0.5) / torch.tensor(num + 1.0, dtype=F64).log()
+    got = pvi.median()(pair_squares(x), num)
+    torch.testing.assert_close(got, expected, atol=1e-12, rtol=1e-12)
+
+
 @pytest.mark.parametrize("num", [8, 1100])
 @pytest.mark.parametrize("kernel", [pvi.rbf(), imq()])
 def test_directions_compile_whole(kernel, num):

@@ -92,6 +92,22 @@ def test_early_stopping_freezes_the_network(monkeypatch):
     assert min(stopped) < 6
 
 
+@pytest.mark.parametrize("patience", [0, 1, 2])
+def test_so_many_steps_without_improvement_are_tolerated(patience):
+    """Uphill each step makes it worse: the first, those tolerated, and the one too many."""
+    sampler = pvi.nvgd(
+        gaussian(torch.zeros(3), torch.eye(3)),
+        torch.nn.Linear(3, 3),
+        num_inner_steps=9,
+        patience=patience,
+    )
+    state = sampler.init(points(20, 3), torch.Generator().manual_seed(0))
+    controls = {"step_size": torch.tensor(0.1), "network_step_size": torch.tensor(-0.1)}
+    noise = sampler.draw_noise(state, torch.Generator().manual_seed(0))
+    _, info = sampler.step(state, None, noise, controls)
+    assert float(info.inner_steps[0]) == 2 + patience
+
+
 def test_particles_reach_the_target():
     generator = torch.Generator().manual_seed(0)
     target = gaussian([2.0, -1.0], [[1.0, 0.0], [0.0, 4.0]])

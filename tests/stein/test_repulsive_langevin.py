@@ -22,24 +22,55 @@ def test_one_particle_is_sgld():
     torch.testing.assert_close(ends[0], ends[1], atol=1e-12, rtol=1e-12)
 
 
-def test_the_noise_has_the_covariance_of_the_kernel():
+@pytest.mark.parametrize(
+    ("num", "dim", "dtype", "tolerance"),
+    [(5, 2, torch.float64, 1e-6), (200, 1, torch.float32, 1e-4)],
+    ids=["few", "singular in float32"],
+)
+def test_the_noise_has_the_covariance_of_the_kernel(num, dim, dtype, tolerance):
     """The step is affine in the noise: its Jacobian J has J J' = 2 h T (K + jitter) / P."""
-    target = gaussian([0.0, 0.0], torch.eye(2))
-    sampler = pvi.repulsive_langevin(target, pvi.rbf(1.3), jitter=1e-3)
-    x = points(5, 2)
+    target = pvi.from_log_density(lambda x: -0.5 * x.square().sum(), dim, dtype=dtype)
+    sampler = pvi.repulsive_langevin(target, pvi.rbf(1.3), jitter=1e-6)
+    x = points(num, dim).to(dtype)
     state = sampler.init(x, torch.Generator().manual_seed(0))
-    _, masks = sampler.draw_noise(state, torch.Generator().manual_seed(0))
-    h, temperature = torch.tensor(0.1), torch.tensor(0.7)
-    controls = {"step_size": h, "temperature": temperature}
+    noise, masks = sampler.draw_noise(state, torch.Generator().manual_seed(0))
+    controls = {
+        "step_size": torch.tensor(0.1, dtype=dtype),
+        "temperature": torch.tensor(0.7, dtype=dtype),
+    }
 
     def move(noise):
-        return sampler.step(state, None, (noise.view(5, 2), masks), controls)[0].position.flatten()
+        return sampler.step(state, None, (noise.view_as(x), masks), controls)[0].position.flatten()
 
-    zero = torch.zeros(10, dtype=x.dtype)
-    jacobian = torch.stack([move(e) - move(zero) for e in torch.eye(10, dtype=x.dtype)], dim=1)
-    matrix = pvi.rbf(1.3)(x, x) + 1e-3 * torch.eye(5)
-    expected = 2 * 0.1 * 0.7 / 5 * torch.kron(matrix, torch.eye(2, dtype=x.dtype))
-    torch.testing.assert_close(jacobian @ jacobian.T, expected, atol=1e-8, rtol=1e-6)
+    still = move(torch.zeros_like(noise))
+    jacobian = torch.stack([move(e) - still for e in torch.eye(num * dim, dtype=dtype)], dim=1)
+    matrix = pvi.rbf(1.3)(x.double(), x.double()) + 1e-6 * torch.eye(num)
+    expected = 2 * 0.1 * 0.7 / num * torch.kron(matrix, torch.eye(dim, dtype=torch.float64))
+    found = (jacobian @ jacobian.T).double()
+    torch.testing.assert_close(found, expected, atol=tolerance * expected.max(), rtol=0)
+
+
+def test_the_jitter_drifts_as_much_as_it_diffuses():
+    """The metric (K + jitter) / P times the scores, so that the law is exact for any jitter."""
+    target, x = gaussian([1.0, -2.0], [[2.0, 0.3], [0.3, 1.0]]), points(5, 2)
+    controls = {"step_size": torch.tensor(0.1), "temperature": torch.tensor(0.0)}
+    ends = []
+    for jitter in (0.0, 0.4):
+        sampler = pvi.repulsive_langevin(target, pvi.rbf(1.3), jitter=jitter)
+        state = sampler.init(x, torch.Generator().manual_seed(0))
+        noise = sampler.draw_noise(state, torch.Generator().manual_seed(0))
+        ends.append(sampler.step(state, None, noise, controls)[0].position)
+    away = x - torch.tensor([1.0, -2.0], dtype=x.dtype)
+    scores = -away @ torch.tensor([[2.0, 0.3], [0.3, 1.0]], dtype=x.dtype)
+    torch.testing.assert_close(ends[1] - ends[0], 0.1 * 0.4 / 5 * scores, atol=1e-9, rtol=1e-6)
+
+
+def test_a_kernel_matrix_without_a_factor_is_no_noise_of_another_law():
+    """Two particles in one place and no jitter: the run says so."""
+    sampler = pvi.repulsive_langevin(gaussian([0.0], [[1.0]]), pvi.rbf(2.0), jitter=0.0)
+    start = torch.zeros(3, 1, dtype=torch.float64)
+    with pytest.raises(pvi.DivergenceError):
+        pvi.sample(sampler, step_size=0.1, initial=start, num_draws=1, progress=False)
 
 
 def test_the_product_of_targets_is_stationary():
@@ -92,5 +123,5 @@ def test_the_bandwidth_stays_where_it_was():
 
 
 def test_a_kernel_without_bandwidth_is_refused():
-    with pytest.raises(TypeError, match="with a bandwidth"):
+    with pytest.raises(TypeError, match="have a bandwidth"):
         pvi.repulsive_langevin(gaussian([0.0], [[1.0]]), pvi.linear())

@@ -41,6 +41,37 @@ def test_every_optimizer_has_the_same_fixed_point(optimizer):
     )
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "reference"),
+    [
+        ("adagrad", lambda leaf: torch.optim.Adagrad([leaf], lr=0.1, eps=1e-8)),
+        ("adam", lambda leaf: torch.optim.Adam([leaf], lr=0.1)),
+    ],
+)
+def test_one_particle_takes_the_steps_of_torchs_optimizer(optimizer, reference):
+    start = torch.tensor([[4.0, -3.0]], dtype=F64)
+    leaf = start.clone().requires_grad_()
+    steps = reference(leaf)
+    for _ in range(5):
+        steps.zero_grad()
+        (0.5 * leaf[:, 0].square() + 2 * leaf[:, 1].square()).sum().backward()
+        steps.step()
+    target = gaussian([0.0, 0.0], [[1.0, 0.0], [0.0, 4.0]])
+    ends = settle(pvi.svgd(target, optimizer=optimizer), start, 5, 0.1)
+    torch.testing.assert_close(ends, leaf.detach(), atol=0, rtol=1e-12)
+
+
+def test_rmsprop_starts_from_the_first_square():
+    """H = g^2 at first, then 0.9 H + 0.1 g^2, as in the authors' code: the first step is h."""
+    ends, second = torch.tensor([[4.0]], dtype=F64), None
+    for _ in range(5):
+        second = ends.square() if second is None else 0.9 * second + 0.1 * ends.square()
+        ends = ends - 0.1 * ends / (second.sqrt() + 1e-8)
+    sampler = pvi.svgd(gaussian([0.0], [[1.0]]), optimizer="rmsprop")
+    found = settle(sampler, torch.tensor([[4.0]], dtype=F64), 5, 0.1)
+    torch.testing.assert_close(found, ends, atol=0, rtol=1e-12)
+
+
 def test_the_linear_kernel_recovers_mean_and_covariance():
     mean, precision = [-0.6871, 0.8010], [[0.2260, 0.1652], [0.1652, 0.6779]]
     initial = torch.randn(5, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
