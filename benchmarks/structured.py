@@ -19,6 +19,7 @@ variable ``PARTICLEVI_DATA``; without them scikit-learn's digits and diabetes ta
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import math
@@ -167,32 +168,19 @@ def near_the_mode(task: Task, seed: int, steps: int) -> Tensor:
 def one_run(job: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(1)
     task, start = prepared(job["task"], job["data"], job["seed"], job["mode_steps"])
-
-    def run(steps: int, warmup: int, thin: int) -> pvi.Draws:
-        half = pvi.history(capacity=200, thin=max(1, steps // 400), after=warmup // 2)
-        return pvi.sample(
-            make_sampler(job["sampler"], task, target(task.potential, job["method"], half)),
-            task.train,
-            step_size=task.step_sizes[job["sampler"]],
-            batch_size=task.batch_size,
-            initial=start,
-            num_warmup=warmup,
-            num_draws=(steps - warmup) // thin,
-            thin=thin,
-            seed=job["seed"],
-            progress=False,
-        )
-
-    trial = 40
+    step = seconds_per_step(job["task"], job["data"], job["sampler"], job["method"])
+    steps = max(100, int(job["seconds_asked"] / step))
+    warmup = steps // 4
+    thin = max(1, (steps - warmup) // job["draws"])
+    half = pvi.history(capacity=200, thin=max(1, steps // 400), after=warmup // 2)
+    sampler = make_sampler(job["sampler"], task, target(task.potential, job["method"], half))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            run(trial, 2, trial - 2)
-            per_step = run(trial, 2, trial - 2).seconds / trial
-            steps = max(100, int(job["seconds_asked"] / per_step))
-            warmup = steps // 4
-            thin = max(1, (steps - warmup) // job["draws"])
-            draws = run(steps, warmup, thin)
+            with contextlib.suppress(ValueError):  # too short for a history, but it compiles
+                run(task, sampler, job["sampler"], start, 0, 1, 5, job["seed"])
+            kept = (steps - warmup) // thin
+            draws = run(task, sampler, job["sampler"], start, warmup, kept, thin, job["seed"])
         lost = len(draws.diverged)
     except pvi.DivergenceError:
         lost = CHAINS
@@ -200,6 +188,42 @@ def one_run(job: dict[str, Any]) -> dict[str, Any]:
     if lost:
         return row
     return {**row, "steps": steps, **measures(task, draws, thin, job["seed"])}
+
+
+@functools.cache
+def seconds_per_step(name: str, folder: str, sampler: str, method: str) -> float:
+    """Measured once per process; the first call compiles."""
+    task = TASKS[name](Path(folder), 0)
+    memory = pvi.history(capacity=200)
+    made = make_sampler(sampler, task, target(task.potential, method, memory))
+    start = 0.01 * task.potential.init(CHAINS, torch.Generator().manual_seed(0))
+    run(task, made, sampler, start, 0, 1, 5, 0)
+    return run(task, made, sampler, start, 0, 1, 200, 0).seconds / 200
+
+
+def run(
+    task: Task,
+    sampler: Any,
+    name: str,
+    start: Tensor,
+    warmup: int,
+    num_draws: int,
+    thin: int,
+    seed: int,
+) -> pvi.Draws:
+    return pvi.sample(
+        sampler,
+        task.train,
+        step_size=task.step_sizes[name],
+        batch_size=task.batch_size,
+        initial=start,
+        num_warmup=warmup,
+        num_draws=num_draws,
+        thin=thin,
+        seed=seed,
+        compile=True,
+        progress=False,
+    )
 
 
 def measures(task: Task, draws: pvi.Draws, thin: int, seed: int) -> dict[str, float]:

@@ -51,7 +51,8 @@ class Draws:
         shapes: of the potential's tensors, by name.
         attrs: sampler, estimator, settings and seed.
         fingerprint: of the potential.
-        potential: what was sampled; None for draws loaded without it.
+        potential: what was sampled; None for draws loaded without it. A pickle, as between
+            processes, leaves it behind: ``dataclasses.replace(draws, potential=...)``.
     """
 
     particles: Tensor
@@ -78,6 +79,9 @@ class Draws:
         notes += ["interrupted"] if self.interrupted else []
         notes += [f"{len(self.diverged)} diverged"] if self.diverged else []
         return f"Draws({chains} {kind} x {draws} draws x {size}; {', '.join(notes)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "potential": None}
 
     def flat(self, thin: int = 1) -> Tensor:
         """The posterior sample ``[S, K]``: every ``thin``-th draw of every chain.

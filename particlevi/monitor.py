@@ -26,6 +26,9 @@ class DivergenceError(RuntimeError):
         super().__init__(message)
         self.draws = draws
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.draws)
+
 
 def runaway_bound(start: Tensor, num_params: int) -> Tensor:
     """A potential no sound chain reaches: a thousand times the start's size, and D, above it."""

@@ -209,6 +209,16 @@ def test_an_error_on_the_way_leaves_with_what_was_drawn():
     assert "6 of 20 draws" in got.value.__notes__[0]
 
 
+def test_draws_and_errors_travel_between_processes():
+    with pytest.raises(pvi.DivergenceError) as got:
+        pvi.sample(pvi.sgd(DENSITY), num_particles=2, num_draws=200, step_size=1.5, progress=False)
+    again = pickle.loads(pickle.dumps(got.value))
+    assert str(again) == str(got.value)
+    assert torch.equal(again.draws.particles, got.value.draws.particles)
+    assert again.draws.potential is None
+    assert got.value.draws.potential is not None
+
+
 def test_every_batch_of_a_loader_has_its_targets_checked():
     net = torch.nn.Linear(2, 3)
     potential = pvi.from_module(net, pvi.Categorical(), pvi.Normal(), num_data=8)
