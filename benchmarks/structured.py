@@ -227,12 +227,12 @@ def run(
 
 
 def measures(task: Task, draws: pvi.Draws, thin: int, seed: int) -> dict[str, float]:
-    """ESS of weights and predictions, and the quality of joint and recombined predictions."""
+    """ESS within chains, and the quality of joint and recombined predictions."""
     generator = torch.Generator().manual_seed(seed)
     columns = torch.randperm(draws.particles.shape[-1], generator=generator)[:300]
-    weights = arviz.ess(draws.particles[..., columns], method="mean")
+    weights = within_chains(draws.particles[..., columns])
     probes = draws.outputs(task.test[0][:20])
-    predictions = arviz.ess(probes, method="mean")
+    predictions = within_chains(probes.flatten(2))
     total = draws.particles.shape[0] * draws.particles.shape[1]
     found = {
         "seconds": draws.seconds,
@@ -247,6 +247,14 @@ def measures(task: Task, draws: pvi.Draws, thin: int, seed: int) -> dict[str, fl
     mixed = draws.recombine(len(draws.flat(every)), "layer", seed=seed)
     found["recombined_nll"] = scores(task, mixed, 1)["nll"]
     return found
+
+
+def within_chains(values: Tensor) -> np.ndarray:
+    """ESS ``[K]`` of draws ``[P, T, K]``, chain by chain, summed: how fast a chain forgets itself.
+
+    That of all chains together is about their number where they are in different modes.
+    """
+    return np.sum([arviz.ess(chain.unsqueeze(0), method="mean") for chain in values], axis=0)
 
 
 def scores(task: Task, draws: pvi.Draws, thin: int) -> dict[str, float]:
@@ -310,11 +318,7 @@ def table(results: list[dict[str, Any]]) -> str:
             what = f"{method} ({lost} of {len(rows)} diverged)" if lost else method
             cells = []
             for key, _, factor, form in COLUMNS:
-                values = [factor * row[key] for row in whole]
-                cell = form.format(statistics.mean(values)) if values else ""
-                if len(values) > 1:
-                    cell += " ± " + form.format(statistics.stdev(values))
-                cells.append(cell)
+                cells.append(spread([factor * row[key] for row in whole], form))
             lines.append(f"| {sampler} | {what} | " + " | ".join(cells) + " |")
     first = results[0]
     seeds = len({row["seed"] for row in results})
@@ -327,23 +331,34 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def verdict(results: list[dict[str, Any]]) -> str:
-    """Where more ESS and a better predictive than the plain sampler's were found, and where not."""
-    mean: dict[tuple[str, str, str], dict[str, float]] = {}
-    results = [row for row in results if not row["diverged"]]
-    for row in results:
-        key = row["data"], row["sampler"], row["method"]
-        same = [r for r in results if (r["data"], r["sampler"], r["method"]) == key]
-        mean[key] = {k: statistics.mean(r[k] for r in same) for k in ("ess_per_second", "nll")}
-    lines = ["| data | sampler | method | ESS/s relative to plain | NLL minus that of plain |"]
-    lines.append("|---|---|---|---|---|")
-    for (data, sampler, method), found in mean.items():
-        if method == "plain" or (data, sampler, "plain") not in mean:
-            continue
-        plain = mean[data, sampler, "plain"]
-        ratio = found["ess_per_second"] / plain["ess_per_second"]
-        change = found["nll"] - plain["nll"]
-        lines.append(f"| {data} | {sampler} | {method} | {ratio:.2f} | {change:+.4f} |")
+    """Each run beside the plain sampler's of the same seed and start: mean ± sd over seeds."""
+    whole = [row for row in results if not row["diverged"]]
+    plain = {
+        (row["data"], row["sampler"], row["seed"]): row for row in whole if row["method"] == "plain"
+    }
+    compared = defaultdict(list)
+    for row in whole:
+        beside = plain.get((row["data"], row["sampler"], row["seed"]))
+        if beside is not None and row is not beside:
+            compared[row["data"], row["sampler"], row["method"]].append((row, beside))
+    heads = ["ESS/s, weights: ratio", "ESS/s, predictions: ratio", "IAC, weights: ratio"]
+    lines = ["| data | sampler | method | " + " | ".join([*heads, "NLL: difference"]) + " |"]
+    lines.append("|---" * (4 + len(heads)) + "|")
+    for names, pairs in compared.items():
+        cells = []
+        for key in ("ess_per_second", "prediction_ess_per_second", "iac_steps"):
+            cells.append(spread([a[key] / b[key] for a, b in pairs], "{:.2f}"))
+        cells.append(spread([a["nll"] - b["nll"] for a, b in pairs], "{:+.4f}"))
+        lines.append("| " + " | ".join([*names, *cells]) + " |")
     return "\n".join(lines)
+
+
+def spread(values: list[float], form: str) -> str:
+    """Mean ± standard deviation."""
+    text = form.format(statistics.mean(values)) if values else ""
+    if len(values) > 1:
+        text += " ± " + form.replace("+", "").format(statistics.stdev(values))
+    return text
 
 
 def figure(results: list[dict[str, Any]], folder: Path) -> None:
