@@ -37,7 +37,8 @@ __all__ = ["Comparison", "calibration_error", "compare"]
 COLUMNS = {
     "draws": "number of draws used",
     "nll": "mean negative log predictive density per datum, in nats",
-    "accuracy": "share of right classes, or RMSE of the predictive mean",
+    "accuracy": "share of right classes",
+    "rmse": "root mean squared error of the predictive mean",
     "ece": "expected calibration error: gap of confidence to share right, or of interval coverage",
     "agreement": "share of inputs with the reference's most likely class",
     "total_variation": "between predictive distributions and the reference's, mean over inputs",
@@ -201,7 +202,8 @@ def compare(
         over_data = own.to_reference(base) if name != reference else {}
         density = each.log_predictive_density(data, thin=thin)
         scores, hits = -density, _hits(own, targets)
-        accuracy = float(hits.mean()) if own.classes else math.sqrt(float(hits.mean()))
+        right = _mean(hits) if own.classes else _root(_mean(hits))
+        scored = {"accuracy" if own.classes else "rmse": right}
         ess = _ess(each, inputs, num_probes)
         warm = temperatures.get(name)
         different = name != reference
@@ -217,13 +219,12 @@ def compare(
         found = {key: d.value for key, d in distances.items()}
         spread = {key: d.standard_error for key, d in distances.items()}
         if different:
-            root = max(found["sliced_wasserstein"], 0.0) ** 0.5
-            found["sliced_wasserstein"] = root
-            spread["sliced_wasserstein"] /= 2 * max(root, 1e-30)
+            squared = found["sliced_wasserstein"], spread["sliced_wasserstein"]
+            found["sliced_wasserstein"], spread["sliced_wasserstein"] = _root(squared)
         rows[name] = {
             "draws": float(len(parameters[name])),
             "nll": float(scores.mean()),
-            "accuracy": accuracy,
+            **{key: value for key, (value, _) in scored.items()},
             "ece": own.calibration(targets),
             **{key: over_data.get(key, (None, 0.0))[0] for key in _TO_REFERENCE},
             **{key: found.get(key) for key in ("sliced_wasserstein", "mmd", "ksd")},
@@ -232,14 +233,11 @@ def compare(
             "ess_per_second": None if ess is None else ess / each.seconds,
             "seconds": each.seconds,
         }
-        root = math.sqrt(len(scores))
-        error = float(hits.std()) / root
         errors[name] = {
             **spread,
-            **{key: error for key, (_, error) in over_data.items()},
+            **{key: error for key, (_, error) in (over_data | scored).items()},
             "ece": own.calibration_error(targets, seed),
-            "nll": float(scores.std()) / root,
-            "accuracy": error if own.classes else error / (2 * max(accuracy, 1e-30)),
+            "nll": _mean(scores)[1],
         }
         if warm is not None and different:
             errors[name]["temperature"] = float(resampled[name].nanmedian(1).values.std())
@@ -256,6 +254,12 @@ def compare(
 def _mean(values: Tensor) -> tuple[float, float]:
     """The mean and its standard error."""
     return float(values.mean()), float(values.std()) / math.sqrt(values.numel())
+
+
+def _root(square: tuple[float, float]) -> tuple[float, float]:
+    """The square root of a value, with its standard error."""
+    root = math.sqrt(max(square[0], 0.0))
+    return root, square[1] / (2 * max(root, 1e-30))
 
 
 def _markdown(lines: list[list[str]]) -> str:

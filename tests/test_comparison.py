@@ -97,13 +97,14 @@ def test_scores_are_their_formulas():
     mean = outputs.mean(0)
     rmse = (mean - y[:, 0]).square().mean().sqrt()
     row = found.rows["b"]
-    assert row["accuracy"] == pytest.approx(float(rmse))
+    assert row["rmse"] == pytest.approx(float(rmse))
+    assert "accuracy" not in row
     density = torch.distributions.Normal(outputs, 0.5).log_prob(y[:, 0]).logsumexp(0)
     nll = -(density - math.log(len(outputs)))
     assert row["nll"] == pytest.approx(float(nll.mean()), rel=1e-6)
     assert found.errors["b"]["nll"] == pytest.approx(float(nll.std()) / N**0.5, rel=1e-6)
     squares = (mean - y[:, 0]).square()
-    assert found.errors["b"]["accuracy"] == pytest.approx(
+    assert found.errors["b"]["rmse"] == pytest.approx(
         float(squares.std() / N**0.5 / (2 * rmse)), rel=1e-6
     )
     away = (x.sum(1) ** 2).std() / N**0.5 / (2 * found.rows["a"]["function_distance"])
