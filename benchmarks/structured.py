@@ -198,7 +198,9 @@ def seconds_per_step(name: str, folder: str, sampler: str, method: str) -> float
     made = make_sampler(sampler, task, target(task.potential, method, memory))
     start = 0.01 * task.potential.init(CHAINS, torch.Generator().manual_seed(0))
     run(task, made, sampler, start, 0, 1, 5, 0)
-    return run(task, made, sampler, start, 0, 1, 200, 0).seconds / 200
+    few = run(task, made, sampler, start, 0, 1, 200, 0).seconds / 200
+    many = 200 + int(1 / few)
+    return run(task, made, sampler, start, 0, 1, many, 0).seconds / many
 
 
 def run(
@@ -291,6 +293,7 @@ COLUMNS = [
     ("ess_per_second", "ESS/s, weights", 1.0, "{:.2f}"),
     ("prediction_ess_per_second", "ESS/s, predictions", 1.0, "{:.2f}"),
     ("iac_steps", "IAC, weights (steps)", 1.0, "{:.0f}"),
+    ("prediction_iac_steps", "IAC, predictions (steps)", 1.0, "{:.0f}"),
     ("prediction_r_hat", "R-hat, predictions", 1.0, "{:.2f}"),
     ("error", "error", 1.0, "{:.3f}"),
     ("nll", "NLL", 1.0, "{:.4f}"),
@@ -341,12 +344,12 @@ def verdict(results: list[dict[str, Any]]) -> str:
         beside = plain.get((row["data"], row["sampler"], row["seed"]))
         if beside is not None and row is not beside:
             compared[row["data"], row["sampler"], row["method"]].append((row, beside))
-    heads = ["ESS/s, weights: ratio", "ESS/s, predictions: ratio", "IAC, weights: ratio"]
+    heads = ["ESS/s, weights: ratio", "ESS/s, predictions: ratio", "IAC, predictions: ratio"]
     lines = ["| data | sampler | method | " + " | ".join([*heads, "NLL: difference"]) + " |"]
     lines.append("|---" * (4 + len(heads)) + "|")
     for names, pairs in compared.items():
         cells = []
-        for key in ("ess_per_second", "prediction_ess_per_second", "iac_steps"):
+        for key in ("ess_per_second", "prediction_ess_per_second", "prediction_iac_steps"):
             cells.append(spread([a[key] / b[key] for a, b in pairs], "{:.2f}"))
         cells.append(spread([a["nll"] - b["nll"] for a, b in pairs], "{:+.4f}"))
         lines.append("| " + " | ".join([*names, *cells]) + " |")
@@ -386,7 +389,7 @@ def figure(results: list[dict[str, Any]], folder: Path) -> None:
     handles += [
         plt.Line2D([], [], marker=k, ls="", color="grey", label=s) for s, k in marks.items()
     ]
-    axes[0][-1].legend(handles=handles, fontsize=8)
+    axes[0][-1].legend(handles=handles, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     drawn.tight_layout()
     folder.mkdir(parents=True, exist_ok=True)
     drawn.savefig(folder / "structured_study.png", dpi=120)
