@@ -328,8 +328,9 @@ class Draws:
     def temperatures(self, data: Any = None, *, thin: int = 1) -> dict[str, Any]:
         """Kinetic and configurational temperatures, each with its Monte-Carlo standard error.
 
-        ``"kinetic"`` for momentum methods; ``"all"`` and the name of each tensor for the
-        configurational temperature there. See ``particlevi.diagnostics.temperatures``.
+        For momentum methods ``"kinetic"``, and ``"kinetic[name]"`` of each tensor if there are
+        several; ``"all"`` and ``name`` for the configurational temperatures. See
+        ``particlevi.diagnostics.temperatures``.
 
         Args:
             data: as given to ``sample``.
@@ -339,7 +340,7 @@ class Draws:
 
         found = {}
         if "kinetic_temperature" in self.stats:
-            found["kinetic"] = temperatures.kinetic(self)
+            found = temperatures.kinetic(self)
         return {**found, **temperatures.configurational(self, data, thin=thin)}
 
     def diagnose(

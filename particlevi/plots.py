@@ -101,7 +101,6 @@ def temperatures(draws: Draws, data: Any = None, *, thin: int = 1, axes: Any = N
     if axes is None:
         axes = _axes(None)
         axes.figure.set_figheight(1.5 + 0.35 * len(found))
-    labels = {"kinetic": "kinetic", "all": "configurational"}
     rows = np.arange(len(found))
     for row, each in zip(rows, found.values(), strict=True):
         low, high = chi_square_interval(target, each.size)
@@ -118,11 +117,17 @@ def temperatures(draws: Draws, data: Any = None, *, thin: int = 1, axes: Any = N
     means, errors = ([getattr(each, name) for each in found.values()] for name in ("mean", "mcse"))
     axes.errorbar(means, rows, xerr=2 * np.array(errors), fmt="o", color="C0", ms=4, capsize=3)
     axes.axvline(target, color="k", linewidth=0.8)
-    axes.set_yticks(rows, [labels.get(name, name) for name in found])
+    axes.set_yticks(rows, [_label(name) for name in found])
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set(xlabel="temperature", title=f"Temperatures (set to {target:g})")
     return axes
+
+
+def _label(name: str) -> str:
+    if name.startswith("kinetic"):
+        return name
+    return "configurational" if name == "all" else f"configurational[{name}]"
 
 
 def potential_against_loss(found: Slice, axes: Any = None) -> Any:

@@ -218,7 +218,8 @@ class Run:
                 watch.observe(info.potential * self.scalars.get("annealing", 1.0))
                 if self.step - 1 == keep[self.storage.count]:
                     scalars = {"step": float(self.step), **self.scalars}
-                    self.storage.append(self.recorder(self.state.position), info._asdict(), scalars)
+                    found = {**info._asdict(), **sampler.observe(self.state)}
+                    self.storage.append(self.recorder(self.state.position), found, scalars)
                 last = self.step == self.num_steps or interrupt.requested
                 save = self.folder is not None and self._checkpoint_due(last, saved_at)
                 if last or save or self.step % settings.check_every == 0:

@@ -163,6 +163,7 @@ class Sampler:
         schedules: scalars other than the step size that change over steps, by name.
         settings: the arguments of the method, for the record.
         interacting: whether particles see each other, so that they are no chains.
+        observe: ``state -> statistics [P] by name``, read off the states of the kept draws only.
         gradients_per_step: gradients of the potential on a batch that a step takes per particle.
         max_step_size: beyond which it is unstable on a Gaussian, as a function of the largest
             curvature; None where that is not known.
@@ -179,6 +180,7 @@ class Sampler:
     schedules: Mapping[str, Schedule] = field(default_factory=dict)
     settings: Mapping[str, JSON] = field(default_factory=dict)
     interacting: bool = False
+    observe: Callable[[SamplerState], Mapping[str, Tensor]] = lambda state: {}
     gradients_per_step: int = 1
     max_step_size: Callable[[float], float] | None = None
     warning: Callable[[Any, Controls], str | None] | None = None

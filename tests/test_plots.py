@@ -102,7 +102,8 @@ def test_temperatures():
     draws = pvi.sample(pvi.sghmc(target, temperature=2.0), num_draws=20, thin=4, **run)
     found = draws.temperatures()
     axes = plots.temperatures(draws)
-    names = ["kinetic", "configurational", "weight", "bias"]
+    of_tensors = ["", "[weight]", "[bias]"]
+    names = [kind + each for kind in ("kinetic", "configurational") for each in of_tensors]
     assert [each.get_text() for each in axes.get_yticklabels()] == names
     points, _, (bars,) = axes.containers[-1]
     assert list(points.get_xdata()) == [each.mean for each in found.values()]

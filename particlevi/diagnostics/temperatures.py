@@ -96,8 +96,10 @@ def temperature_set(draws: Any) -> Tensor:
     return torch.ones(draws.particles.shape[1], dtype=torch.float64)
 
 
-def kinetic(draws: Any) -> Temperature:
-    """The kinetic temperature ``p.p / D`` of a momentum method, over all parameters.
+def kinetic(draws: Any) -> dict[str, Temperature]:
+    """Kinetic temperatures ``p.p / D`` of a momentum method.
+
+    In total (under ``"kinetic"``) and, if there are several, of each tensor (``"kinetic[name]"``).
 
     Raises:
         ValueError: draws of a sampler without momenta.
@@ -107,8 +109,14 @@ def kinetic(draws: Any) -> Temperature:
             f"{draws.attrs.get('sampler', 'This sampler')} has no momenta, so no kinetic "
             "temperature: see the configurational one."
         )
-    size = sum(math.prod(shape) for shape in draws.shapes.values())
-    return _summary(draws.stats["kinetic_temperature"], size, temperature_set(draws))
+    sizes = {f"kinetic[{name}]": math.prod(shape) for name, shape in draws.shapes.items()}
+    sizes = {"kinetic": sum(sizes.values()), **sizes}
+    stats = {name: name.replace("kinetic", "kinetic_temperature", 1) for name in sizes}
+    return {
+        name: _summary(draws.stats[stats[name]], size, temperature_set(draws))
+        for name, size in sizes.items()
+        if stats[name] in draws.stats
+    }
 
 
 def configurational(

@@ -165,7 +165,7 @@ def _temperatures(
         return
     name = draws.attrs.get("sampler")
     if "kinetic_temperature" in stats and name != "sgnht":
-        found = temperatures.kinetic(draws)
+        found = temperatures.kinetic(draws)["kinetic"]
         facts["kinetic temperature"] = found.mean
         _judge("kinetic", found, target, findings)
     model = draws.potential

@@ -143,7 +143,8 @@ def assemble(
             info)``; ``gradient_at(theta)`` is this step's estimate at ``theta``.
         settings: the method's arguments, for the record.
         schedules: its scheduled scalars; they reach the transition in ``controls``.
-        memory: the method's first memory from the starting points.
+        memory: the method's first memory from the starting points. What is called ``momentum`` in
+            it has unit mass; its temperature in each tensor is observed at every draw.
         noise: the method's random numbers.
         remember: ``(memory, progress) -> memory`` between steps.
         interacting: whether particles see each other.
@@ -193,6 +194,17 @@ def assemble(
             state.position, memory, estimator.record(state.estimator, state.position, progress)
         )
 
+    tensors = estimator.potential.layout.slices()
+
+    def observe(state: SamplerState) -> dict[str, Tensor]:
+        momentum = getattr(state.memory, "momentum", None)
+        if momentum is None or len(tensors) == 1:
+            return {}
+        return {
+            f"kinetic_temperature[{name}]": momentum[:, where].square().mean(-1)
+            for name, where in tensors.items()
+        }
+
     return Sampler(
         name=name,
         estimator=estimator,
@@ -203,6 +215,7 @@ def assemble(
         schedules=scheduled,
         settings={**settings, **{key: describe(value) for key, value in scheduled.items()}},
         interacting=interacting,
+        observe=observe,
         gradients_per_step=gradients * estimator.gradients,
         max_step_size=max_step_size,
         warning=warning,

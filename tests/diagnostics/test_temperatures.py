@@ -42,8 +42,9 @@ def run(sampler, h, **options):
 @pytest.mark.parametrize("T", [0.25, 4.0])
 def test_exact_where_the_integrator_is(T):
     found = run(pvi.sghmc(model(), temperature=T), 0.5).temperatures()
-    assert list(found) == ["kinetic", "all", "weight", "bias"]
-    assert [t.size for t in found.values()] == [60, 60, 50, 10]
+    names = ["kinetic", "kinetic[weight]", "kinetic[bias]", "all", "weight", "bias"]
+    assert list(found) == names
+    assert [t.size for t in found.values()] == [60, 50, 10, 60, 50, 10]
     for value in found.values():
         assert abs(value.mean - T) < 5 * value.mcse + 1e-3 * T
         assert value.mcse < 0.02 * T
@@ -71,6 +72,23 @@ def test_kinetic_temperature_of_baoab_is_below():
     curvature = torch.linalg.eigvalsh(torch.from_numpy(random_hessian(60, 0.5, 2.0, seed=1)))
     found = run(pvi.baoab(model()), h).temperatures()["kinetic"]
     assert abs(found.mean - float((1 - h**2 * curvature / 4).mean())) < 5 * found.mcse
+
+
+def test_kinetic_temperature_of_each_tensor():
+    """``1 - h^2 l / 4`` under ``baoab``, with curvature 2 in one tensor and .5 in the other."""
+    h, curvature = 1.0, torch.tensor([2.0] * 50 + [0.5] * 10, dtype=torch.float64)
+    target = pvi.from_log_density(
+        lambda x: -0.5 * (curvature * x.square()).sum(-1), 60, vectorized=True, dtype=torch.float64
+    )
+    target = replace(target, layout=Layout({"weight": (5, 10), "bias": (10,)}))
+    draws = run(pvi.baoab(target), h)
+    found = draws.temperatures()
+    for name, expected in [("weight", 0.5), ("bias", 0.875)]:
+        each = found[f"kinetic[{name}]"]
+        assert abs(each.mean - expected) < 5 * each.mcse
+        assert f"kinetic_temperature[{name}]" in draws.to_arviz()["sample_stats"]
+    total = (50 * found["kinetic[weight]"].mean + 10 * found["kinetic[bias]"].mean) / 60
+    assert found["kinetic"].mean == pytest.approx(total, rel=1e-12)
 
 
 def test_minibatch_model_uses_all_the_data():
