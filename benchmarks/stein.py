@@ -205,7 +205,7 @@ def plot(results: dict[Case, Found | str], path: Path) -> None:
     ):
         for name, color in colors.items():
             along = sorted(
-                (case[3 - fixed], found["seconds"], max(found["megabytes"], 1.0))
+                (case[3 - fixed], found["seconds"], found["megabytes"] or float("nan"))
                 for case, found in results.items()
                 if case[0] == name and case[fixed] == value and isinstance(found, dict)
             )

@@ -9,7 +9,9 @@ per data set and writes figures, the tables and one netCDF file per method, for 
 
 What to look at: the negative log-likelihood on held-out data (NLL) and the calibration, where
 averaging over the posterior pays; the effective sample size in function space, which says how many
-independent predictions the chains hold; R-hat, which says whether the chains agree (1 is best).
+independent predictions the chains hold; R-hat, which says whether the chains agree (1 is best); the
+temperature, which says whether a chain samples the posterior or something wider (1 is right).
+SGLD and SGHMC take the minibatch noise, which they find on the way, out of the noise they inject.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ class Task:
     test: tuple[Tensor, Tensor]
     potential: Any
     step_sizes: dict[str, float]
+    friction: float
     unit: float = 1.0
     work: float = 1.0
 
@@ -77,7 +80,7 @@ def diabetes() -> Task:
         num_data=len(train[0]),
     )
     steps = {"SGD": 1e-4, "SGLD": 2e-4, "SGHMC": 1e-2, "SVGD": 1e-2}
-    return Task("diabetes", train, tensors(x_test, y_test), potential, steps, float(unit))
+    return Task("diabetes", train, tensors(x_test, y_test), potential, steps, 20.0, float(unit))
 
 
 def digits() -> Task:
@@ -99,7 +102,7 @@ def digits() -> Task:
         num_data=len(train[0]),
     )
     steps = {"SGD": 3e-5, "SGLD": 1e-3, "SGHMC": 1e-2, "SVGD": 1e-2}
-    return Task("digits", train, tensors(x_test, y_test), potential, steps, work=2.0)
+    return Task("digits", train, tensors(x_test, y_test), potential, steps, 10.0, work=2.0)
 
 
 def run(task: Task, work: float) -> dict[str, pvi.Draws]:
@@ -117,8 +120,12 @@ def run(task: Task, work: float) -> dict[str, pvi.Draws]:
     plans: dict[str, tuple[pvi.Sampler, float, dict[str, int]]] = {
         "SGD": (sgd, h["SGD"], {"num_particles": 1, **last}),
         "SGD ensemble": (sgd, h["SGD"], {"num_particles": 8, **last}),
-        "SGLD": (pvi.sgld(potential), h["SGLD"], chains),
-        "SGHMC": (pvi.sghmc(potential, friction=10.0), h["SGHMC"], chains),
+        "SGLD": (pvi.sgld(potential, gradient_noise="online"), h["SGLD"], chains),
+        "SGHMC": (
+            pvi.sghmc(potential, friction=task.friction, gradient_noise="online"),
+            h["SGHMC"],
+            chains,
+        ),
         "SVGD": (
             pvi.svgd(potential, optimizer="adam"),
             h["SVGD"],
@@ -161,8 +168,10 @@ def summarise(task: Task, name: str, draws: pvi.Draws) -> dict[str, Any]:
         sizes = draws.ess(of="predictions", inputs=probe)
         row["ESS"] = f"{np.median(sizes):.0f} ({sizes.min():.0f})"
         row["R-hat"] = f"{np.median(draws.rhat(of='predictions', inputs=probe)):.2f}"
+        warmth = draws.temperatures(task.train, thin=4)["all"]
+        row["temperature"] = f"{warmth.mean:.2f} ± {warmth.mcse:.2f}"
     else:
-        row["ESS"] = row["R-hat"] = "-"
+        row["ESS"] = row["R-hat"] = row["temperature"] = "-"
     row["seconds"] = draws.seconds
     return row
 
@@ -255,7 +264,8 @@ def main() -> None:
             idata.to_netcdf(str(folder / f"{task.name}_{name.replace(' ', '_').lower()}.nc"))
     note = (
         "ESS: median (minimum) over the outputs at 20 test inputs, by ArviZ; R-hat: median over "
-        "the same.\nSGD and SVGD give point sets, not chains, so they have neither."
+        "the same; temperature: configurational, on all training data, 1 for the posterior.\n"
+        "SGD and SVGD give point sets, not chains, so they have none of these."
     )
     (folder / "tables.md").write_text("\n".join([*text, note, ""]))
     print(f"{note}\nFigures, tables and netCDF files for ArviZ: {folder}/")

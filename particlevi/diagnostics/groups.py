@@ -16,6 +16,7 @@ from particlevi.potentials.layout import Groups, Layout
 __all__ = ["GroupDiagnostics", "group_diagnostics", "group_numbers", "recombine"]
 
 _MOST_COORDINATES = 4000
+_MOST_SHOWN = 20
 
 
 class GroupDiagnostics(NamedTuple):
@@ -41,6 +42,19 @@ class GroupDiagnostics(NamedTuple):
     iac_per_weight: Tensor
     cross_correlation: Tensor
     drift: Tensor
+
+    def __repr__(self) -> str:
+        lines = ["group       ESS       IAC   drift"]
+        every = list(zip(self.ess.tolist(), self.iac.tolist(), self.drift.tolist(), strict=True))
+        for group, (ess, iac, drift) in enumerate(every[:_MOST_SHOWN]):
+            lines.append(f"{group:5d} {ess:9.1f} {iac:9.1f} {drift:7.3f}")
+        if len(every) > _MOST_SHOWN:
+            lines.append(f"  ... {len(every) - _MOST_SHOWN} more groups")
+        if len(every) > 1:
+            apart = ~torch.eye(len(every), dtype=torch.bool)
+            most = float(self.cross_correlation[apart].max())
+            lines.append(f"correlation between weights of two groups: at most {most:.3f}")
+        return "\n".join(lines)
 
 
 def group_diagnostics(draws: Any, groups: Groups | None = None) -> GroupDiagnostics:

@@ -26,7 +26,7 @@ __all__ = ["Average", "CompensatedInfo", "CompensatedMomentumInfo", "Noise"]
 ONLINE = "online"
 FORGETTING = 4
 HORIZON = 1000
-MOST_CLIPPED = 0.01
+MOST_CLIPPED = 0.05
 
 
 class Average(NamedTuple):

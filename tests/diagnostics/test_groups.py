@@ -142,3 +142,15 @@ def test_errors():
         draws.recombine(0, "tensor")
     with pytest.raises(ValueError, match="picked independently"):
         draws.recombine(5, "tensor").ess()
+
+
+def test_what_is_printed_fits_on_a_screen():
+    normal = pvi.from_log_density(lambda x: -0.5 * x.square().sum(-1), 40, vectorized=True)
+    draws = pvi.sample(
+        pvi.sgld(normal), step_size=0.5, num_particles=4, num_draws=100, progress=False
+    )
+    found = pvi.group_diagnostics(draws, "parameter")
+    lines = repr(found).splitlines()
+    assert len(lines) == 1 + 20 + 2
+    assert f"{found.ess[0]:.1f}" in lines[1] and f"{found.drift[0]:.3f}" in lines[1]
+    assert "20 more" in lines[-2] and "at most 0." in lines[-1]
