@@ -215,7 +215,8 @@ class Run:
                 self.state = sampler.record(
                     self.state, Progress(self.step, settings.num_warmup, self.num_steps)
                 )
-                watch.observe(info.potential * self.scalars.get("annealing", 1.0))
+                weight = self.scalars.get("annealing", 1.0)
+                watch.observe(info.potential if weight == 1.0 else weight * info.potential)
                 if self.step - 1 == keep[self.storage.count]:
                     scalars = {"step": float(self.step), **self.scalars}
                     found = {**info._asdict(), **sampler.observe(self.state)}
