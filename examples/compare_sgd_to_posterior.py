@@ -32,6 +32,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 import particlevi as pvi
+from particlevi.diagnostics.calibration import calibration_error
 
 COLORS = {
     "SGD": "#7f7f7f",
@@ -140,15 +141,6 @@ def run(task: Task, work: float) -> dict[str, pvi.Draws]:
     }
 
 
-def calibration_error(probs: Tensor, targets: Tensor, bins: int = 10) -> float:
-    """Expected calibration error of the top class, in bins of equal mass."""
-    confidence, predicted = probs.max(-1)
-    right = (predicted == targets).float()
-    pieces = confidence.argsort().chunk(bins)
-    gaps = [len(i) * (confidence[i].mean() - right[i].mean()).abs() for i in pieces]
-    return float(torch.stack(gaps).sum()) / len(targets)
-
-
 def summarise(task: Task, name: str, draws: pvi.Draws) -> dict[str, Any]:
     x, y = task.test
     prediction = draws.predict(x, quantiles=(0.05, 0.95))
@@ -159,7 +151,7 @@ def summarise(task: Task, name: str, draws: pvi.Draws) -> dict[str, Any]:
         row["RMSE"] = float((prediction.mean - y).square().mean().sqrt()) * task.unit
     row["NLL"] = float(-draws.log_predictive_density(task.test).mean()) + np.log(task.unit)
     if task.classifies:
-        row["ECE"] = calibration_error(prediction.mean, y)
+        row["ECE"] = calibration_error(prediction.mean, y, num_bins=10)
     else:
         low, high = prediction.quantiles
         row["coverage of 90 %"] = float(((y >= low) & (y <= high)).float().mean())

@@ -6,9 +6,7 @@ modes that differ by a symmetry.
 
 Reference: Wilson, Izmailov, Hoffman, Gal, Li, Pradier, Vikram, Foong, Lotfi and Farquhar,
 "Evaluating approximate inference in Bayesian deep learning", 2022 (agreement and total variation);
-Naeini, Cooper and Hauskrecht, "Obtaining well calibrated probabilities using Bayesian binning",
-2015 (calibration error); Mandt, Hoffman and Blei, "Stochastic gradient descent as approximate
-Bayesian inference", 2017.
+Mandt, Hoffman and Blei, "Stochastic gradient descent as approximate Bayesian inference", 2017.
 """
 
 from __future__ import annotations
@@ -24,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from particlevi._checks import check_choice, check_positive_int
 from particlevi.batches import as_tensors
+from particlevi.diagnostics.calibration import calibration_error
 from particlevi.draws import Draws
 from particlevi.gradients._evaluate import value_and_grad
 from particlevi.potentials.potential import ModelPotential
@@ -32,7 +31,7 @@ from particlevi.stein.discrepancies import Discrepancy, ksd, mmd, sliced_wassers
 from particlevi.stein.kernels import rbf
 from particlevi.typing import Batch
 
-__all__ = ["Comparison", "calibration_error", "compare"]
+__all__ = ["Comparison", "compare"]
 
 COLUMNS = {
     "draws": "number of draws used",
@@ -304,26 +303,6 @@ class _Predictive:
         place = torch.special.ndtr((targets.double().view_as(self.mean) - self.mean) / self.std)
         covered = [((place - 0.5).abs() < level / 2).double().mean() for level in levels]
         return float((torch.stack(covered) - levels).abs().mean())
-
-
-def calibration_error(probs: Tensor, targets: Tensor, num_bins: int = 15) -> float:
-    """``sum_bins (n_bin / n) |mean confidence - share right|`` of the most likely class.
-
-    Bins are equally wide in confidence.
-
-    Args:
-        probs: class probabilities ``[B, C]``.
-        targets: class numbers ``[B]``.
-        num_bins: as said.
-
-    >>> calibration_error(torch.tensor([[0.8, 0.2]] * 5), torch.tensor([0, 0, 0, 0, 1]))
-    0.0
-    """
-    confidence, predicted = probs.double().max(-1)
-    right = (predicted == targets).double()
-    bins = (confidence * num_bins).long().clamp(max=num_bins - 1)
-    gap = torch.zeros(num_bins, dtype=torch.float64).index_add_(0, bins, confidence - right)
-    return round(float(gap.abs().sum()) / len(probs), 12)
 
 
 def _shared_model(draws: Mapping[str, Draws]) -> ModelPotential:

@@ -6,6 +6,7 @@ import torch
 
 import particlevi as pvi
 from particlevi.comparison import _center, _hessian
+from particlevi.diagnostics import calibration
 
 N = 60
 
@@ -134,6 +135,7 @@ def test_classification():
     )
     accuracy = (probs[1].argmax(1) == y).double().mean()
     assert found.rows["sghmc"]["accuracy"] == pytest.approx(float(accuracy))
+    assert row["ece"] == pytest.approx(calibration.calibration_error(probs[0], y), rel=1e-9)
     share = float(same)
     assert found.errors["sharp"]["agreement"] == pytest.approx(
         (share * (1 - share) / 199) ** 0.5, rel=1e-6
@@ -168,17 +170,6 @@ def test_hessian_is_taken_where_the_density_is_highest():
     # Only those that are looked at: the mean and every second one.
     far = far[[5, *range(31)]]
     assert torch.allclose(_center(model, far, data), particles.mean(0))
-
-
-def test_calibration_error_by_hand():
-    probs = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.4, 0.6]])
-    targets = torch.tensor([0, 1, 0, 0])
-    # Bins: {0.9, 0.9} with half right, {0.6, 0.6} with half right.
-    wanted = 0.5 * abs(0.9 - 0.5) + 0.5 * abs(0.6 - 0.5)
-    assert pvi.comparison.calibration_error(probs, targets) == pytest.approx(wanted)
-    # Too sure in one bin does not make up for too cautious in another.
-    mixed = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]])
-    assert pvi.comparison.calibration_error(mixed, torch.tensor([0, 1, 0, 0])) == pytest.approx(0.4)
 
 
 def test_hessian_by_finite_differences():
