@@ -165,9 +165,14 @@ def _temperatures(
         return
     name = draws.attrs.get("sampler")
     if "kinetic_temperature" in stats and name != "sgnht":
-        found = temperatures.kinetic(draws)["kinetic"]
-        facts["kinetic temperature"] = found.mean
-        _judge("kinetic", found, target, findings)
+        every = temperatures.kinetic(draws)
+        facts["kinetic temperature"] = every["kinetic"].mean
+        off = {each: t for each, t in every.items() if _is_off(t, target)}
+        if off:
+            # In total if that is off, or else in the tensor that is off most.
+            worst = max(off, key=lambda each: (each == "kinetic", abs(off[each].mean - target)))
+            where = "" if worst == "kinetic" else f" of {worst[len('kinetic[') : -1]}"
+            _judge("kinetic", off[worst], target, findings, where)
     model = draws.potential
     whole = draws.coordinates is None and draws.output_shape is None
     if model is not None and whole and (data is not None or model.log_likelihood_fn is None):
@@ -199,35 +204,43 @@ def _temperatures(
             )
 
 
+def _is_off(found: temperatures.Temperature, target: float) -> bool:
+    off, error = abs(found.mean / target - 1), found.mcse / target
+    return off > TEMPERATURE_SHARE and off > TEMPERATURE_Z * error
+
+
 def _judge(
-    kind: str, found: temperatures.Temperature, target: float, findings: list[Finding]
+    kind: str,
+    found: temperatures.Temperature,
+    target: float,
+    findings: list[Finding],
+    where: str = "",
 ) -> None:
-    off = found.mean / target - 1
-    error = found.mcse / target
-    if not (abs(off) > TEMPERATURE_SHARE and abs(off) > TEMPERATURE_Z * error):
+    if not _is_off(found, target):
         return
+    off = found.mean / target - 1
     size = f"{found.mean:.3g} +- {found.mcse:.2g}, set to {target:g}"
+    what = f"the {kind} temperature{where} is {size}"
     if found.mean <= 0:
         findings.append(
             Finding(
-                f"Not stationary: the {kind} temperature is {size}, and it cannot be negative.",
+                f"Not stationary: {what}, and it cannot be negative.",
                 "Raise num_warmup, or start from a trained point.",
             )
         )
     elif off > 0:
         findings.append(
             Finding(
-                f"Too hot by {off:.0%}: the {kind} temperature is {size}. Minibatch noise, or the "
+                f"Too hot by {off:.0%}: {what}. Minibatch noise, or the "
                 "bias of a large step, widens the draws.",
                 "Halve the step size; if it stays, take larger minibatches, pvi.control_variate, "
-                "gradient_noise=pvi.gradient_variance(...), or pvi.sgnht. Not yet stationary "
-                "chains look hot too.",
+                'gradient_noise="online", or pvi.sgnht. Not yet stationary chains look hot too.',
             )
         )
     else:
         findings.append(
             Finding(
-                f"Too cold by {-off:.0%}: the {kind} temperature is {size}. The step is large for "
+                f"Too cold by {-off:.0%}: {what}. The step is large for "
                 "the curvature, or chains have not yet spread out.",
                 "Halve the step size and raise num_warmup.",
             )

@@ -12,6 +12,7 @@ import particlevi as pvi
 from particlevi.diagnostics import verdict
 from particlevi.diagnostics.arviz import integrated_autocorrelation_time
 from particlevi.diagnostics.temperatures import Temperature
+from particlevi.potentials.layout import Layout
 from tests.stationarity.laws import NoisyGradient, quadratic
 
 TARGET = quadratic(torch.diag(torch.linspace(0.5, 2.0, 20, dtype=torch.float64)).numpy())
@@ -80,6 +81,16 @@ def test_a_temperature_is_off_by_both_its_size_and_its_error(mean, mcse, off):
     findings = []
     verdict._judge("kinetic", Temperature(2 * mean, 2 * mcse, 20, 0.9), 2.0, findings)
     assert bool(findings) == off
+
+
+def test_one_hot_tensor_is_named():
+    """Where the total is as it should be: 18 coordinates are fine, 2 are at three times T."""
+    layout = Layout({"weight": (18,), "bias": (2,)})
+    draws = run(pvi.sghmc(replace(TARGET, layout=layout)))
+    assert draws.diagnose(verbose=False).ok
+    hot = {"kinetic_temperature[bias]": 3 * draws.stats["kinetic_temperature[bias]"]}
+    found = problems(replace(draws, stats=draws.stats | hot))
+    assert "Too hot by 2" in found and "the kinetic temperature of bias is" in found
 
 
 def test_hidden_noise_under_the_thermostat():
