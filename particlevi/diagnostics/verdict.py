@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from particlevi.diagnostics import arviz, temperatures
+from particlevi.samplers._noise import MOST_CLIPPED
 
 __all__ = ["Finding", "Verdict", "diagnose"]
 
@@ -15,7 +16,6 @@ MAX_RHAT = 1.01
 MIN_ESS = 400.0
 MIN_ACCEPTANCE = 0.4
 MIN_SWAPS = 0.1
-MAX_CLIPPED = 0.01
 MAX_COORDINATES = 200
 # A temperature is off if it is so by more than both of these.
 TEMPERATURE_Z = 4.0
@@ -181,7 +181,7 @@ def _temperatures(
         _judge("configurational", found, target, findings)
     if "clipped" in stats:
         share = facts["noise beyond compensation"] = float(stats["clipped"].mean())
-        if share > MAX_CLIPPED:
+        if share > MOST_CLIPPED:
             findings.append(
                 Finding(
                     f"Minibatch noise dominates: for {share:.0%} of the parameters it is more than "

@@ -21,7 +21,7 @@ from particlevi.gradients.minibatch import as_estimator
 from particlevi.samplers._assemble import MomentumInfo, Nothing, Target
 from particlevi.typing import JSON, Controls, Gradient
 
-__all__ = ["Average", "CompensatedInfo", "CompensatedMomentumInfo", "Noise"]
+__all__ = ["MOST_CLIPPED", "Average", "CompensatedInfo", "CompensatedMomentumInfo", "Noise"]
 
 ONLINE = "online"
 FORGETTING = 4
