@@ -83,7 +83,7 @@ def log_posterior(model: Model, particles: Tensor) -> Tensor:
     """Of draws ``[P, T, D]``, up to a constant, in pieces that fit."""
     potential, flat = model.potential(), particles.flatten(0, 1)
     with torch.no_grad():
-        parts = [potential(part, pvi.Batch((model.x, model.y))) for part in flat.split(200)]
+        parts = [potential(part, pvi.typing.Batch((model.x, model.y))) for part in flat.split(200)]
     return -torch.cat(parts).view(particles.shape[:2])
 
 
@@ -158,7 +158,7 @@ def net(folder: Path) -> Task:
 
     def functionals(particles: Tensor) -> Array:
         with torch.no_grad():
-            parts = [potential.outputs(p, pvi.Batch(probes))[..., 0] for p in particles]
+            parts = [potential.outputs(p, pvi.typing.Batch(probes))[..., 0] for p in particles]
         norms = [part.square().sum(-1) for part in particles.split(potential.layout.sizes, dim=-1)]
         norms.append(log_posterior(model, particles))
         return torch.cat([torch.stack(parts), torch.stack(norms, dim=-1)], -1).double().numpy()

@@ -68,9 +68,9 @@ def mixture(centers: Tensor, std: float) -> Any:
 def ramps(steps: int) -> dict[str, Any]:
     return {
         "plain": 1.0,
-        "tanh": pvi.tanh_ramp(int(0.9 * steps)),
-        "cyclical": pvi.cyclical_ramp(int(0.8 * steps)),
-        "linear": pvi.linear_ramp(int(0.9 * steps)),
+        "tanh": pvi.schedules.tanh_ramp(int(0.9 * steps)),
+        "cyclical": pvi.schedules.cyclical_ramp(int(0.8 * steps)),
+        "linear": pvi.schedules.linear_ramp(int(0.9 * steps)),
     }
 
 
@@ -95,7 +95,7 @@ def modes(quick: bool) -> tuple[str, Any]:
             far.append(f"{float((ends < 0).float().mean()):.0%}")
         sampler = pvi.svgd(
             mixture(grid, 0.5),
-            kernel=pvi.rbf(0.5),
+            kernel=pvi.kernels.rbf(0.5),
             optimizer="rmsprop",
             annealing=ramps(lengths[-1])[name],
         )
@@ -137,7 +137,7 @@ def witness(quick: bool) -> tuple[str, Any]:
     def fresh(num: int) -> Tensor:
         return torch.randn(num, dim, generator=generator, dtype=torch.float64)
 
-    from particlevi.stein.witness import Witness
+    from particlevi.kernels.witness import Witness
 
     network = Witness(None, dim)
     state = sampler.init(fresh(1000), generator)
@@ -160,8 +160,8 @@ def witness(quick: bool) -> tuple[str, Any]:
             weights = state.memory.network
             curve.append(discrepancy(lambda y, w=weights: network(w, y), fresh(5000)) / optimum)
     x, y = fresh(1000), fresh(5000)
-    width = pvi.rbf().width(x)
-    matrix = pvi.rbf()(y, x, width)
+    width = pvi.kernels.rbf().width(x)
+    matrix = pvi.kernels.rbf()(y, x, width)
     away = 2 / width * (y * matrix.sum(1, keepdim=True) - matrix @ x)
     phi = (matrix @ -(x * precision) + away) / len(x)
     best = y - y * precision
@@ -203,7 +203,7 @@ def funnel(quick: bool) -> tuple[str, Any]:
         y = 3 * torch.randn(1200, 1, generator=generator)
         rest = torch.randn(1200, dim - 1, generator=generator) * (y / 2).exp()
         fresh, exact = torch.cat([y, rest], 1).split([200, 1000])
-        kernel = pvi.rbf(float(torch.pdist(exact).square().median()))
+        kernel = pvi.kernels.rbf(float(torch.pdist(exact).square().median()))
         target = funnel_potential(dim)
         runs = {
             "NVGD": (
@@ -216,10 +216,10 @@ def funnel(quick: bool) -> tuple[str, Any]:
         for name, (sampler, step_size) in runs.items():
             try:
                 ends = final(sampler, start, steps, step_size)
-                table[name].append(pvi.mmd(ends, exact, kernel).value)
+                table[name].append(pvi.diagnostics.mmd(ends, exact, kernel).value)
             except pvi.DivergenceError:
                 table[name].append(float("nan"))
-        table["exact draws"].append(pvi.mmd(fresh, exact, kernel).value)
+        table["exact draws"].append(pvi.diagnostics.mmd(fresh, exact, kernel).value)
         print(dim, {name: values[-1] for name, values in table.items()}, flush=True)
     figure, axes = plt.subplots(figsize=(5.5, 3.8))
     for name, values in table.items():
@@ -242,10 +242,10 @@ def collapse(quick: bool) -> tuple[str, Any]:
         start = torch.randn(
             50, dim, generator=torch.Generator().manual_seed(dim), dtype=torch.float64
         )
-        schedule = pvi.cosine(0.1, num_steps=steps)
+        schedule = pvi.schedules.cosine(0.1, num_steps=steps)
         runs: dict[str, tuple[Any, Any]] = {
             "RBF": (pvi.svgd(target, optimizer="adam"), schedule),
-            "IMQ": (pvi.svgd(target, pvi.imq(), optimizer="adam"), schedule),
+            "IMQ": (pvi.svgd(target, pvi.kernels.imq(), optimizer="adam"), schedule),
             "message passing": (
                 pvi.message_passing_svgd(target, "parameter", optimizer="adam"),
                 schedule,

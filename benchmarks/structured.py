@@ -127,7 +127,7 @@ def regression(folder: Path, seed: int) -> Task:
 TASKS = {"classification": classification, "regression": regression}
 
 
-def target(potential: Any, method: str, history: pvi.history) -> Any:
+def target(potential: Any, method: str, history: pvi.gradients.history) -> Any:
     if method == "plain":
         return potential
     if method == "structured":
@@ -172,7 +172,7 @@ def one_run(job: dict[str, Any]) -> dict[str, Any]:
     steps = max(100, int(job["seconds_asked"] / step))
     warmup = steps // 4
     thin = max(1, (steps - warmup) // job["draws"])
-    half = pvi.history(capacity=200, thin=max(1, steps // 400), after=warmup // 2)
+    half = pvi.gradients.history(capacity=200, thin=max(1, steps // 400), after=warmup // 2)
     sampler = make_sampler(job["sampler"], task, target(task.potential, job["method"], half))
     try:
         with warnings.catch_warnings():
@@ -194,7 +194,7 @@ def one_run(job: dict[str, Any]) -> dict[str, Any]:
 def seconds_per_step(name: str, folder: str, sampler: str, method: str) -> float:
     """Measured once per process; the first call compiles."""
     task = TASKS[name](Path(folder), 0)
-    memory = pvi.history(capacity=200)
+    memory = pvi.gradients.history(capacity=200)
     made = make_sampler(sampler, task, target(task.potential, method, memory))
     start = 0.01 * task.potential.init(CHAINS, torch.Generator().manual_seed(0))
     run(task, made, sampler, start, 0, 1, 5, 0)
@@ -487,7 +487,7 @@ def cost(options: argparse.Namespace) -> None:
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     print(*lines, sep="\n", flush=True)
     for name, (potential, data, batch) in cost_cases().items():
-        memory = {"history": pvi.history(initial=potential.init(200), thin=10)}
+        memory = {"history": pvi.gradients.history(initial=potential.init(200), thin=10)}
         plain = pvi.sgld(potential)
         estimators = {
             "structured, 2 layers": (pvi.structured(potential, "layer", **memory), 2),

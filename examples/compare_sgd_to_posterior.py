@@ -118,7 +118,7 @@ def run(task: Task, work: float) -> dict[str, pvi.Draws]:
         "thin": max(1, int(20 * work * task.work)),
     }
     last = {"num_warmup": long, "num_draws": 1}
-    plans: dict[str, tuple[pvi.Sampler, float, dict[str, int]]] = {
+    plans: dict[str, tuple[pvi.typing.Sampler, float, dict[str, int]]] = {
         "SGD": (sgd, h["SGD"], {"num_particles": 1, **last}),
         "SGD ensemble": (sgd, h["SGD"], {"num_particles": 8, **last}),
         "SGLD": (pvi.sgld(potential, gradient_noise="online"), h["SGLD"], chains),

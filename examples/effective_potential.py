@@ -111,7 +111,7 @@ def net(inputs: int, units: int) -> nn.Sequential:
 
 
 def noise_spectrum(module: nn.Module, data: Any, label: str, say: Report) -> Any:
-    found = sgdvi.gradient_noise(
+    found = pvi.noise.measure(
         module, data, loss_fn=nn.functional.cross_entropy, progress=True
     ).spectrum()
     most = int((found.eigenvalues.cumsum(0) < 0.9 * found.trace).sum()) + 1
@@ -167,10 +167,10 @@ def noise(module: nn.Module, model: Any, train: Any, path: Tensor, say: Report) 
 
 def potential(model: Any, train: Any, draws: Tensor, say: Report, folder: Path) -> None:
     say("", "## 2. The effective potential Phi, from the draws alone", "")
-    temperature = sgdvi.scalings(RATE, BATCH).chaudhari_soatto
+    temperature = pvi.noise.scalings(RATE, BATCH).chaudhari_soatto
     center, loss = draws.mean((0, 1)), sgdvi.mean_loss(model, train)
     around = draws - center
-    here = sgdvi.gradient_noise(model, train, position=center)
+    here = pvi.noise.measure(model, train, position=center)
     directions = {
         "most variance": sgdvi.principal_directions(around, 1),
         "most curvature": sgdvi.invariant_subspace(here, 1).directions,
@@ -275,7 +275,7 @@ def comparison(
     table = pvi.compare(sets, test, train_data=train, thin=5)
     say(table.explain(), "")
     plots.effective_temperature(table).figure.savefig(folder / "temperature.png", dpi=130)
-    diagonal = sgdvi.gradient_noise(model, train, position=center).diagonal()
+    diagonal = pvi.noise.measure(model, train, position=center).diagonal()
     best = sgdvi.optimal_rate(diagonal, num_data=model.num_data, batch_size=BATCH)
     stable = 2 * model.num_data / suggested.curvature
     kinetic = posterior.temperatures(train)["kinetic"]

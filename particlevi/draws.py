@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from particlevi import checkpoint as files
 from particlevi._checks import (
     check_positive_int,
     check_seed,
     is_integer,
     is_number,
 )
-from particlevi.batches import as_tensors
+from particlevi.data.batches import as_tensors
 from particlevi.diagnostics.predictive import Prediction, predict_outputs, predict_sites
 from particlevi.potentials.layout import Groups
 from particlevi.potentials.potential import ModelPotential
+from particlevi.storage import checkpoint as files
 from particlevi.typing import Batch
 
 __all__ = ["Draws", "Prediction"]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from particlevi import checkpoint as files
 from particlevi._checks import check_finite
 from particlevi.draws import Draws
 from particlevi.potentials.potential import ModelPotential
+from particlevi.storage import checkpoint as files
 
 __all__ = ["load"]
 

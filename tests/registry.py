@@ -101,18 +101,26 @@ SAMPLERS = {
     "svgd_rmsprop": SamplerCase(pvi.svgd, 1e-2, {"optimizer": "rmsprop"}),
     "svgd_adam": SamplerCase(pvi.svgd, 1e-2, {"optimizer": "adam"}),
     "svgd_imq_annealed": SamplerCase(
-        pvi.svgd, 1e-2, {"kernel": pvi.imq(), "annealing": pvi.polynomial(0.9, delay=10)}
+        pvi.svgd,
+        1e-2,
+        {"kernel": pvi.kernels.imq(), "annealing": pvi.schedules.polynomial(0.9, delay=10)},
     ),
-    "svgd_random_features": SamplerCase(pvi.svgd, 1e-2, {"kernel": pvi.random_features(16)}),
-    "svgd_product": SamplerCase(pvi.svgd, 1e-2, {"kernel": pvi.product("tensor")}),
-    "svgd_additive": SamplerCase(pvi.svgd, 1e-2, {"kernel": pvi.additive("tensor")}),
+    "svgd_random_features": SamplerCase(
+        pvi.svgd, 1e-2, {"kernel": pvi.kernels.random_features(16)}
+    ),
+    "svgd_product": SamplerCase(pvi.svgd, 1e-2, {"kernel": pvi.kernels.product("tensor")}),
+    "svgd_additive": SamplerCase(pvi.svgd, 1e-2, {"kernel": pvi.kernels.additive("tensor")}),
     "message_passing_svgd": SamplerCase(pvi.message_passing_svgd, 1e-2, {"groups": ("random", 3)}),
-    "repulsive_langevin": SamplerCase(pvi.repulsive_langevin, 1e-3, {"kernel": pvi.rbf(2.0)}),
+    "repulsive_langevin": SamplerCase(
+        pvi.repulsive_langevin, 1e-3, {"kernel": pvi.kernels.rbf(2.0)}
+    ),
     "nvgd": SamplerCase(pvi.nvgd, 1e-3, {"num_inner_steps": 2}),
 }
 
 ESTIMATORS = {
-    "minibatch": EstimatorCase(pvi.minibatch, lambda problem: pvi.minibatch(problem.potential)),
+    "minibatch": EstimatorCase(
+        pvi.gradients.minibatch, lambda problem: pvi.gradients.minibatch(problem.potential)
+    ),
     "control_variate": EstimatorCase(
         pvi.control_variate,
         lambda problem: pvi.control_variate(problem.potential, problem.data, problem.center),
@@ -138,13 +146,13 @@ ESTIMATORS = {
 }
 
 KERNELS = {
-    "rbf": pvi.rbf(),
-    "imq": pvi.imq(),
-    "linear": pvi.linear(),
-    "random_features": pvi.random_features(16),
-    "product": pvi.product("tensor"),
-    "additive": pvi.additive("tensor"),
-    "graphical": pvi.graphical("tensor"),
+    "rbf": pvi.kernels.rbf(),
+    "imq": pvi.kernels.imq(),
+    "linear": pvi.kernels.linear(),
+    "random_features": pvi.kernels.random_features(16),
+    "product": pvi.kernels.product("tensor"),
+    "additive": pvi.kernels.additive("tensor"),
+    "graphical": pvi.kernels.graphical("tensor"),
 }
 
 
@@ -155,11 +163,11 @@ def _data(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return x.to(dtype), y.to(dtype)
 
 
-def _history(problem: Problem) -> pvi.history:
+def _history(problem: Problem) -> pvi.gradients.history:
     """With entries from the start, so that the first step is no plain one already."""
     generator = torch.Generator().manual_seed(3)
     spread = torch.randn(3, len(problem.center), generator=generator, dtype=torch.float64)
-    return pvi.history(capacity=5, thin=1, initial=problem.center + 0.3 * spread)
+    return pvi.gradients.history(capacity=5, thin=1, initial=problem.center + 0.3 * spread)
 
 
 def density(dtype: torch.dtype) -> Problem:

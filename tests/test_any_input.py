@@ -176,10 +176,10 @@ def test_groups_of_any_kind(rule, seed):
 
 
 MAKERS = {
-    "constant": pvi.constant,
-    "polynomial": pvi.polynomial,
-    "cosine": pvi.cosine,
-    "cyclical": pvi.cyclical,
+    "constant": pvi.schedules.constant,
+    "polynomial": pvi.schedules.polynomial,
+    "cosine": pvi.schedules.cosine,
+    "cyclical": pvi.schedules.cyclical,
 }
 
 
@@ -196,7 +196,7 @@ def test_schedules_of_anything(name, arguments):
             assert schedule(step) >= 0
 
 
-LAWS = [pvi.Gaussian, pvi.StudentT, pvi.Normal, pvi.Laplace, pvi.rbf, pvi.fixed]
+LAWS = [pvi.Gaussian, pvi.StudentT, pvi.Normal, pvi.Laplace, pvi.kernels.rbf, pvi.kernels.fixed]
 
 
 @anything

@@ -99,12 +99,12 @@ CASES = {
         ValueError,
         "optimizer .*'adam', got 'sgd'",
     ),
-    "bandwidth zero": (lambda: pvi.rbf(0.0), ValueError, "bandwidth .* got 0.0"),
-    "decay": (lambda: pvi.polynomial(0.1, power=-1), ValueError, "power .* got -1"),
-    "cosine": (lambda: pvi.cosine(0.1, num_steps=0), ValueError, "num_steps .* got 0"),
-    "cycle": (lambda: pvi.cyclical(0.1, period=2.5), ValueError, "period .* got 2.5"),
+    "bandwidth zero": (lambda: pvi.kernels.rbf(0.0), ValueError, "bandwidth .* got 0.0"),
+    "decay": (lambda: pvi.schedules.polynomial(0.1, power=-1), ValueError, "power .* got -1"),
+    "cosine": (lambda: pvi.schedules.cosine(0.1, num_steps=0), ValueError, "num_steps .* got 0"),
+    "cycle": (lambda: pvi.schedules.cyclical(0.1, period=2.5), ValueError, "period .* got 2.5"),
     "cycle without sampling": (
-        lambda: pvi.cyclical(0.1, period=4, exploration=0.9),
+        lambda: pvi.schedules.cyclical(0.1, period=4, exploration=0.9),
         ValueError,
         "no step of a period of 4",
     ),
@@ -559,7 +559,7 @@ def test_numpy_numbers_are_numbers(tmp_path):
     expected = pvi.sample(pvi.sghmc(NORMAL, friction=0.5, temperature=2.0), progress=False, **plain)
     assert torch.equal(found.particles, expected.particles)
     assert torch.equal(pvi.resume(tmp_path, sampler, progress=False).particles, found.particles)
-    assert pvi.constant(1)(0) == 1
+    assert pvi.schedules.constant(1)(0) == 1
 
 
 def test_read_only_and_foreign_arrays_are_data():

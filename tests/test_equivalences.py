@@ -41,7 +41,7 @@ def descend(problem: registry.Problem, start: torch.Tensor, h: float, steps: int
         (lambda p: pvi.sgld(p, temperature=0.0), 3),
         (pvi.sgd, 3),
         (pvi.svgd, 1),
-        (lambda p: pvi.svgd(p, kernel=pvi.rbf(0.3)), 1),
+        (lambda p: pvi.svgd(p, kernel=pvi.kernels.rbf(0.3)), 1),
     ],
     ids=["sgld_T0", "sgd_full_batch", "svgd_P1", "svgd_P1_fixed"],
 )
@@ -108,13 +108,13 @@ def test_a_full_minibatch_gives_the_gradient_of_the_potential():
     for name in ("function", "module"):
         problem = registry.PROBLEMS[name](F64)
         theta, batch = problem.potential.init(3), Batch(problem.data)
-        estimate = pvi.minibatch(problem.potential)(None, theta, batch, ())
+        estimate = pvi.gradients.minibatch(problem.potential)(None, theta, batch, ())
         expected = full_gradient(problem.potential, theta, batch)
         torch.testing.assert_close(estimate.gradient, expected, rtol=1e-13, atol=0)
         torch.testing.assert_close(estimate.potential, problem.potential(theta, batch))
 
 
-@pytest.mark.parametrize("make", [pvi.minibatch, "control_variate"])
+@pytest.mark.parametrize("make", [pvi.gradients.minibatch, "control_variate"])
 @pytest.mark.parametrize("name", ["function", "module"])
 def test_estimators_are_unbiased_by_enumeration(name, make):
     """The mean over all minibatches of size 1 is the full gradient; so it is for the potential."""
@@ -145,7 +145,7 @@ def test_a_control_variate_is_exact_at_its_centre(name):
     theta = problem.center.repeat(3, 1)
     state = estimator.init(theta, torch.Generator())
     expected = full_gradient(problem.potential, theta, Batch(problem.data))
-    plain = pvi.minibatch(problem.potential)
+    plain = pvi.gradients.minibatch(problem.potential)
     for seed in range(5):
         batch = registry.batch_of(problem, 3, size=2, seed=seed)
         torch.testing.assert_close(
@@ -253,9 +253,9 @@ def test_a_loop_gives_what_vmap_gives(shared):
     batch = registry.batch_of(problem, None if shared else 3)
     theta = fast.init(3)
     with pytest.warns(UserWarning, match="log_likelihood cannot be vectorised.*loop.*reason"):
-        first = pvi.minibatch(slow)((), theta, batch, ())
-    again = pvi.minibatch(slow)((), theta, batch, ())
-    expected = pvi.minibatch(fast)((), theta, batch, ())
+        first = pvi.gradients.minibatch(slow)((), theta, batch, ())
+    again = pvi.gradients.minibatch(slow)((), theta, batch, ())
+    expected = pvi.gradients.minibatch(fast)((), theta, batch, ())
     for found in (first, again):
         torch.testing.assert_close(found.gradient, expected.gradient, rtol=1e-12, atol=1e-12)
 

@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 import sysconfig
+from inspect import ismodule
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
@@ -61,9 +63,13 @@ def test_import_is_lazy() -> None:
 
 def test_public_names_are_documented() -> None:
     # A dataclass or NamedTuple without a docstring is given its signature for one.
+    values = [particlevi]
+    values += [room for name in particlevi.__all__ if ismodule(room := getattr(particlevi, name))]
     missing = [
-        name
-        for name in particlevi.__all__
-        if not (doc := getattr(particlevi, name).__doc__) or doc.startswith(f"{name}(")
+        f"{room.__name__}.{name}"
+        for room in values
+        for name in room.__all__
+        if isinstance(value := getattr(room, name), type | FunctionType)
+        and (not value.__doc__ or value.__doc__.startswith(f"{name}("))
     ]
     assert missing == []

@@ -31,7 +31,7 @@ def banana(theta: Tensor) -> Tensor:
 
 def draw(log_density: object, keep: float, step_size: float) -> np.ndarray:
     potential = pvi.from_log_density(log_density, num_params=2, vectorized=True)
-    memory = pvi.history(capacity=100, thin=10, after=200, pooled=True)
+    memory = pvi.gradients.history(capacity=100, thin=10, after=200, pooled=True)
     target = potential
     if keep == 0:
         target = pvi.structured(potential, "parameter", num_history=2, history=memory)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_finite, check_positive_int
-from particlevi.batches import as_tensors
+from particlevi.data.batches import as_tensors
 from particlevi.gradients._evaluate import value_and_grad
 from particlevi.gradients.full import likelihood_gradient
 from particlevi.potentials.potential import ModelPotential

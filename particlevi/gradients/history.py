@@ -179,7 +179,7 @@ class history:
             raise ValueError(
                 f"The history would stay empty: its first entry comes at step {first} and the run "
                 f"has {progress.num_steps} steps. Lower num_warmup, or pass "
-                "pvi.history(after=...) with an earlier step."
+                "pvi.gradients.history(after=...) with an earlier step."
             )
         age = progress.step - first
         if age < 0 or age % self.thin:

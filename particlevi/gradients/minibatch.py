@@ -13,7 +13,9 @@ from particlevi.gradients._evaluate import value_and_grad
 from particlevi.potentials.potential import ModelPotential
 from particlevi.typing import JSON, Batch, Gradient, GradientEstimator, Progress
 
-__all__ = ["as_estimator", "minibatch"]
+__all__ = ["Target", "as_estimator", "minibatch"]
+
+Target = ModelPotential | GradientEstimator
 
 
 class Stateless(NamedTuple):

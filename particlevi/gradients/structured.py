@@ -41,7 +41,8 @@ class _SelfAveraged(ABC):
             )
         if memory is not None and not isinstance(memory, history):
             raise TypeError(
-                f"history must be pvi.history(capacity=..., thin=...), got {type(memory).__name__}."
+                "history must be pvi.gradients.history(capacity=..., thin=...), "
+                f"got {type(memory).__name__}."
             )
         self.potential: Any = potential
         self.history = history() if memory is None else memory
@@ -222,7 +223,7 @@ class structured(_SelfAveraged):
         groups: ``"tensor"``, ``"layer"``, ``"neuron"``, ``"parameter"``, ``("random", M)``, or
             group numbers ``LongTensor [D]``.
         num_history: K, independent draws from the history per group and step.
-        history: how earlier iterates are remembered; ``pvi.history()`` if absent.
+        history: how earlier iterates are remembered; ``pvi.gradients.history()`` if absent.
 
     Raises:
         ValueError: groups of the wrong length or with gaps, ``num_history`` below 1, a history
@@ -232,7 +233,7 @@ class structured(_SelfAveraged):
     >>> precision = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
     >>> normal = pvi.from_log_density(lambda theta: -0.5 * theta @ precision @ theta, num_params=2)
     >>> sampler = pvi.sgld(
-    ...     pvi.structured(normal, groups="parameter", history=pvi.history(pooled=True))
+    ...     pvi.structured(normal, groups="parameter", history=pvi.gradients.history(pooled=True))
     ... )
     >>> draws = pvi.sample(
     ...     sampler, step_size=0.05, num_particles=500, num_warmup=50, num_draws=25, thin=10,
@@ -304,7 +305,7 @@ class structured_dropout(_SelfAveraged):
         keep: probability in (0, 1] that a group keeps its current value; with Bernoulli masks.
         num_masks: L.
         mask: ``"bernoulli"``, ``"uniform"`` on (0, 1), or ``("beta", a, b)``.
-        history: how earlier iterates are remembered; ``pvi.history()`` if absent.
+        history: how earlier iterates are remembered; ``pvi.gradients.history()`` if absent.
 
     Raises:
         ValueError: groups of the wrong length or with gaps, ``keep`` outside (0, 1], missing or

@@ -12,15 +12,13 @@ from torch.utils._pytree import tree_leaves
 
 from particlevi._checks import check_particles
 from particlevi.gradients.halves import in_halves
-from particlevi.gradients.minibatch import as_estimator
-from particlevi.potentials.potential import ModelPotential
+from particlevi.gradients.minibatch import Target, as_estimator
 from particlevi.schedules import as_schedule, describe
 from particlevi.typing import (
     JSON,
     Batch,
     Controls,
     Gradient,
-    GradientEstimator,
     Progress,
     Sampler,
     SamplerState,
@@ -40,7 +38,6 @@ __all__ = [
     "standard_normal",
 ]
 
-Target = ModelPotential | GradientEstimator
 GradientAt = Callable[[Tensor], Gradient]
 """The gradient estimate of this step at any particles ``[P, D]``."""
 

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 from particlevi._checks import check_fraction, check_positive, check_positive_int
 from particlevi.gradients.minibatch import as_estimator
+from particlevi.kernels.witness import Adam, Witness, adam_step, stein_loss, value_and_gradient
 from particlevi.samplers._assemble import GradientAt, Target, assemble
-from particlevi.stein.witness import Adam, Witness, adam_step, stein_loss, value_and_gradient
 from particlevi.typing import Controls, Sampler, SamplerState, Schedule
 
 __all__ = ["Info", "Memory", "nvgd"]

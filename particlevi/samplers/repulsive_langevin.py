@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_nonnegative
+from particlevi.kernels.kernels import Radial, as_radial
 from particlevi.samplers._assemble import GradientAt, Target, assemble, gaussian
-from particlevi.stein.kernels import Radial, as_radial
 from particlevi.typing import Controls, Sampler, Schedule
 
 __all__ = ["Info", "Memory", "repulsive_langevin"]
@@ -61,8 +61,8 @@ def repulsive_langevin(
 
     Args:
         target: a potential, or a gradient estimator.
-        kernel: ``pvi.rbf()`` if absent; a number for its bandwidth makes the law independent of
-            the starting points.
+        kernel: ``pvi.kernels.rbf()`` if absent; a number for its bandwidth makes the law
+            independent of the starting points.
         temperature: T, a number or a schedule; 1 is the Bayes posterior, 0 is SVGD's attraction
             without repulsion.
         jitter: added to the diagonal of K in drift and noise alike, so that the law stays exact

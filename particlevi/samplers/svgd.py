@@ -22,9 +22,9 @@ from torch import Tensor
 
 from particlevi._checks import check_choice
 from particlevi.gradients.minibatch import as_estimator
+from particlevi.kernels.grouped import graphical
+from particlevi.kernels.kernels import Kernel, Radial, as_kernel, as_radial
 from particlevi.samplers._assemble import GradientAt, Target, assemble
-from particlevi.stein.grouped import graphical
-from particlevi.stein.kernels import Kernel, Radial, as_kernel, as_radial
 from particlevi.typing import Controls, Sampler, Schedule
 
 __all__ = ["Info", "Memory", "message_passing_svgd", "svgd"]
@@ -60,15 +60,15 @@ def svgd(
     particles.
 
     With ``c`` rising from 0 to 1 the particles first spread by repulsion alone and so reach modes
-    that plain SVGD never sees: ``annealing=pvi.tanh_ramp(num_steps)``. Coverage is what it gives:
-    the shares of particles are not the weights of the modes.
+    that plain SVGD never sees: ``annealing=pvi.schedules.tanh_ramp(num_steps)``.
+    Coverage is what it gives: the shares of particles are not the weights of the modes.
 
     Source: Liu and Wang, "Stein variational gradient descent: a general purpose Bayesian inference
     algorithm", 2016; D'Angelo and Fortuin, "Annealed Stein variational gradient descent", 2021.
 
     Args:
         target: a potential, or a gradient estimator.
-        kernel: ``pvi.rbf()`` with the bandwidth ``med(r^2) / log(P + 1)`` if absent.
+        kernel: ``pvi.kernels.rbf()`` with the bandwidth ``med(r^2) / log(P + 1)`` if absent.
         optimizer: how ``phi`` becomes a step: ``"plain"`` (h phi), ``"adagrad"``, ``"rmsprop"`` or
             ``"adam"`` (with the usual constants 0.9, 0.999, 1e-8). All have the same fixed points.
         annealing: ``c``, a number or a schedule; it multiplies the attraction alone, and
@@ -141,7 +141,7 @@ def message_passing_svgd(
 
     ``phi_g(x_i) = (1/P) sum_j [c k_g(x_j, x_i) s_{j,g} + grad_g k_g(x_j, x_i)]``. For a model that
     factorises, with the Markov blankets for neighbours, each kernel sees few dimensions and the
-    marginals do not collapse. It is ``svgd(target, kernel=pvi.graphical(groups, ...))``.
+    marginals do not collapse. It is ``svgd(target, kernel=pvi.kernels.graphical(groups, ...))``.
 
     Source: Zhuo, Liu, Shi, Zhu, Chen and Zhang, "Message passing Stein variational gradient
     descent", 2018; Wang, Zeng and Liu, "Stein variational message passing for continuous
@@ -152,7 +152,7 @@ def message_passing_svgd(
         groups: a rule (``"tensor"``, ``"layer"``, ``"neuron"``, ``"parameter"``,
             ``("random", M)``) or group numbers ``LongTensor [D]``.
         neighbours: ``BoolTensor [G, G]``, the Markov blankets; none if absent.
-        kernel: of each group; ``pvi.rbf()`` if absent.
+        kernel: of each group; ``pvi.kernels.rbf()`` if absent.
         optimizer: as for ``svgd``.
         annealing: as for ``svgd``.
     """

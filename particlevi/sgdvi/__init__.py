@@ -1,5 +1,6 @@
 """SGD as variational inference: the effective potential that SGD minimises, and its circulation."""
 
+from particlevi.errors import NotStationaryWarning
 from particlevi.sgdvi.circulation import Circulation, circulation, entropy_production
 from particlevi.sgdvi.currents import Current, DriftParts, decompose_drift, probability_current
 from particlevi.sgdvi.effective_potential import (
@@ -15,20 +16,13 @@ from particlevi.sgdvi.free_energy import (
     gaussian_kl,
     moments_along,
 )
-from particlevi.sgdvi.noise import (
-    Estimate,
-    GradientNoise,
-    NoisePath,
-    gradient_noise,
-    noise_along,
-)
 from particlevi.sgdvi.optimal import (
     effective_temperatures,
     kl_to_posterior,
     optimal_preconditioner,
     optimal_rate,
 )
-from particlevi.sgdvi.series import NotStationaryWarning, is_stationary
+from particlevi.sgdvi.series import is_stationary
 from particlevi.sgdvi.slices import (
     Projection,
     Slice,
@@ -40,14 +34,10 @@ from particlevi.sgdvi.slices import (
     project,
 )
 from particlevi.sgdvi.spectra import Spectra, spectra
-from particlevi.sgdvi.spectrum import Spectrum
 from particlevi.sgdvi.stationary import (
-    Scalings,
     StationaryLaw,
-    batch_factor,
     exact_law,
     ou_covariance,
-    scalings,
     stationary_law,
 )
 from particlevi.sgdvi.subspace import Subspace, hessian_vector_product, invariant_subspace
@@ -57,22 +47,16 @@ __all__ = [
     "Circulation",
     "Current",
     "DriftParts",
-    "Estimate",
     "FittedPotential",
     "FreeEnergy",
     "GaussianPotential",
-    "GradientNoise",
     "Moments",
-    "NoisePath",
     "NotStationaryWarning",
     "Projection",
-    "Scalings",
     "Slice",
     "Spectra",
-    "Spectrum",
     "StationaryLaw",
     "Subspace",
-    "batch_factor",
     "circulation",
     "compare_potentials",
     "decompose_drift",
@@ -83,7 +67,6 @@ __all__ = [
     "free_energy_along",
     "gaussian_kl",
     "gaussian_potential",
-    "gradient_noise",
     "hessian_vector_product",
     "invariant_subspace",
     "is_stationary",
@@ -92,7 +75,6 @@ __all__ = [
     "line",
     "mean_loss",
     "moments_along",
-    "noise_along",
     "optimal_preconditioner",
     "optimal_rate",
     "ou_covariance",
@@ -100,7 +82,6 @@ __all__ = [
     "principal_directions",
     "probability_current",
     "project",
-    "scalings",
     "spectra",
     "stationary_law",
     "swag",

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from particlevi._checks import check_positive, check_positive_int
 from particlevi.draws import Draws
-from particlevi.sgdvi.noise import Estimate
+from particlevi.noise.covariance import Estimate
 from particlevi.sgdvi.series import as_series, block_labels, is_stationary
 
 __all__ = ["Circulation", "circulation", "entropy_production"]

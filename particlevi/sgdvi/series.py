@@ -10,15 +10,12 @@ from torch import Tensor
 
 from particlevi._checks import check_finite
 from particlevi.draws import Draws
+from particlevi.errors import NotStationaryWarning
 
-__all__ = ["NotStationaryWarning", "as_series", "block_error", "block_labels", "is_stationary"]
+__all__ = ["as_series", "block_error", "block_labels", "is_stationary"]
 
 
 _MOST_DRIFT = 0.5
-
-
-class NotStationaryWarning(UserWarning):
-    """A run's halves have different laws, or it is hardly longer than its memory."""
 
 
 def as_series(draws: Draws | Tensor, what: str = "draws") -> Tensor:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_positive_int
-from particlevi.monitor import progress_bar
-from particlevi.sgdvi.noise import GradientNoise
+from particlevi.noise.covariance import GradientNoise
+from particlevi.progress import progress_bar
 
 __all__ = ["Subspace", "hessian_vector_product", "invariant_subspace"]
 

@@ -9,7 +9,8 @@ METHODS = ("init", "draw_noise", "record", "nbytes")
 
 
 def _public():
-    return {name: getattr(pvi, name) for name in pvi.__all__}
+    rooms = (pvi, pvi.gradients, pvi.kernels)
+    return {name: getattr(room, name) for room in rooms for name in room.__all__}
 
 
 def _returns(value, what):

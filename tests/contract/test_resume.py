@@ -105,7 +105,7 @@ def test_wherever_it_stopped(kill_at, tmp_path):
     """Also twice, with a schedule, a kept warm-up and fewer coordinates."""
     made, data, _ = case("sghmc", "minibatch", "function")
     options = settings_of("epoch") | {
-        "step_size": pvi.polynomial(0.01, delay=3.0),
+        "step_size": pvi.schedules.polynomial(0.01, delay=3.0),
         "keep_warmup": True,
         "keep": torch.tensor([3, 0]),
         "storage_dtype": torch.float32,

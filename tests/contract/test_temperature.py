@@ -44,7 +44,7 @@ def at_temperature(name, T, target):
     if case.factory is pvi.psghmc:
         options["regularisation"] = 1e-3 * T
     if case.factory is pvi.repulsive_langevin:
-        options["kernel"] = pvi.rbf(2.0 * T)
+        options["kernel"] = pvi.kernels.rbf(2.0 * T)
     return case.factory(target, **options), 10 * step_size
 
 

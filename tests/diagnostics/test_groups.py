@@ -35,7 +35,9 @@ def of(particles, size):
 
 def test_times_are_those_of_the_process():
     """AR(1) with a = 0.8: (1 + a) / (1 - a) = 9 draws."""
-    found = pvi.group_diagnostics(run(normal(), num_draws=3000), torch.tensor([0, 0, 1, 1]))
+    found = pvi.diagnostics.group_diagnostics(
+        run(normal(), num_draws=3000), torch.tensor([0, 0, 1, 1])
+    )
     assert found.iac.tolist() == pytest.approx([9, 9], rel=0.15)
     assert torch.allclose(
         found.ess_per_weight * found.iac_per_weight, torch.tensor(24_000.0, dtype=D64)
@@ -49,7 +51,9 @@ def test_cross_correlation():
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(4, 5000, 4, generator=generator, dtype=D64)
     z[..., 2] = 0.6 * z[..., 0] + 0.8 * z[..., 2]
-    found = pvi.group_diagnostics(of(z, 4), torch.tensor([0, 0, 1, 2])).cross_correlation
+    found = pvi.diagnostics.group_diagnostics(
+        of(z, 4), torch.tensor([0, 0, 1, 2])
+    ).cross_correlation
     assert found[0, 1].item() == pytest.approx(0.6 / math.sqrt(2), abs=0.02)
     assert found[0, 2] < 0.02
     assert found[0, 0] < 0.02
@@ -60,15 +64,15 @@ def test_cross_correlation():
 def test_drift():
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(50, 1000, 2, generator=generator, dtype=D64)
-    still = pvi.group_diagnostics(of(z, 2), "parameter").drift
+    still = pvi.diagnostics.group_diagnostics(of(z, 2), "parameter").drift
     assert still.tolist() == pytest.approx([2 / math.sqrt(1000)] * 2, rel=0.3)
     z[:, :500, 1] += 3.0
-    moving = pvi.group_diagnostics(of(z, 2), "parameter").drift
+    moving = pvi.diagnostics.group_diagnostics(of(z, 2), "parameter").drift
     assert moving[1].item() == pytest.approx(3 / math.sqrt(1 + 1.5**2), rel=0.02)
     assert moving[0] == still[0]
     # In standard deviations of all draws, so that chains far apart drift less by that measure.
     apart = z + torch.linspace(-10, 10, 50, dtype=D64).view(50, 1, 1)
-    ratio = pvi.group_diagnostics(of(apart, 2), "parameter").drift[1] / moving[1]
+    ratio = pvi.diagnostics.group_diagnostics(of(apart, 2), "parameter").drift[1] / moving[1]
     variance = 1 + 1.5**2
     spread = 20**2 / 12 * 51 / 49
     assert ratio.item() == pytest.approx(math.sqrt(variance / (variance + spread)), rel=0.03)
@@ -135,7 +139,7 @@ def test_errors():
     with pytest.raises(ValueError, match="Pass groups"):
         draws.recombine(5)
     with pytest.raises(ValueError, match="Pass groups"):
-        pvi.group_diagnostics(draws)
+        pvi.diagnostics.group_diagnostics(draws)
     with pytest.raises(ValueError, match="groups must be"):
         draws.recombine(5, torch.zeros(3, dtype=torch.long))
     with pytest.raises(ValueError, match="num must be"):
@@ -149,7 +153,7 @@ def test_what_is_printed_fits_on_a_screen():
     draws = pvi.sample(
         pvi.sgld(normal), step_size=0.5, num_particles=4, num_draws=100, progress=False
     )
-    found = pvi.group_diagnostics(draws, "parameter")
+    found = pvi.diagnostics.group_diagnostics(draws, "parameter")
     lines = repr(found).splitlines()
     assert len(lines) == 1 + 20 + 2
     assert f"{found.ess[0]:.1f}" in lines[1] and f"{found.drift[0]:.3f}" in lines[1]

@@ -53,7 +53,7 @@ def _from_state(estimator, state, theta, data):
         estimator(state, theta, Batch(tuple(leaf[i : i + 1] for leaf in data)), ()).gradient
         for i in range(N)
     ]
-    full = pvi.minibatch(estimator.potential)((), theta, Batch(data), ()).gradient
+    full = pvi.gradients.minibatch(estimator.potential)((), theta, Batch(data), ()).gradient
     return torch.stack(singles), full
 
 

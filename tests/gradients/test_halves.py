@@ -25,7 +25,7 @@ MODEL = pvi.from_log_likelihood(
 def on(index, model=MODEL):
     """Halves of the batches ``index [P, B]``, and the plain estimates on them."""
     theta = torch.tensor([[0.4, -0.3]], dtype=torch.float64).expand(len(index), 2).contiguous()
-    estimator = pvi.minibatch(model)
+    estimator = pvi.gradients.minibatch(model)
     batch = Batch(X[index], per_particle=True)
 
     def estimate(part):
@@ -54,11 +54,11 @@ def test_too_large_by_a_known_factor_over_all_subsets(size):
 
 def test_no_noise_without_data_and_on_all_of_them():
     theta = torch.zeros(3, 2, dtype=torch.float64)
-    estimator = pvi.minibatch(MODEL)
+    estimator = pvi.gradients.minibatch(MODEL)
     found, variance = in_halves(lambda part: estimator((), theta, part, ()), Batch(X), N)
     assert variance.shape == theta.shape and not variance.any()
     assert torch.equal(found.gradient, estimator((), theta, Batch(X), ()).gradient)
-    normal = pvi.minibatch(pvi.from_log_density(lambda x: -0.5 * (x**2).sum(), 2))
+    normal = pvi.gradients.minibatch(pvi.from_log_density(lambda x: -0.5 * (x**2).sum(), 2))
     _, variance = in_halves(lambda part: normal((), theta.float(), part, ()), None, None)
     assert not variance.any()
 

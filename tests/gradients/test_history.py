@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import particlevi as pvi
-from particlevi import checkpoint as files
 from particlevi.gradients._partition import Partition
+from particlevi.storage import checkpoint as files
 from particlevi.typing import Progress
 
 D64 = torch.float64
@@ -23,28 +23,28 @@ def filled(options, steps, num_warmup=0, num_particles=2):
 
 
 def test_ring_buffer_keeps_the_latest():
-    bank = filled(pvi.history(capacity=4, thin=1), 10)
+    bank = filled(pvi.gradients.history(capacity=4, thin=1), 10)
     assert bank.values[0, :, 0].tolist() == [9, 10, 7, 8]
     assert bank.values[1, :, 0].tolist() == [-9, -10, -7, -8]
     assert int(bank.seen) == 10
 
 
 def test_thinning():
-    bank = filled(pvi.history(capacity=4, thin=3), 10)
+    bank = filled(pvi.gradients.history(capacity=4, thin=3), 10)
     assert bank.values[0, :, 0].tolist() == [1, 4, 7, 10]
 
 
 def test_warmup_is_left_out():
-    bank = filled(pvi.history(capacity=4, thin=2), 13, num_warmup=9)
+    bank = filled(pvi.gradients.history(capacity=4, thin=2), 13, num_warmup=9)
     assert bank.values[0, : int(bank.seen), 0].tolist() == [9, 11, 13]
-    bank = filled(pvi.history(capacity=4, thin=2, after=10), 13, num_warmup=5)
+    bank = filled(pvi.gradients.history(capacity=4, thin=2, after=10), 13, num_warmup=5)
     assert bank.values[0, : int(bank.seen), 0].tolist() == [10, 12]
 
 
 def test_reservoir_is_uniform_over_the_run():
     """Entries of many disjoint reservoirs; every step as often as any other."""
     capacity, steps = 500, 2000
-    bank = filled(pvi.history(capacity=capacity, thin=1, replace="random"), steps)
+    bank = filled(pvi.gradients.history(capacity=capacity, thin=1, replace="random"), steps)
     kept = bank.values[0, :, 0].sort().values
     assert len(kept.unique()) == capacity
     share = torch.histc(kept, bins=10, min=0.5, max=steps + 0.5)
@@ -55,16 +55,16 @@ def test_reservoir_is_uniform_over_the_run():
 
 def test_first_entries_are_those_given():
     initial = torch.tensor([[5.0], [6.0]], dtype=D64)
-    bank = filled(pvi.history(capacity=3, thin=1, initial=initial), 2)
+    bank = filled(pvi.gradients.history(capacity=3, thin=1, initial=initial), 2)
     assert bank.values[0, :, 0].tolist() == [2, 6, 1]
-    frozen = filled(pvi.history(initial=initial, frozen=True), 2)
+    frozen = filled(pvi.gradients.history(initial=initial, frozen=True), 2)
     assert frozen.values[:, :, 0].tolist() == [[5, 6]]
 
 
 @pytest.mark.parametrize("steps", [3, 9])
 @pytest.mark.parametrize("pooled", [False, True])
 def test_rows_are_the_chains_own_unless_pooled(pooled, steps):
-    options = pvi.history(capacity=4, thin=1, pooled=pooled)
+    options = pvi.gradients.history(capacity=4, thin=1, pooled=pooled)
     bank = filled(options, steps)
     entries = options.draw(bank, 80, 1, torch.Generator().manual_seed(0))
     rows = options.rows(bank, entries)
@@ -76,7 +76,7 @@ def test_rows_are_the_chains_own_unless_pooled(pooled, steps):
 
 
 def test_a_pooled_bank_takes_nothing_from_diverged_chains():
-    options = pvi.history(capacity=2, thin=1, pooled=True)
+    options = pvi.gradients.history(capacity=2, thin=1, pooled=True)
     bank = options.init(torch.zeros(3, 2))
     here = torch.tensor([[float("nan"), 0.0], [1.0, 2.0], [3.0, 4.0]])
     bank = options.record(bank, here, Progress(1, 0, 100))
@@ -85,14 +85,14 @@ def test_a_pooled_bank_takes_nothing_from_diverged_chains():
 
 def test_first_entries_of_a_pooled_bank():
     initial = torch.tensor([[5.0], [6.0]], dtype=D64)
-    bank = filled(pvi.history(capacity=3, thin=1, initial=initial, pooled=True), 2)
+    bank = filled(pvi.gradients.history(capacity=3, thin=1, initial=initial, pooled=True), 2)
     assert bank.values[0, :, 0].tolist() == [2, -2, 6, 6, 1, -1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dtype_of_the_bank(dtype):
     potential = pvi.from_log_density(lambda theta: -0.5 * theta @ theta, 3)
-    options = pvi.history(dtype=dtype, initial=torch.full((2, 3), 1 / 3))
+    options = pvi.gradients.history(dtype=dtype, initial=torch.full((2, 3), 1 / 3))
     estimator = pvi.structured(potential, "parameter", history=options)
     state = estimator.init(torch.zeros(4, 3), torch.Generator())
     assert state.values.dtype == dtype
@@ -120,21 +120,23 @@ def test_dtype_of_the_bank(dtype):
 )
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
-        pvi.history(**options)
+        pvi.gradients.history(**options)
 
 
 def test_what_is_no_history_or_no_tensor():
     potential = pvi.from_log_density(lambda theta: -0.5 * theta @ theta, 3)
-    with pytest.raises(TypeError, match=r"must be pvi.history\(.*got int"):
+    with pytest.raises(TypeError, match=r"must be pvi.gradients.history\(.*got int"):
         pvi.structured(potential, "parameter", history=200)
     with pytest.raises(TypeError, match=r"tensor of entries \[S, D\], got list"):
-        pvi.history(initial=[[0.0, 0.0, 0.0]])
+        pvi.gradients.history(initial=[[0.0, 0.0, 0.0]])
 
 
 def test_entries_of_another_length():
     potential = pvi.from_log_density(lambda theta: -0.5 * theta @ theta, 3)
     with pytest.raises(ValueError, match=r"must be \[S, 3\], got \[2, 4\]"):
-        pvi.structured(potential, "parameter", history=pvi.history(initial=torch.zeros(2, 4)))
+        pvi.structured(
+            potential, "parameter", history=pvi.gradients.history(initial=torch.zeros(2, 4))
+        )
 
 
 @pytest.mark.parametrize(
@@ -173,13 +175,19 @@ def data():
 
 ESTIMATORS = {
     "structured": lambda **options: pvi.structured(
-        potential(), "layer", history=pvi.history(capacity=5, thin=2, **options)
+        potential(), "layer", history=pvi.gradients.history(capacity=5, thin=2, **options)
     ),
     "dropout": lambda **options: pvi.structured_dropout(
-        potential(), "neuron", keep=0.5, history=pvi.history(capacity=5, thin=2, **options)
+        potential(),
+        "neuron",
+        keep=0.5,
+        history=pvi.gradients.history(capacity=5, thin=2, **options),
     ),
     "beta": lambda **options: pvi.structured_dropout(
-        potential(), "tensor", mask=("beta", 0.5, 0.5), history=pvi.history(capacity=5, **options)
+        potential(),
+        "tensor",
+        mask=("beta", 0.5, 0.5),
+        history=pvi.gradients.history(capacity=5, **options),
     ),
 }
 

@@ -44,7 +44,7 @@ def random_precision(size, seed):
 
 
 def frozen(size):
-    return pvi.history(initial=torch.zeros(1, size, dtype=D64), frozen=True)
+    return pvi.gradients.history(initial=torch.zeros(1, size, dtype=D64), frozen=True)
 
 
 def combinations(values, count):
@@ -313,7 +313,7 @@ def one_hot_law(precision, groups, bank, num_history, h, temperature):
     """The law of ``structured`` with a bank ``[S, D]`` of independent entries per group."""
     num_groups = int(groups.max()) + 1
     estimator = pvi.structured(
-        gaussian(precision), groups, num_history, pvi.history(initial=bank, frozen=True)
+        gaussian(precision), groups, num_history, pvi.gradients.history(initial=bank, frozen=True)
     )
     composites = num_history * num_groups
     rows = combinations(range(len(bank)), composites * num_groups).long()
@@ -379,7 +379,7 @@ def test_one_hot_law_of_blocks():
 def test_simulation_agrees(keep):
     """A run of many chains through ``sample``, masks and indices drawn by the estimator."""
     precision = correlated(0.9)
-    memory = pvi.history(initial=two_points([0.19, 0.19]), frozen=True)
+    memory = pvi.gradients.history(initial=two_points([0.19, 0.19]), frozen=True)
     if keep is None:
         estimator = pvi.structured(gaussian(precision), torch.arange(2), history=memory)
         wanted = torch.tensor([0.19929, 0.0], dtype=D64)
@@ -432,7 +432,7 @@ def self_consistent(r):
 @pytest.mark.parametrize("r", [0.3, 0.5])
 def test_own_history_pooled_over_chains(r):
     """Chains that average over each other's past settle on the factorised law."""
-    memory = pvi.history(capacity=40, thin=5, after=50, pooled=True)
+    memory = pvi.gradients.history(capacity=40, thin=5, after=50, pooled=True)
     variance, covariance = pooled_run(r, 1000, 300, 200, memory)
     wanted = self_consistent(r)
     assert wanted == pytest.approx({0.3: 0.9354, 0.5: 0.7742}[r], abs=1e-4)
@@ -446,7 +446,7 @@ def test_own_history_pooled_over_chains(r):
 @pytest.mark.parametrize("r", [0.3, 0.5])
 def test_own_history_of_each_chain(r):
     """40 000 steps of chains that each see only their own last 4000."""
-    memory = pvi.history(capacity=4000, thin=1, after=1)
+    memory = pvi.gradients.history(capacity=4000, thin=1, after=1)
     variance, covariance = pooled_run(r, 50, 40_000, 4000, memory)
     assert variance.mean() == pytest.approx(self_consistent(r), rel=0.03)
     assert abs(covariance) < 0.03
@@ -499,7 +499,7 @@ def test_masks_of_ones_give_the_plain_gradient(per_particle):
     x, y = net_data(D64)
     data = (x.expand(3, -1, -1), y.expand(3, -1, -1)) if per_particle else (x, y)
     batch = Batch(data, per_particle)
-    plain = pvi.minibatch(potential)(None, particles, batch, ())
+    plain = pvi.gradients.minibatch(potential)(None, particles, batch, ())
     values = torch.full((2, 3, potential.num_params), 7.0, dtype=D64)
     estimator = pvi.structured_dropout(potential, "tensor", keep=0.5, num_masks=2)
     kept = estimate(estimator, particles, batch, dropped(torch.ones(2, 3, 4, dtype=D64), values))
@@ -518,7 +518,7 @@ def one_hot_pieces(potential, particles, batch, values, num_history, groups):
     for k in range(num_history):
         for m in range(num_groups):
             composite = torch.where(groups == m, particles, values[k * num_groups + m])
-            part = pvi.minibatch(potential)(None, composite, batch, ())
+            part = pvi.gradients.minibatch(potential)(None, composite, batch, ())
             total += torch.where(groups == m, part.gradient, 0.0) / num_history
             energies.append(part.potential)
     return total, energies
@@ -602,7 +602,7 @@ def test_indices_and_masks_are_independent_and_uniform():
         "parameter",
         0.3,
         2,
-        history=pvi.history(initial=bank, frozen=True),
+        history=pvi.gradients.history(initial=bank, frozen=True),
     )
     particles = torch.zeros(50_000, size, dtype=D64)
     generator = torch.Generator().manual_seed(0)
@@ -648,7 +648,7 @@ def test_the_gradient_is_that_of_the_averaged_energy():
     keep = 0.3
     bank = torch.tensor([[0.3, -0.2], [1.1, 0.8]], dtype=D64)
     estimator = pvi.structured_dropout(
-        potential, "parameter", keep, 1, history=pvi.history(initial=bank, frozen=True)
+        potential, "parameter", keep, 1, history=pvi.gradients.history(initial=bank, frozen=True)
     )
     theta = torch.tensor([0.7, -0.4], dtype=D64)
     masks = combinations([0.0, 1.0], 2).repeat_interleave(4, 0)
@@ -682,7 +682,7 @@ def test_bad_groups(make):
     with pytest.raises(ValueError, match="groups must be"):
         make(potential, "layers")
     with pytest.raises(TypeError, match="takes a potential"):
-        make(pvi.minibatch(potential), "layer")
+        make(pvi.gradients.minibatch(potential), "layer")
 
 
 @pytest.mark.parametrize("keep", [0, 0.0, -0.1, 1.5, math.nan, None, True, "half"])
@@ -708,19 +708,21 @@ def test_bad_masks():
 
 
 def test_a_history_larger_than_memory():
-    estimator = pvi.structured(net_potential(), "layer", history=pvi.history(capacity=10**12))
+    estimator = pvi.structured(
+        net_potential(), "layer", history=pvi.gradients.history(capacity=10**12)
+    )
     with pytest.raises(MemoryError, match=r"structured estimator .*smaller history"):
         run(estimator)
 
 
 def test_a_history_that_would_stay_empty():
     with pytest.raises(ValueError, match="would stay empty"):
-        run(pvi.structured(net_potential(), "layer", history=pvi.history(after=1000)))
+        run(pvi.structured(net_potential(), "layer", history=pvi.gradients.history(after=1000)))
 
 
 def test_memory_is_stated():
     potential = net_potential()
-    memory = pvi.history(capacity=50, dtype=torch.bfloat16)
+    memory = pvi.gradients.history(capacity=50, dtype=torch.bfloat16)
     estimator = pvi.structured(potential, "layer", num_history=3, history=memory)
     state = estimator.init(potential.init(4), torch.Generator())
     drawn = 3 * 6 * 4 * 26 * 4  # masks, values and composites, float32
@@ -736,6 +738,6 @@ def test_composites_larger_than_memory():
     """Nothing of the size of the composites is made before the check."""
     size = 10**6
     wide = pvi.from_log_density(lambda theta: -0.5 * theta.square().sum(-1), size, vectorized=True)
-    estimator = pvi.structured(wide, "parameter", history=pvi.history(capacity=1))
+    estimator = pvi.structured(wide, "parameter", history=pvi.gradients.history(capacity=1))
     with pytest.raises(MemoryError, match="fewer groups or masks"):
         pvi.sample(pvi.sgld(estimator), step_size=0.1, num_particles=1, num_draws=1, progress=False)

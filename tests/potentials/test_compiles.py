@@ -28,7 +28,7 @@ def test_a_step_is_one_graph(likelihood, prior):
     sampler = pvi.sghmc(potential)
     generator = torch.Generator().manual_seed(0)
     state = sampler.init(potential.init(4, generator), generator)
-    batch = pvi.Batch((torch.linspace(-1, 1, 10).view(5, 2), targets))
+    batch = pvi.typing.Batch((torch.linspace(-1, 1, 10).view(5, 2), targets))
     noise = sampler.draw_noise(state, generator)
     controls = {"step_size": torch.tensor(0.01), "temperature": torch.tensor(1.0)}
     with torch.no_grad():

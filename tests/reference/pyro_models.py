@@ -63,7 +63,7 @@ def make(name: str, files: Any) -> Model:
     potential = pvi.from_pyro(model, example_batch=batch)
 
     def log_density(u: Tensor) -> Tensor:
-        return -potential(u, None if batch is None else pvi.Batch(batch))
+        return -potential(u, None if batch is None else pvi.typing.Batch(batch))
 
     def quantities(u: Tensor) -> Tensor:
         found = potential.constrain(u.reshape(-1, u.shape[-1]))

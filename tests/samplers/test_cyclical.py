@@ -15,21 +15,21 @@ from tests.stationarity.laws import NoisyGradient, quadratic
 def test_formula(num_steps, cycles):
     """``(a/2) [cos(pi mod(k - 1, ceil(K/M)) / ceil(K/M)) + 1]`` with k from 1."""
     period = math.ceil(num_steps / cycles)
-    schedule = pvi.cyclical(0.7, period=period)
+    schedule = pvi.schedules.cyclical(0.7, period=period)
     for k in range(1, min(num_steps, 5 * period) + 1):
         expected = 0.35 * (math.cos(math.pi * ((k - 1) % period) / period) + 1)
         assert schedule(k - 1) == pytest.approx(expected, rel=1e-12)
 
 
 def test_ends_and_middle_of_a_cycle():
-    schedule = pvi.cyclical(0.7, period=50)
+    schedule = pvi.schedules.cyclical(0.7, period=50)
     assert [schedule(k) for k in (0, 25, 50)] == pytest.approx([0.7, 0.35, 0.7], rel=1e-12)
     assert 0 < schedule(49) < 0.002
 
 
 @pytest.mark.parametrize("constant_step", [False, True])
 def test_draws_come_from_the_sampling_part_alone(constant_step):
-    schedule = pvi.cyclical(0.1, period=10, exploration=0.6)
+    schedule = pvi.schedules.cyclical(0.1, period=10, exploration=0.6)
     draws = pvi.sample(
         pvi.sgld(quadratic([[1.0]]), temperature=schedule.temperature()),
         step_size=0.1 if constant_step else schedule,
@@ -43,11 +43,11 @@ def test_draws_come_from_the_sampling_part_alone(constant_step):
 
 
 def test_no_noise_while_exploring():
-    schedule = pvi.cyclical(0.1, period=10, exploration=0.9)
+    schedule = pvi.schedules.cyclical(0.1, period=10, exploration=0.9)
     start = torch.ones(2, 1, dtype=torch.float64)
     draws = pvi.sample(
         pvi.sgld(quadratic([[1.0]]), temperature=schedule.temperature()),
-        step_size=pvi.constant(0.1),
+        step_size=pvi.schedules.constant(0.1),
         initial=start,
         num_warmup=9,
         num_draws=1,
@@ -75,7 +75,7 @@ def test_twenty_five_modes():
     start = 20 * torch.rand(8, 2, generator=torch.Generator().manual_seed(0)) - 10
     sampler = pvi.sgld(noisy, gradient_noise=1.0)
     options = dict(initial=start, num_draws=12_000, progress=False, num_warmup=1000)
-    cycles = pvi.cyclical(0.07, period=1000, exploration=0.05)
+    cycles = pvi.schedules.cyclical(0.07, period=1000, exploration=0.05)
     found = pvi.sample(sampler, step_size=cycles, **options).particles
     small = pvi.sample(sampler, step_size=0.002, **options).particles
 

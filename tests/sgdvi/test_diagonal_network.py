@@ -74,7 +74,7 @@ def test_quantiles_are_those_of_the_closed_form(products, data):
 
 
 def test_score_matching_recovers_its_potential(products, data):
-    t = sgdvi.scalings(ETA, 1).chaudhari_soatto
+    t = pvi.noise.scalings(ETA, 1).chaudhari_soatto
     phi = sgdvi.fit_potential(products, t, num_centers=40)
     low, high = np.quantile(products.numpy(), (0.025, 0.975))
     v = np.linspace(low, high, 101)

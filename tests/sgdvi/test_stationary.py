@@ -5,6 +5,7 @@ import pytest
 import scipy.linalg
 import torch
 
+import particlevi as pvi
 from particlevi import sgdvi
 
 
@@ -91,7 +92,7 @@ def test_reversible_if_and_only_if_the_matrices_commute():
 
 def test_three_scalings_give_one_covariance():
     f, c, eta, b = spd(6, 1), spd(6, 2), 0.03, 16
-    level = sgdvi.scalings(eta, b)
+    level = pvi.noise.scalings(eta, b)
     covariances = [
         sgdvi.ou_covariance(f, 2 * level.chaudhari_soatto * c),
         sgdvi.ou_covariance(f, level.ziyin * c),

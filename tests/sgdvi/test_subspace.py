@@ -1,15 +1,16 @@
 import pytest
 import torch
 
+import particlevi as pvi
 from particlevi import sgdvi
-from tests.sgdvi.test_noise import of_module, of_potential
+from tests.noise.test_covariance import of_module, of_potential
 from tests.sgdvi.test_stationary import relative
 from tests.sgdvi.test_swag import regression
 
 
 def at_minimum():
     model, data = regression()
-    return sgdvi.gradient_noise(model, data, position=torch.ones(4).double(), chunk_size=64)
+    return pvi.noise.measure(model, data, position=torch.ones(4).double(), chunk_size=64)
 
 
 def test_hessian_vector_product():

@@ -41,7 +41,7 @@ def run(draws=400, thin=1, eta=0.02, chains=200, **options):
 
 def test_sgd_draws_have_the_law_that_noise_and_hessian_predict():
     draws, potential, data, hessian, best = run(draws=40, thin=10, chains=400, eta=0.01)
-    noise = sgdvi.gradient_noise(potential, data, position=best).dense()
+    noise = pvi.noise.measure(potential, data, position=best).dense()
     settings = {"learning_rate": 0.01, "batch_size": B}
     law = sgdvi.exact_law(hessian, noise, **settings)
     flat = draws.particles.flatten(0, 1)
@@ -74,7 +74,7 @@ def test_swag_covariance_is_its_formula():
 def test_iterate_averages_have_the_covariance_of_theory():
     # Long windows: Cov -> (1/(T b)) F^-1 C F^-1, here T = 1000 with eta T lambda_min near 60.
     draws, potential, data, hessian, best = run(draws=1000, chains=600, eta=0.04)
-    noise = sgdvi.gradient_noise(potential, data, position=best).dense()
+    noise = pvi.noise.measure(potential, data, position=best).dense()
     averages = sgdvi.iterate_average(draws, window=1000)
     assert averages.particles.shape == (600, 1, D)
     inverse = torch.linalg.inv(hessian)

@@ -75,7 +75,7 @@ class NoisyGradient:
     def __call__(
         self, state: Rows, particles: Tensor, batch: Batch | None, noise: Tensor
     ) -> Gradient:
-        gradient, energy = pvi.minibatch(self.potential)(state, particles, batch, ())
+        gradient, energy = pvi.gradients.minibatch(self.potential)(state, particles, batch, ())
         return Gradient(gradient + self.s * noise, energy)
 
     def record(self, state: Rows, particles: Tensor, progress: Progress) -> Rows:

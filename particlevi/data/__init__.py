@@ -1,0 +1,1 @@
+"""Data as every part of the package takes them, and how minibatches are drawn."""

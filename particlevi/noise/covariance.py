@@ -1,0 +1,364 @@
+"""The covariance of SGD's gradient noise, as an operator.
+
+With per-sample gradients ``g_k`` of the mean loss ``f = (1/N) sum_k f_k`` and ``g`` their mean::
+
+    C = (1/N) sum_k g_k g_k' - g g'        (centred: the covariance, divisor N)
+    F = (1/N) sum_k g_k g_k'               (second moment, the "empirical Fisher")
+
+The mean gradient of a batch of b has covariance ``C/b`` with replacement and
+``(C/b)(N - b)/(N - 1)`` without. Neither matrix is formed: ``C v = (1/N) sum_k g_k (a_k - a)`` with
+``a_k = g_k . v`` from one forward-mode sweep over the data and the sum from one backward sweep.
+Memory is that of ``chunk_size`` data, whatever N is; per-sample gradients are held
+for ``chunk_size`` data or 32 million numbers at a time, whichever is less.
+
+Reference: Chaudhari and Soatto, "Stochastic gradient descent performs variational inference,
+converges to limit cycles for deep networks", 2018.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from particlevi._checks import check_finite, check_positive_int
+from particlevi.noise.persample import PerSample, of_module, of_potential
+from particlevi.noise.scalings import batch_factor
+from particlevi.noise.spectrum import Spectrum, covariance_spectrum, gram_spectrum, top_spectrum
+from particlevi.potentials.layout import Layout
+from particlevi.potentials.potential import ModelPotential
+from particlevi.progress import progress_bar
+
+__all__ = ["Estimate", "GradientNoise", "NoisePath", "measure", "noise_along"]
+
+_MOST_NUMBERS = 2**25
+_MOST_BYTES = 2e9
+
+
+class Estimate(NamedTuple):
+    """A number and how well it is known.
+
+    Attributes:
+        value: the estimate.
+        standard_error: of the method; 0 where it is exact.
+        sampling_error: of the value as an estimate of the law that the data came from, NaN where
+            it is not known.
+    """
+
+    value: float
+    standard_error: float = 0.0
+    sampling_error: float = math.nan
+
+
+@dataclass(frozen=True, eq=False)
+class GradientNoise:
+    """The noise of SGD's gradient at one point.
+
+    Attributes:
+        samples: the per-sample losses.
+        position: ``theta [D]``.
+        chunk_size: data evaluated at once.
+        progress: show progress bars.
+    """
+
+    samples: PerSample
+    position: Tensor
+    chunk_size: int = 1024
+    progress: bool = False
+
+    @property
+    def num_data(self) -> int:
+        """N."""
+        return self.samples.num_data
+
+    @property
+    def num_params(self) -> int:
+        """D."""
+        return self.samples.layout.num_params
+
+    def at(self, position: Tensor) -> GradientNoise:
+        """The noise at another point ``[D]``."""
+        moved = position.detach().to(self.position)
+        if moved.shape != (self.num_params,):
+            raise ValueError(
+                f"position must have shape [{self.num_params}], got {list(moved.shape)}."
+            )
+        check_finite("position", moved, "Take a draw that has not diverged.")
+        return replace(self, position=moved)
+
+    def restrict(self, names: str) -> GradientNoise:
+        """The noise in the parameters whose names match a shell pattern, such as ``"0.*"``.
+
+        All methods then speak of that diagonal block of the matrix.
+        """
+        layout = self.samples.layout
+        shapes = {name: s for name, s in layout.shapes.items() if fnmatchcase(name, names)}
+        if not shapes:
+            raise ValueError(f"{names!r} matches none of the parameters {list(layout.shapes)}.")
+        where = layout.slices()
+        columns = torch.cat([torch.arange(where[n].start, where[n].stop) for n in shapes])
+        columns = columns.to(self.position.device)
+        samples = self.samples.restrict(self.position, columns, Layout(shapes))
+        return replace(self, samples=samples, position=self.position[columns])
+
+    def batch_factor(self, batch_size: int, replacement: bool = True) -> float:
+        """What ``C`` is multiplied with to give the covariance of a batch's mean gradient."""
+        return batch_factor(batch_size, self.num_data, replacement)
+
+    @property
+    def _rows_size(self) -> int:
+        return max(1, min(self.chunk_size, _MOST_NUMBERS // self.num_params))
+
+    @property
+    def _pass_size(self) -> int:
+        # Masks are drawn chunk by chunk: the same chunks everywhere give the same masks.
+        return self._rows_size if self.samples.random else self.chunk_size
+
+    def _ranges(self, size: int, what: str) -> Iterator[tuple[int, int]]:
+        with progress_bar(what, 0, self.num_data, self.progress) as bar:
+            for start in range(0, self.num_data, size):
+                stop = min(start + size, self.num_data)
+                yield start, stop
+                bar.update(stop - start)
+
+    def per_sample(self) -> Iterator[Tensor]:
+        """The per-sample gradients ``g_k`` in order, ``[n, D]`` at a time."""
+        for start, stop in self._ranges(self._rows_size, "per-sample gradients"):
+            yield self.samples.gradients(self.position, start, stop)
+
+    @cached_property
+    def gradient(self) -> Tensor:
+        """The mean gradient ``g [D]``, by one pass over the data."""
+        total = torch.zeros_like(self.position, dtype=torch.float64)
+        for start, stop in self._ranges(self._pass_size, "gradient"):
+            ones = self.position.new_ones(stop - start)
+            total += self._backward(start, stop, ones)
+        return (total / self.num_data).to(self.position.dtype)
+
+    def _backward(self, start: int, stop: int, weights: Tensor) -> Tensor:
+        theta = self.position.detach().requires_grad_()
+        with torch.enable_grad():
+            losses = self.samples.losses(theta, start, stop)
+            (found,) = torch.autograd.grad(losses, theta, grad_outputs=weights)
+        return found
+
+    def slopes(self, vector: Tensor) -> Tensor:
+        """``g_k . v`` for every datum ``[N]``, by one forward-mode pass over the data."""
+        direction = vector.to(self.position)
+        if direction.shape != self.position.shape:
+            raise ValueError(
+                f"A vector has shape [{self.num_params}], got {list(direction.shape)}; matmat "
+                "takes columns."
+            )
+        parts = []
+        for start, stop in self._ranges(self._pass_size, "forward mode"):
+            losses = partial(self.samples.losses, start=start, stop=stop)
+            parts.append(torch.func.jvp(losses, (self.position,), (direction,))[1].detach())
+        return torch.cat(parts)
+
+    def matvec(self, vector: Tensor, centered: bool = True) -> Tensor:
+        """``C v [D]``, or ``F v`` with ``centered=False``; two passes over the data."""
+        slopes = self.slopes(vector)
+        if centered:
+            slopes = slopes - slopes.mean()
+        total = torch.zeros_like(self.position, dtype=torch.float64)
+        for start, stop in self._ranges(self._pass_size, "backward mode"):
+            total += self._backward(start, stop, slopes[start:stop])
+        return (total / self.num_data).to(self.position.dtype)
+
+    def matmat(self, vectors: Tensor, centered: bool = True) -> Tensor:
+        """``C V [D, K]`` for columns ``V [D, K]``; one pass of per-sample gradients for all."""
+        total = torch.zeros_like(vectors)
+        mean = self.gradient if centered else torch.zeros_like(self.position)
+        for rows in self.per_sample():
+            shifted = rows - mean
+            total += shifted.T @ (shifted @ vectors)
+        return total / self.num_data
+
+    def trace(
+        self, num_probes: int | None = None, centered: bool = True, seed: int = 0
+    ) -> Estimate:
+        """The trace, exactly from per-sample squared norms, or by Hutchinson's estimator.
+
+        Args:
+            num_probes: random sign vectors, one forward-mode pass each; exact if absent.
+            centered: of ``C``, else of ``F``.
+            seed: of the probes.
+        """
+        if num_probes is None:
+            mean = self.gradient if centered else torch.zeros_like(self.position)
+            norms = [(rows - mean).double().square().sum(1) for rows in self.per_sample()]
+            squared = torch.cat(norms)
+            error = float(squared.std()) / math.sqrt(len(squared)) if len(squared) > 1 else math.nan
+            return Estimate(float(squared.mean()), 0.0, error)
+        check_positive_int("num_probes", num_probes, minimum=2)
+        generator = torch.Generator().manual_seed(seed)
+        found = []
+        for _ in range(num_probes):
+            signs = torch.randint(2, (self.num_params,), generator=generator) * 2 - 1
+            slopes = self.slopes(signs.to(self.position)).double()
+            found.append(slopes.var(correction=0) if centered else slopes.square().mean())
+        values = torch.stack(found)
+        return Estimate(float(values.mean()), float(values.std()) / math.sqrt(num_probes))
+
+    def diagonal(self, centered: bool = True) -> Tensor:
+        """The diagonal ``[D]`` of ``C``, or of ``F``."""
+        mean = self.gradient if centered else torch.zeros_like(self.position)
+        total = torch.zeros_like(self.position, dtype=torch.float64)
+        for rows in self.per_sample():
+            total += (rows - mean).square().sum(0, dtype=torch.float64)
+        return (total / self.num_data).to(self.position.dtype)
+
+    def by_tensor(self, centered: bool = True) -> dict[str, float]:
+        """The trace's share of each named tensor."""
+        parts = self.samples.layout.unravel(self.diagonal(centered))
+        return {name: float(part.double().sum()) for name, part in parts.items()}
+
+    def dense(self, centered: bool = True) -> Tensor:
+        """The matrix itself, ``[D, D]`` in float64, for small D."""
+        mean = self.gradient if centered else torch.zeros_like(self.position)
+        size = self.num_params
+        total = torch.zeros(size, size, dtype=torch.float64, device=self.position.device)
+        for rows in self.per_sample():
+            shifted = (rows - mean).double()
+            total.addmm_(shifted.T, shifted)
+        return total / self.num_data
+
+    def spectrum(self, top: int | None = None, centered: bool = True, seed: int = 0) -> Spectrum:
+        """Eigenvalues, largest first.
+
+        All of them come from the Gram matrix of the gradients ``[N, N]`` where ``N < D``, else
+        from ``[D, D]``, in float64. The largest few come from a block Krylov space, and carry
+        bounds on their errors and eigenvectors. Gradients ``[N, D]`` that take less than 2 GB are
+        kept, else computed anew for every block.
+
+        Args:
+            top: how many; all if absent.
+            centered: of ``C``, else of ``F``.
+            seed: of the first block.
+
+        Raises:
+            MemoryError: all eigenvalues, where gradients or matrix would take more than 2 GB.
+        """
+        n, d = self.num_data, self.num_params
+        held, square = n * d * self.position.element_size(), min(n, d) ** 2 * 8
+        if top is None:
+            if square > _MOST_BYTES or (n < d and held > _MOST_BYTES):
+                raise MemoryError(
+                    f"All eigenvalues need {held / 1e9:.1f} GB of gradients [{n}, {d}] and "
+                    f"{square / 1e9:.1f} GB for a matrix, more than {_MOST_BYTES / 1e9:.0f} GB: "
+                    "ask for the largest few by top=200."
+                )
+            if n < d:
+                return gram_spectrum(self._held(centered), d)
+            return covariance_spectrum(self.dense(centered), n)
+        check_positive_int("top", top)
+        settings: dict[str, Any] = {
+            "num_params": d,
+            "num_data": n,
+            "like": self.position,
+            "seed": seed,
+        }
+        if held > _MOST_BYTES:
+            trace = self.trace(centered=centered).value
+            return top_spectrum(lambda v: self.matmat(v, centered), top, trace, **settings)
+        rows = self._held(centered)
+        trace = float(sum(part.double().square().sum() for part in rows.split(self.chunk_size))) / n
+        return top_spectrum(lambda v: rows.T @ (rows @ v) / n, top, trace, **settings)
+
+    def _held(self, centered: bool) -> Tensor:
+        rows = self.position.new_empty(self.num_data, self.num_params)
+        start = 0
+        for part in self.per_sample():
+            rows[start : start + len(part)] = part
+            start += len(part)
+        if centered:
+            rows -= rows.mean(0, dtype=torch.float64).to(rows.dtype)
+        return rows
+
+
+def measure(
+    model: ModelPotential | nn.Module,
+    data: Any,
+    *,
+    position: Tensor | None = None,
+    loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
+    mode: str = "eval",
+    chunk_size: int = 1024,
+    progress: bool = False,
+) -> GradientNoise:
+    """The noise of SGD's gradient on the mean loss.
+
+    Args:
+        model: a potential with data, whose mean loss is ``f = U/N``, prior included; or a module,
+            whose mean loss is that of ``loss_fn``.
+        data: ``(inputs, ..., targets)``, as given to ``sample``.
+        position: ``theta [D]``; the module's own parameters if absent.
+        loss_fn: of a module, such as ``torch.nn.functional.cross_entropy``.
+        mode: of a module, ``"eval"`` or ``"train"``.
+        chunk_size: data evaluated at once.
+        progress: show progress bars.
+
+    Raises:
+        ValueError: a missing or superfluous argument, or data that do not fit.
+
+    >>> _ = torch.manual_seed(0)
+    >>> net, x = nn.Linear(2, 1), torch.randn(50, 2)
+    >>> noise = measure(net, (x, x[:, :1]), loss_fn=nn.functional.mse_loss)
+    >>> v = torch.tensor([1.0, 0.0, 0.0])
+    >>> bool(torch.allclose(noise.matvec(v), noise.dense().float()[0], atol=1e-6))
+    True
+    """
+    check_positive_int("chunk_size", chunk_size)
+    if isinstance(model, ModelPotential):
+        if loss_fn is not None or mode != "eval":
+            raise ValueError("A potential has its own loss and mode: leave out loss_fn and mode.")
+        if position is None:
+            raise ValueError("Give the position theta [D], for example draws.particles[0, -1].")
+        samples = of_potential(model, data)
+        start = torch.zeros(model.num_params, dtype=model.dtype, device=model.device)
+    elif isinstance(model, nn.Module):
+        if loss_fn is None:
+            raise ValueError("A module needs loss_fn, such as torch.nn.functional.cross_entropy.")
+        samples = of_module(model, loss_fn, data, mode)
+        own = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+        start = samples.layout.ravel(own)
+    else:
+        raise TypeError(
+            f"gradient_noise takes a potential or a module, got {type(model).__name__}."
+        )
+    noise = GradientNoise(samples, start.clone(), chunk_size, progress)
+    return noise if position is None else noise.at(position)
+
+
+class NoisePath(NamedTuple):
+    """The noise along a trajectory, ``[T]`` each.
+
+    Attributes:
+        gradient_norm: ``|g|``.
+        trace: of ``C``.
+        largest: eigenvalue of ``C``.
+    """
+
+    gradient_norm: Tensor
+    trace: Tensor
+    largest: Tensor
+
+
+def noise_along(noise: GradientNoise, positions: Tensor, progress: bool = False) -> NoisePath:
+    """The size of the noise at points ``[T, D]`` of a trajectory."""
+    rows = []
+    with progress_bar("noise along the trajectory", 0, len(positions), progress) as bar:
+        for position in positions:
+            here = noise.at(position)
+            top = here.spectrum(top=1)
+            rows.append((float(here.gradient.norm()), top.trace, float(top.eigenvalues[0])))
+            bar.update()
+    columns = torch.tensor(rows, dtype=torch.float64).T
+    return NoisePath(columns[0], columns[1], columns[2])

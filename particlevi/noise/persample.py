@@ -1,0 +1,186 @@
+"""Losses one datum at a time, ``f = (1/N) sum_k f_k``, from a potential or from a module."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils import _pytree as pytree
+
+from particlevi._checks import check_choice, check_finite
+from particlevi.data.batches import as_tensors
+from particlevi.potentials.layout import Layout
+from particlevi.potentials.potential import ModelPotential
+from particlevi.potentials.random import seeded
+from particlevi.typing import Batch
+
+__all__ = ["PerSample", "of_module", "of_potential"]
+
+Loss = Callable[[Tensor, Any], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class PerSample:
+    """The per-sample losses of one data set as functions of ``theta [D]``.
+
+    Attributes:
+        one: ``theta`` and one datum to its loss, a scalar.
+        many: ``theta`` and ``n`` data to ``[n]`` losses.
+        data: tensors with first dimension N.
+        layout: names and shapes of what ``theta`` holds.
+        dtype, device: of ``theta``.
+        random: whether a loss draws random numbers (dropout masks); each datum then has masks of
+            its own, the same at every evaluation.
+    """
+
+    one: Loss
+    many: Loss
+    data: Any
+    layout: Layout
+    dtype: torch.dtype
+    device: torch.device
+    random: bool = False
+
+    @property
+    def num_data(self) -> int:
+        """N."""
+        return len(pytree.tree_leaves(self.data)[0])
+
+    def piece(self, start: int, stop: int) -> Any:
+        """Data ``start`` to ``stop``."""
+        return pytree.tree_map(lambda leaf: leaf[start:stop].to(self.device), self.data)
+
+    def losses(self, theta: Tensor, start: int, stop: int) -> Tensor:
+        """``f_k(theta)`` for data ``start`` to ``stop``, ``[n]``; differentiable."""
+        with seeded(start) if self.random else nullcontext():
+            return self.many(theta, self.piece(start, stop))
+
+    def gradients(self, theta: Tensor, start: int, stop: int) -> Tensor:
+        """``g_k(theta)`` for data ``start`` to ``stop``, ``[n, D]``."""
+        each = torch.func.vmap(
+            torch.func.grad(self.one),
+            in_dims=(None, 0),
+            randomness="different" if self.random else "error",
+        )
+        with seeded(start) if self.random else nullcontext():
+            found: Tensor = each(theta, self.piece(start, stop))
+        return found.detach()
+
+    def restrict(self, theta: Tensor, columns: Tensor, layout: Layout) -> PerSample:
+        """The same losses as functions of ``theta[columns]``, the rest held at ``theta``."""
+
+        def whole(part: Tensor) -> Tensor:
+            return theta.index_copy(0, columns, part)
+
+        return replace(
+            self,
+            one=lambda part, datum: self.one(whole(part), datum),
+            many=lambda part, data: self.many(whole(part), data),
+            layout=layout,
+        )
+
+
+def of_potential(potential: ModelPotential, data: Any) -> PerSample:
+    """``f_k = -log p(x_k | theta) - log p(theta) / N``, so that ``f = U / N``.
+
+    Args:
+        potential: with data.
+        data: as given to ``sample``, tensors with first dimension N.
+
+    Raises:
+        ValueError: a density without data, or data of another size than the potential's.
+    """
+    if potential.log_likelihood_fn is None or potential.num_data is None:
+        raise ValueError("A density without data has no gradient noise.")
+    tensors = as_tensors(data, potential)
+    size, total = len(pytree.tree_leaves(tensors)[0]), potential.num_data
+    if size != total:
+        raise ValueError(f"The potential was made for num_data={total}, got {size} data.")
+    random = potential.fingerprint.get("dropout") == "sample"
+
+    def many(theta: Tensor, piece: Any) -> Tensor:
+        particle = theta.unsqueeze(0)
+        prior = potential.log_prior(particle)[0] / total
+        return -potential.log_likelihood(particle, Batch(piece))[0] - prior
+
+    def one(theta: Tensor, datum: Any) -> Tensor:
+        return many(theta, pytree.tree_map(lambda leaf: leaf.unsqueeze(0), datum))[0]
+
+    found = PerSample(
+        one=one,
+        many=_lifted(one) if random else many,
+        data=tensors,
+        layout=potential.layout,
+        dtype=potential.dtype,
+        device=potential.device,
+        random=random,
+    )
+    # Outside of torch.func's transforms, a function that cannot be vectorised finds that out.
+    with torch.no_grad(), seeded(0):
+        many(potential.init(1)[0], found.piece(0, 2))
+    return found
+
+
+def of_module(
+    module: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], data: Any, mode: str = "eval"
+) -> PerSample:
+    """``f_k = loss_fn(module(x_k), y_k)`` over a module's trainable parameters.
+
+    Args:
+        module: it is copied.
+        loss_fn: outputs ``[1, ...]`` and targets ``[1, ...]`` to one loss; any reduction.
+        data: ``(inputs, ..., targets)``, tensors with first dimension N.
+        mode: ``"eval"`` or ``"train"``, in which dropout draws a mask per datum. Batch
+            normalisation has no per-sample gradients in training mode.
+
+    Raises:
+        ValueError: an unknown mode, batch normalisation in training mode, no trainable
+            parameters, or data of unequal lengths.
+    """
+    check_choice("mode", mode, ["eval", "train"])
+    module = copy.deepcopy(module).train(mode == "train")
+    names = [name for name, layer in module.named_modules() if isinstance(layer, _BatchNorm)]
+    if mode == "train" and names:
+        raise ValueError(
+            f"Batch normalisation {names} mixes the data of a batch in training mode, so there "
+            "are no per-sample gradients: use mode='eval'."
+        )
+    trainable = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+    if not trainable:
+        raise ValueError(f"{type(module).__name__} has no parameters with requires_grad=True.")
+    like = next(iter(trainable.values()))
+    layout = Layout({name: tuple(p.shape) for name, p in trainable.items()})
+    if not isinstance(data, (tuple, list)) or len(data) < 2:
+        raise ValueError("data must be a tuple (inputs, ..., targets) of tensors.")
+    tensors = tuple(torch.as_tensor(leaf).detach() for leaf in data)
+    lengths = [len(leaf) for leaf in tensors]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"data must have one length, got first dimensions {lengths}.")
+    for i, leaf in enumerate(tensors):
+        check_finite(f"data[{i}]", leaf, "Remove or impute those rows.")
+
+    def one(theta: Tensor, datum: Any) -> Tensor:
+        inputs = [leaf.unsqueeze(0) for leaf in datum]
+        outputs = torch.func.functional_call(module, layout.unravel(theta), tuple(inputs[:-1]))
+        return loss_fn(outputs, inputs[-1]).sum()
+
+    return PerSample(
+        one=one,
+        many=_lifted(one),
+        data=tensors,
+        layout=layout,
+        dtype=like.dtype,
+        device=like.device,
+        random=mode == "train",
+    )
+
+
+def _lifted(one: Loss) -> Loss:
+    lifted: Loss = torch.func.vmap(one, in_dims=(None, 0), randomness="different")
+    return lifted

@@ -1,0 +1,16 @@
+"""The progress bar."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tqdm.auto import tqdm
+
+__all__ = ["progress_bar"]
+
+
+def progress_bar(name: str, done: int, total: int, enabled: bool) -> tqdm[Any]:
+    """A bar over steps."""
+    return tqdm(
+        total=total, initial=done, desc=name, unit="step", disable=not enabled, dynamic_ncols=True
+    )

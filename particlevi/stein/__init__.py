@@ -1,1 +1,0 @@
-"""Kernels, bandwidths and discrepancies."""

@@ -1,0 +1,1 @@
+"""Where draws and checkpoints are kept."""

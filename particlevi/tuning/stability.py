@@ -1,0 +1,207 @@
+"""Is a step size within the stable range of its sampler, where the chains begin?
+
+The largest curvature of the potential is found by Lanczos' method on a part of the data, and then
+measured along the direction found on another part: it is a lower bound on average, so that the
+chance in a small part of the data does not pass for curvature.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from particlevi._checks import check_particles, check_positive
+from particlevi.data.batches import BatchSource, as_tensors, is_tensors
+from particlevi.gradients.control_variate import control_variate
+from particlevi.gradients.full import whole
+from particlevi.gradients.minibatch import minibatch
+from particlevi.potentials.potential import ModelPotential
+from particlevi.typing import Batch, Sampler, Schedule
+
+__all__ = ["Stability", "StabilityWarning", "check_before_run", "check_stability", "curvature_at"]
+
+NUM_ITERATIONS = 8
+MIN_STEPS = 1000
+MIN_DATA = 64
+MAX_DATA = 1024
+# A product with the Hessian takes about as long as three gradients.
+GRADIENTS = 3 * (NUM_ITERATIONS + 1)
+SHARE_OF_RUN = 0.05
+
+
+class StabilityWarning(UserWarning):
+    """A step size that cannot be stable."""
+
+
+class Stability(NamedTuple):
+    """What was found.
+
+    Attributes:
+        step_size: h.
+        max_step_size: the largest stable one.
+        curvature: largest eigenvalue of the Hessian found, at the flattest of the points.
+    """
+
+    step_size: float
+    max_step_size: float
+    curvature: float
+
+    @property
+    def stable(self) -> bool:
+        """Whether h is in the stable range."""
+        return self.step_size <= self.max_step_size
+
+
+def check_stability(
+    sampler: Sampler, step_size: float, data: Any = None, *, at: Tensor | None = None
+) -> Stability | None:
+    """Warn if a step size is beyond the stable range of the sampler at some points.
+
+    It takes about as long as 30 gradients of one or two particles on all the data. ``sample`` does
+    this by itself at the starting points, on a part of the data, if the run is long enough for it
+    not to matter.
+
+    Args:
+        sampler: from ``pvi.sghmc(potential)`` and its like.
+        step_size: h.
+        data: as given to ``sample``; None for a density without data.
+        at: where, ``[P, D]``; two starting points of the potential if absent.
+
+    Returns:
+        Limits and what they rest on; None for samplers without a known bound (preconditioned and
+        interacting ones, structured estimators) and where the potential does not curve upwards.
+
+    >>> import particlevi as pvi
+    >>> bowl = pvi.from_log_density(lambda x: -x[0] ** 2 - 3 * x[1] ** 2, num_params=2)
+    >>> found = check_stability(pvi.sgld(bowl), 0.1)
+    >>> found.stable, round(found.max_step_size, 3)
+    (True, 0.333)
+    """
+    check_positive("step_size", step_size)
+    model = sampler.potential
+    points = model.init(2) if at is None else at
+    check_particles(points, model.num_params, "at")
+    data = whole(data, model)
+    batch = None if data is None else Batch(pytree.tree_map(lambda x: x.to(model.device), data))
+    points = points.to(model.device, model.dtype)
+    found = _check(sampler, step_size, points, batch, batch)
+    if found is not None and not found.stable:
+        warnings.warn(_message(sampler, found), StabilityWarning, stacklevel=2)
+    return found
+
+
+def check_before_run(
+    sampler: Sampler, start: Tensor, data: Any, source: BatchSource, step_size: Schedule, steps: int
+) -> None:
+    """``check_stability`` at two starting points, for about a twentieth of the run's own gradients.
+
+    The step size is the median over the run. Nothing is done before short runs, nor where so small
+    a share of the data could be looked at that it would tell nothing; random streams are left as
+    they were.
+    """
+    if steps < MIN_STEPS or sampler.max_step_size is None:
+        return
+    every = range(0, steps, steps // 100)
+    points = start[: min(2, sampler.potential.chunk_size or 2)]
+    example = source.example()
+    if example is None:
+        one = other = None
+    else:
+        batch = pytree.tree_leaves(example.data)[0].shape[1 if example.per_particle else 0]
+        affordable = SHARE_OF_RUN * steps * batch * len(start) / (GRADIENTS * len(points))
+        whole_data = as_tensors(data, sampler.potential) if is_tensors(data) else example.data
+        halves = _parts(whole_data, min(int(affordable), MAX_DATA), start.device)
+        if halves is None:
+            return
+        one, other = halves
+    devices = [start.device] if start.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        try:
+            found = _check(sampler, median(step_size(k) for k in every), points, one, other)
+        except RuntimeError:
+            # Some operations have no second derivative; then nothing is known beforehand.
+            return
+    if found is not None and not found.stable:
+        warnings.warn(_message(sampler, found), StabilityWarning, stacklevel=3)
+
+
+def _parts(data: Any, size: int, device: torch.device) -> tuple[Batch, Batch] | None:
+    """Two parts of the data, of ``size`` data each at the most, or all of them twice."""
+    num_data = len(pytree.tree_leaves(data)[0])
+    if size < min(num_data, MIN_DATA):
+        return None
+    if size >= num_data:
+        every = Batch(pytree.tree_map(lambda leaf: leaf.to(device), data))
+        return every, every
+    rows = torch.linspace(0, num_data - 1, min(2 * size, num_data)).long()
+    one, other = (
+        Batch(pytree.tree_map(lambda leaf, r=part: leaf[r.to(leaf.device)].to(device), data))
+        for part in (rows[::2], rows[1::2])
+    )
+    return one, other
+
+
+def _check(
+    sampler: Sampler, step_size: float, points: Tensor, one: Batch | None, other: Batch | None
+) -> Stability | None:
+    plain = isinstance(sampler.estimator, (minibatch, control_variate))
+    if sampler.max_step_size is None or not plain:
+        return None
+    curvature = float(curvature_at(sampler.potential, points, one, other).min())
+    if not math.isfinite(curvature) or curvature <= 0:
+        return None
+    return Stability(step_size, sampler.max_step_size(curvature), curvature)
+
+
+def _message(sampler: Sampler, found: Stability) -> str:
+    return (
+        f"step_size {found.step_size:.3g} is beyond the stable range of {sampler.name}, which ends "
+        f"at {found.max_step_size:.3g} for the largest curvature at the starting points, about "
+        f"{found.curvature:.3g}: the run is likely to diverge, or under a Metropolis test to stand "
+        "still. Take a smaller step_size; pvi.suggest_step_size(potential, data) proposes one."
+    )
+
+
+def curvature_at(
+    model: ModelPotential, points: Tensor, one: Batch | None, other: Batch | None
+) -> Tensor:
+    """A lower bound on the largest eigenvalue of the Hessian at each point, ``[P]``.
+
+    The direction is found on batch ``one`` by a few steps of Lanczos' method, all points at once,
+    and the curvature along it measured on batch ``other``. Draws no random numbers but its own.
+    """
+
+    def product(batch: Batch | None, direction: Tensor) -> Tensor:
+        leaf = points.detach().requires_grad_()
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(model(leaf, batch).sum(), leaf, create_graph=True)
+            along = (gradient * direction).sum()
+            if not along.requires_grad:
+                return torch.zeros_like(points)
+            (found,) = torch.autograd.grad(along, leaf)
+        return found.detach()
+
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(points.shape, generator=generator, dtype=torch.float64).to(points)
+    basis = [start / torch.linalg.vector_norm(start, dim=-1, keepdim=True)]
+    images: list[Tensor] = []
+    for _ in range(min(NUM_ITERATIONS, model.num_params)):
+        images.append(product(one, basis[-1]))
+        rest = images[-1]
+        for _ in range(2):
+            for each in basis:
+                rest = rest - (rest * each).sum(-1, keepdim=True) * each
+        size = torch.linalg.vector_norm(rest, dim=-1, keepdim=True)
+        basis.append(rest / size.clamp(min=torch.finfo(size.dtype).tiny))
+    q, hq = torch.stack(basis[:-1], dim=1), torch.stack(images, dim=1)
+    small = (q @ hq.mT).double()
+    _, vectors = torch.linalg.eigh(0.5 * (small + small.mT))
+    top = (vectors[..., -1:].to(q.dtype).mT @ q).squeeze(1)
+    found: Tensor = (top * product(other, top)).sum(-1) / top.square().sum(-1)
+    return found

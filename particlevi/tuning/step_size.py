@@ -1,0 +1,137 @@
+"""Choosing a step size from the curvature of the potential and the noise of its gradient.
+
+With ``l`` the largest eigenvalue of the Hessian of U and ``s^2`` the variance of the minibatch
+gradient, averaged over parameters,
+
+    overdamped (sgld ...)     stable for h l < 2;     on a Gaussian SGLD's variance is too large by
+                              h l / (2 - h l) in the stiffest direction, and the noise adds
+                              h s^2 / (2 T) relative to T where h l is small
+    momentum (sghmc ...)      stable for h^2 l < 4;   the noise adds about h s^2 / (2 f T)
+
+so the suggestions are ``h = min(a 2 / l, 2 b T / s^2)`` and ``h = min(a 2 / sqrt(l), 2 b f T /
+s^2)``, with the fraction ``a`` of the stable range (0.1 overdamped, 0.25 for momentum methods) and
+the tolerated excess ``b = 0.1`` of the temperature.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from particlevi._checks import check_positive
+from particlevi.curvature.largest import largest_curvature
+from particlevi.gradients.minibatch import as_estimator
+from particlevi.noise.variance import gradient_variance
+from particlevi.potentials.potential import ModelPotential
+from particlevi.samplers._assemble import Target
+
+__all__ = ["StepSize", "suggest_step_size"]
+
+OVERDAMPED_FRACTION = 0.1
+MOMENTUM_FRACTION = 0.25
+TEMPERATURE_EXCESS = 0.1
+
+
+class StepSize(NamedTuple):
+    """Step sizes and what they rest on.
+
+    Attributes:
+        overdamped: for ``sgld``, ``leimkuhler_matthews``, ``sgd``.
+        momentum: for ``sghmc``, ``baoab``, ``obabo``, ``sgnht``, ``hmc``.
+        curvature: largest eigenvalue of the Hessian that was found.
+        gradient_noise: variance of the minibatch gradient, averaged over parameters; 0 on all
+            the data.
+        reason: all this in words.
+    """
+
+    overdamped: float
+    momentum: float
+    curvature: float
+    gradient_noise: float
+    reason: str
+
+
+def suggest_step_size(
+    target: Target,
+    data: Any = None,
+    *,
+    batch_size: int | None = None,
+    at: Tensor | None = None,
+    temperature: float = 1.0,
+    friction: float = 1.0,
+    verbose: bool = True,
+) -> StepSize:
+    """Step sizes from the largest curvature and the level of the gradient noise; prints why.
+
+    The curvature depends on the place: give points that training has reached, such as the last
+    draws of a short run (``at=draws.particles[:, -1]``). Fresh starting points of a net are often
+    flatter than its modes.
+
+    Args:
+        target: a potential, or a gradient estimator.
+        data: as given to ``sample``; None for a density without data.
+        batch_size: B of the run to come; all the data if absent, and then there is no noise.
+        at: where, ``[P, D]``; two starting points of the potential if absent.
+        temperature: T.
+        friction: f of the momentum method.
+        verbose: print the reason.
+
+    Raises:
+        ValueError: an argument out of its range; a potential that curves upwards nowhere at these
+            points.
+
+    >>> import particlevi as pvi
+    >>> bowl = pvi.from_log_density(lambda x: -x[0] ** 2 - 3 * x[1] ** 2, num_params=2)
+    >>> found = suggest_step_size(bowl, verbose=False)
+    >>> round(found.overdamped, 4), round(found.momentum, 4)
+    (0.0333, 0.2041)
+    """
+    check_positive("temperature", temperature)
+    check_positive("friction", friction)
+    model: ModelPotential = as_estimator(target).potential
+    given = at is not None
+    points = model.init(2) if at is None else at
+    curvature = largest_curvature(model, points, data)
+    if not math.isfinite(curvature) or curvature <= 0:
+        raise ValueError(
+            f"The largest curvature at these points is {curvature:.3g}, so no step size follows "
+            "from it: give points near a mode (at=draws.particles[:, -1])."
+        )
+    noise = 0.0
+    if batch_size is not None and data is not None:
+        noise = float(gradient_variance(target, points, data, batch_size=batch_size).mean())
+    stable = 2 / curvature, 2 / math.sqrt(curvature)
+    tolerated = math.inf if noise == 0 else 2 * TEMPERATURE_EXCESS * temperature / noise
+    overdamped = min(OVERDAMPED_FRACTION * stable[0], tolerated)
+    momentum = min(MOMENTUM_FRACTION * stable[1], tolerated * friction)
+    where = "the points given" if given else "two starting points"
+    reason = (
+        f"Largest curvature at {where}: {curvature:.4g}. Stable: h < {stable[0]:.3g} overdamped, "
+        f"h < {stable[1]:.3g} with momentum.\n"
+    )
+    if noise:
+        reason += (
+            f"Gradient noise on batches of {batch_size}: variance {noise:.4g} per parameter. It "
+            f"heats by less than {TEMPERATURE_EXCESS:.0%} for h < {tolerated:.3g} overdamped, "
+            f"h < {tolerated * friction:.3g} with momentum and friction {friction:g}.\n"
+        )
+    limits = [
+        "noise" if tolerated < OVERDAMPED_FRACTION * stable[0] else "curvature",
+        "noise" if tolerated * friction < MOMENTUM_FRACTION * stable[1] else "curvature",
+    ]
+    reason += (
+        f"Suggested: h = {overdamped:.3g} overdamped (limited by the {limits[0]}), "
+        f"h = {momentum:.3g} with momentum (limited by the {limits[1]})."
+    )
+    wide = MOMENTUM_FRACTION * stable[1]
+    share = wide**2 * noise / (4 * TEMPERATURE_EXCESS * temperature)
+    if limits[1] == "noise" and share < 1:
+        reason += (
+            f" With a friction of {2 * math.atanh(share) / wide:.3g} it could be h = {wide:.3g} at "
+            "the same heating."
+        )
+    if verbose:
+        print(reason)
+    return StepSize(overdamped, momentum, curvature, noise, reason)

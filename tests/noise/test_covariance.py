@@ -1,0 +1,210 @@
+import itertools
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import particlevi as pvi
+from particlevi.typing import Batch
+
+N = 37
+
+
+def net(dropout: float = 0.0) -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 5), nn.Tanh(), nn.Dropout(dropout), nn.Linear(5, 3)]
+    return nn.Sequential(*layers).double()
+
+
+def data() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(N, 4, generator=generator, dtype=torch.float64)
+    return x, torch.randint(3, (N,), generator=generator)
+
+
+def loop_gradients(module: nn.Module) -> torch.Tensor:
+    """Per-sample gradients ``[N, D]`` by one backward pass per datum."""
+    rows = []
+    for x, y in zip(*data(), strict=True):
+        module.zero_grad()
+        nn.functional.cross_entropy(module(x[None]), y[None]).backward()
+        rows.append(torch.cat([p.grad.flatten() for p in module.parameters()]))
+    return torch.stack(rows).clone()
+
+
+def of_module(**options) -> pvi.noise.GradientNoise:
+    settings = {"loss_fn": nn.functional.cross_entropy, "chunk_size": 10} | options
+    return pvi.noise.measure(net(), data(), **settings)
+
+
+def of_potential() -> pvi.noise.GradientNoise:
+    potential = pvi.from_module(net(), pvi.Categorical(), pvi.Normal(2.0), num_data=N)
+    position = potential.init(1, method="current")[0]
+    return pvi.noise.measure(potential, data(), position=position, chunk_size=10)
+
+
+@pytest.mark.parametrize("make", [of_module, of_potential])
+def test_operator_agrees_with_a_loop_over_data(make):
+    noise, rows = make(), loop_gradients(net().eval())
+    if make is of_potential:
+        theta = noise.position
+        rows = rows + theta / 4 / N
+        model = pvi.from_module(net(), pvi.Categorical(), pvi.Normal(2.0), num_data=N)
+        energy = partial(model, batch=Batch(data()))
+        potential_gradient = torch.func.grad(lambda p: energy(p[None])[0])(theta)
+        assert torch.allclose(noise.gradient, potential_gradient / N, rtol=1e-10, atol=1e-12)
+    mean = rows.mean(0)
+    second = rows.T @ rows / N
+    covariance = second - torch.outer(mean, mean)
+    assert torch.allclose(torch.cat(list(noise.per_sample())), rows, atol=1e-12)
+    assert torch.allclose(noise.gradient, mean, atol=1e-12)
+    generator = torch.Generator().manual_seed(2)
+    v = torch.randn(len(mean), 3, generator=generator, dtype=torch.float64)
+    for centered, matrix in ((True, covariance), (False, second)):
+        assert torch.allclose(noise.dense(centered), matrix, atol=1e-12)
+        assert torch.allclose(noise.matvec(v[:, 0], centered), matrix @ v[:, 0], atol=1e-12)
+        assert torch.allclose(noise.matmat(v, centered), matrix @ v, atol=1e-12)
+        assert torch.allclose(noise.diagonal(centered), matrix.diagonal(), atol=1e-12)
+        assert noise.trace(centered=centered).value == pytest.approx(float(matrix.trace()))
+    assert torch.allclose(noise.slopes(v[:, 0]), rows @ v[:, 0], atol=1e-12)
+
+
+def test_batch_covariance_by_enumeration():
+    rows = loop_gradients(net().eval())[:6, :4]
+    centered = rows - rows.mean(0)
+    c = centered.T @ centered / 6
+    subsets = torch.stack([rows[list(s)].mean(0) for s in itertools.combinations(range(6), 4)])
+    tuples = torch.stack([rows[list(s)].mean(0) for s in itertools.product(range(6), repeat=4)])
+    for batches, replacement in ((subsets, False), (tuples, True)):
+        found = torch.cov(batches.T, correction=0)
+        factor = pvi.noise.batch_factor(4, 6, replacement)
+        assert torch.allclose(found, factor * c, atol=1e-14)
+    assert of_module().batch_factor(4, False) == pytest.approx((N - 4) / (N - 1) / 4)
+
+
+def test_trace_estimates_carry_their_errors():
+    noise = of_module()
+    exact, estimate = noise.trace(), noise.trace(num_probes=200)
+    assert exact.standard_error == 0
+    assert abs(estimate.value - exact.value) < 5 * estimate.standard_error
+    # Hutchinson's estimator is v' C v for vectors of random signs.
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.stack([torch.randint(2, (43,), generator=generator) for _ in range(200)])
+    signs = 2.0 * signs.double() - 1
+    values = ((signs @ noise.dense()) * signs).sum(1)
+    assert estimate.value == pytest.approx(float(values.mean()), rel=1e-10)
+    assert estimate.standard_error == pytest.approx(float(values.std()) / 200**0.5, rel=1e-10)
+    squared = (loop_gradients(net().eval()) - noise.gradient).square().sum(1)
+    assert exact.sampling_error == pytest.approx(float(squared.std()) / N**0.5)
+    assert sum(noise.by_tensor().values()) == pytest.approx(exact.value)
+
+
+@pytest.mark.parametrize("centered", [True, False])
+@pytest.mark.parametrize("count", [N, 200])
+def test_spectrum(centered, count):
+    # D = 43: N = 37 goes through the Gram matrix, N = 200 through the covariance.
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(count, 4, generator=generator, dtype=torch.float64)
+    y = torch.randint(3, (count,), generator=generator)
+    noise = pvi.noise.measure(net(), (x, y), loss_fn=nn.functional.cross_entropy)
+    matrix = noise.dense(centered).numpy()
+    wanted = np.linalg.eigvalsh(matrix)[::-1]
+    exact = noise.spectrum(centered=centered)
+    size = len(exact.eigenvalues)
+    assert size == min(count, 43)
+    assert np.allclose(exact.eigenvalues, wanted[:size], atol=1e-14)
+    assert exact.trace == pytest.approx(np.trace(matrix))
+    assert exact.rank(np.finfo(np.float64).eps) == np.linalg.matrix_rank(matrix, hermitian=True)
+    assert exact.threshold() == pytest.approx(wanted[0] * 43 * 2**-23)
+    assert exact.rank(0.01 / 43) == (wanted > 0.01 * wanted[0]).sum()
+    assert exact.effective_rank == pytest.approx(np.trace(matrix) ** 2 / (matrix**2).sum())
+    assert exact.anisotropy == pytest.approx(wanted[0] / wanted.mean())
+    assert exact.mean == pytest.approx(wanted.mean())
+    assert exact.std == pytest.approx(wanted.std())
+    top = noise.spectrum(top=6, centered=centered)
+    assert np.allclose(top.eigenvalues, wanted[:6], rtol=1e-3)
+    assert (abs(top.eigenvalues.numpy() - wanted[:6]) <= top.error.numpy() + 1e-12).all()
+    for k in range(6):
+        vector = top.vectors[:, k]
+        residual = torch.from_numpy(matrix) @ vector - top.eigenvalues[k] * vector
+        assert float(residual.norm()) <= 1.01 * float(top.error[k]) + 1e-14
+        assert float(top.error[k]) < 0.02 * float(top.eigenvalues[k])
+    assert top.trace == pytest.approx(exact.trace)
+    with pytest.raises(ValueError, match="at least 6"):
+        top.rank()
+    more = noise.spectrum(top=43, centered=centered)
+    assert more.rank(1e-6) == exact.rank(1e-6)
+
+
+def test_spectrum_with_gradients_computed_anew(monkeypatch):
+    noise = of_module()
+    held = noise.spectrum(top=5)
+    monkeypatch.setattr("particlevi.noise.covariance._MOST_BYTES", 100)
+    anew = noise.spectrum(top=5)
+    assert torch.allclose(held.eigenvalues, anew.eigenvalues, rtol=1e-8)
+    with pytest.raises(MemoryError, match="top=200"):
+        noise.spectrum()
+
+
+def test_restriction_to_a_layer_is_a_diagonal_block():
+    noise = of_module()
+    layer = noise.restrict("3.*")
+    assert torch.allclose(layer.dense(), noise.dense()[25:, 25:], atol=1e-14)
+    v = torch.ones(18, dtype=torch.float64)
+    assert torch.allclose(layer.matvec(v), noise.dense()[25:, 25:] @ v, atol=1e-12)
+    with pytest.raises(ValueError, match="matches none"):
+        noise.restrict("9.*")
+
+
+def test_training_mode_has_one_mask_per_datum(monkeypatch):
+    monkeypatch.setattr("particlevi.noise.covariance._MOST_NUMBERS", 4 * 43)
+    noise = pvi.noise.measure(
+        net(0.5), data(), loss_fn=nn.functional.cross_entropy, mode="train", chunk_size=10
+    )
+    v = torch.randn(43, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    assert torch.allclose(noise.matvec(v), noise.dense() @ v, atol=1e-12)
+    plain = pvi.noise.measure(net(0.5), data(), loss_fn=nn.functional.cross_entropy)
+    assert torch.allclose(plain.dense(), of_module().dense(), atol=1e-14)
+    assert not torch.allclose(plain.dense(), noise.dense(), rtol=0.1)
+
+
+def test_noise_along_a_trajectory():
+    noise = of_module()
+    positions = torch.stack([noise.position, torch.zeros_like(noise.position)])
+    path = pvi.noise.noise_along(noise, positions)
+    assert path.trace[0] == pytest.approx(noise.trace().value)
+    here = noise.at(positions[1])
+    assert path.gradient_norm[1] == pytest.approx(float(here.gradient.norm()))
+    assert path.largest[1] == pytest.approx(float(here.spectrum().eigenvalues[0]), rel=1e-3)
+
+
+def test_memory_is_bounded_by_the_chunk(monkeypatch):
+    noise = of_module()
+    monkeypatch.setattr("particlevi.noise.covariance._MOST_NUMBERS", 4 * 43)
+    assert [len(rows) for rows in noise.per_sample()] == [4] * 9 + [1]
+
+
+def test_bad_input():
+    potential = pvi.from_log_density(lambda theta: -theta.square().sum(), num_params=2)
+    loss_fn = nn.functional.cross_entropy
+    with pytest.raises(ValueError, match="without data"):
+        pvi.noise.measure(potential, data(), position=torch.zeros(2))
+    with pytest.raises(ValueError, match="loss_fn"):
+        pvi.noise.measure(net(), data())
+    with pytest.raises(ValueError, match="one length"):
+        pvi.noise.measure(net(), (data()[0], data()[1][:3]), loss_fn=loss_fn)
+    with pytest.raises(ValueError, match="finite"):
+        pvi.noise.measure(net(), (data()[0] / 0, data()[1]), loss_fn=loss_fn)
+    with pytest.raises(ValueError, match="shape"):
+        of_module().at(torch.zeros(3))
+    with pytest.raises(ValueError, match="Batch normalisation"):
+        pvi.noise.measure(
+            nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), data(), loss_fn=loss_fn, mode="train"
+        )
+    with pytest.raises(TypeError, match="potential or a module"):
+        pvi.noise.measure(3, data())
+    with pytest.raises(ValueError, match="num_data=5"):
+        model = pvi.from_module(net(), pvi.Categorical(), pvi.Normal(1.0), num_data=5)
+        pvi.noise.measure(model, data(), position=torch.zeros(43))
