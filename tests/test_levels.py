@@ -1,4 +1,4 @@
-"""The false-positive rate of every test of the package: 5 % within 2 %, over dimensions and sizes."""
+"""The false-positive rate of every test of the package: 5 % within 2 %, over dimensions."""
 
 from __future__ import annotations
 
