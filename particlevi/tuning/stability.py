@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from particlevi._checks import check_particles, check_positive
+from particlevi.curvature.second_order import second_order
 from particlevi.data.batches import BatchSource, as_tensors, is_tensors
 from particlevi.gradients.control_variate import control_variate
 from particlevi.gradients.full import whole
@@ -179,7 +180,7 @@ def curvature_at(
 
     def product(batch: Batch | None, direction: Tensor) -> Tensor:
         leaf = points.detach().requires_grad_()
-        with torch.enable_grad():
+        with second_order(), torch.enable_grad():
             (gradient,) = torch.autograd.grad(model(leaf, batch).sum(), leaf, create_graph=True)
             along = (gradient * direction).sum()
             if not along.requires_grad:
