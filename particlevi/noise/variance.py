@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_particles, check_positive_int
+from particlevi._checks import check_particles, check_positive_int, check_seed
 from particlevi.data.batches import as_source
 from particlevi.gradients.minibatch import Target, as_estimator
 from particlevi.typing import Batch
@@ -43,6 +43,7 @@ def gradient_variance(
         seed: of the minibatches.
     """
     check_positive_int("num_batches", num_batches, minimum=2)
+    check_seed("seed", seed)
     estimator = as_estimator(target)
     model = estimator.potential
     check_particles(particles, model.num_params)

@@ -122,7 +122,8 @@ def largest_rate(
         0.588235
     """
     check_fraction("momentum", momentum)
-    targets = torch.zeros(len(features)) if isinstance(features, Tensor) else features
+    right = isinstance(features, Tensor) and features.ndim == 2
+    targets = torch.zeros(len(features)) if right else features
     return _Problem(features, targets, weight_decay, batch_size, batching).largest_rate(momentum)
 
 
@@ -189,7 +190,10 @@ class _Problem:
         steps = [momentum_steps(np.array([[f]]), rate, momentum)[0] for f in self.rates]
         if max(np.abs(np.linalg.eigvals(step)).max() for step in steps) >= 1:
             return math.inf
-        return float(np.abs(np.linalg.eigvals(self._kronecker(rate, momentum)[0])).max())
+        matrix = self._kronecker(rate, momentum)[0]
+        if not np.isfinite(matrix).all():
+            return math.inf
+        return float(np.abs(np.linalg.eigvals(matrix)).max())
 
     def moment(self, rate: float, momentum: float) -> Array:
         """``M [D, D]`` in the eigenbasis."""
@@ -206,6 +210,11 @@ class _Problem:
         while high - low > 1e-9 * high:
             middle = 0.5 * (low + high)
             low, high = (middle, high) if self.radius(middle, momentum) < 1 else (low, middle)
+        if low == 0:
+            raise ValueError(
+                "No learning rate is small enough: the features or the weight decay overflow in "
+                "double precision. Rescale them."
+            )
         return low
 
 
