@@ -65,6 +65,7 @@ class control_variate:
     refresh: int | None = None
     name: str = field(default="control_variate", init=False)
     gradients: int = field(default=2, init=False)
+    conservative: bool = field(default=False, init=False)
 
     @property
     def settings(self) -> Mapping[str, JSON]:

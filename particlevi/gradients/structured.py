@@ -244,6 +244,7 @@ class structured(_SelfAveraged):
     """
 
     name = "structured"
+    conservative = False
 
     def __init__(
         self,
@@ -313,6 +314,7 @@ class structured_dropout(_SelfAveraged):
     """
 
     name = "structured_dropout"
+    conservative = False
 
     def __init__(
         self,
