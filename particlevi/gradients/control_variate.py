@@ -35,7 +35,7 @@ class control_variate:
     """``g(theta) = grad V(c) - grad log p(theta) + (N/B) sum_b [grad u_b(theta) - grad u_b(c)]``.
 
     ``u_b = -log p(x_b | theta)``, ``V = sum_n u_n`` over the whole data, evaluated once, and ``c``
-    a centre near the mode. Unbiased; its variance is O(|theta - c|^2), zero at the centre, and
+    a centre near the mode. Unbiased; its variance is ``O(|theta - c|^2)``, zero at the centre, and
     zero everywhere when all ``u_b`` are quadratic with one Hessian. A step costs two gradients.
 
     With ``refresh=m`` (SVRG) each particle has a centre of its own, which is moved to where the
@@ -65,6 +65,7 @@ class control_variate:
     refresh: int | None = None
     name: str = field(default="control_variate", init=False)
     gradients: int = field(default=2, init=False)
+    conservative: bool = field(default=False, init=False)
 
     @property
     def settings(self) -> Mapping[str, JSON]:

@@ -245,6 +245,7 @@ class structured(_SelfAveraged):
     """
 
     name = "structured"
+    conservative = False
 
     def __init__(
         self,
@@ -314,6 +315,7 @@ class structured_dropout(_SelfAveraged):
     """
 
     name = "structured_dropout"
+    conservative = False
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from particlevi._checks import check_particles
 from particlevi.gradients.halves import in_halves
 from particlevi.gradients.minibatch import Target, as_estimator
+from particlevi.samplers._metric import Metric
 from particlevi.schedules import as_schedule, describe
 from particlevi.typing import (
     JSON,
@@ -20,6 +21,7 @@ from particlevi.typing import (
     Controls,
     Gradient,
     Progress,
+    Requirements,
     Sampler,
     SamplerState,
     Schedule,
@@ -66,6 +68,9 @@ class MomentumInfo(NamedTuple):
     potential: Tensor
     configurational_temperature: Tensor
     kinetic_temperature: Tensor
+
+
+_NOTHING_REQUIRED = Requirements()
 
 
 def no_memory(position: Tensor, generator: torch.Generator) -> Nothing:
@@ -127,6 +132,7 @@ def assemble(
     interacting: bool = False,
     full_batch: bool = False,
     halves: bool = False,
+    requires: Requirements = _NOTHING_REQUIRED,
     gradients: int = 1,
     max_step_size: Callable[[float], float] | None = None,
     warning: Callable[[Any, Controls], str | None] | None = None,
@@ -148,6 +154,7 @@ def assemble(
         full_batch: whether the method is wrong on anything but all the data at every step, so that
             a minibatch is an error.
         halves: whether ``gradient_at`` gives ``Halves``, with the variance of the estimate.
+        requires: as in ``Sampler``.
         gradients: how often a step evaluates the estimate.
         max_step_size: as in ``Sampler``.
         warning: as in ``Sampler``.
@@ -180,10 +187,20 @@ def assemble(
                 return in_halves(estimate, batch)
             return estimate(batch)
 
-        position, memory, info = transition(
-            state.position, state.memory, gradient_at, own, controls
+        metric = Metric.of(controls)
+        if metric is None:
+            position, memory, info = transition(
+                state.position, state.memory, gradient_at, own, controls
+            )
+            return SamplerState(position, memory, state.estimator), info
+        z, memory, info = transition(
+            metric.whiten(state.position),
+            state.memory,
+            metric.pulled_back(gradient_at),
+            own,
+            controls,
         )
-        return SamplerState(position, memory, state.estimator), info
+        return SamplerState(metric.unwhiten(z), memory, state.estimator), info
 
     def record(state: SamplerState, progress: Progress) -> SamplerState:
         memory = state.memory if remember is None else remember(state.memory, progress)
@@ -212,6 +229,7 @@ def assemble(
         schedules=scheduled,
         settings={**settings, **{key: describe(value) for key, value in scheduled.items()}},
         interacting=interacting,
+        requires=requires,
         observe=observe,
         gradients_per_step=gradients * estimator.gradients,
         max_step_size=max_step_size,
