@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -50,10 +50,15 @@ class Batch(NamedTuple):
         data: a tensor, or a tuple, list or dict of them. Leaves are ``[P, B, ...]`` when every
             particle has its own minibatch, ``[B, ...]`` when all share one.
         per_particle: which of the two.
+        drawn: how the data were drawn: ``"all"``, every datum once; ``"replacement"``,
+            independently of each other; ``"subset"``, without replacement, afresh at every step;
+            ``"epoch"``, without replacement over many steps. None if whoever made the batch does
+            not say; it then counts as all data if it has so many, else as drawn with replacement.
     """
 
     data: Any
     per_particle: bool = False
+    drawn: Literal["all", "replacement", "subset", "epoch"] | None = None
 
 
 @runtime_checkable
@@ -101,8 +106,8 @@ class Requirements:
             energy.
         energy: the value of the potential is used and not only its gradient, so that the gradient
             must be that of the value.
-        independent_data: the data of a batch are drawn independently of each other and of other
-            steps, since the method reads the noise of the gradient off parts of the batch.
+        independent_data: the batches of different steps are independent, since the method takes
+            the noise of the gradient for independent from step to step.
         chains: particles must not see each other.
     """
 
@@ -142,6 +147,11 @@ class GradientEstimator(Protocol):
     @property
     def conservative(self) -> bool:
         """Whether the gradient is that of the potential which comes with it."""
+        ...
+
+    @property
+    def interacting(self) -> bool:
+        """Whether the estimate for a particle depends on the others."""
         ...
 
     def init(self, particles: Tensor, generator: torch.Generator) -> Any:

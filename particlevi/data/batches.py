@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sized
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -79,7 +79,7 @@ class FullBatch(NoData):
     """All data at every step, shared by all particles."""
 
     def __init__(self, data: Any, device: torch.device):
-        self.batch = Batch(pytree.tree_map(lambda leaf: leaf.to(device), data))
+        self.batch = Batch(pytree.tree_map(lambda leaf: leaf.to(device), data), drawn="all")
 
     def next(self, generator: torch.Generator) -> Batch:  # type: ignore[override]
         """The data."""
@@ -112,7 +112,7 @@ class TensorBatches:
         data: Any,
         batch_size: int,
         num_particles: int | None,
-        method: str,
+        method: Literal["replacement", "subset", "epoch"],
         device: torch.device,
     ):
         self.leaves, self.structure = pytree.tree_flatten(data)
@@ -173,7 +173,7 @@ class TensorBatches:
             for leaf in self.leaves
         ]
         data = tuple(parts) if self.flat else pytree.tree_unflatten(parts, self.structure)
-        return Batch(data, self.num_particles is not None)
+        return Batch(data, self.num_particles is not None, self.method)
 
     def nbytes(self) -> int:
         """The order of the data in the current epoch, for every particle."""
@@ -237,7 +237,9 @@ class LoaderBatches:
     def _prepare(self, item: Any) -> Batch:
         data = as_tensors(item, self.potential, "a batch")
         self.check(data)
-        return Batch(pytree.tree_map(lambda leaf: leaf.to(self.potential.device), data))
+        placed = pytree.tree_map(lambda leaf: leaf.to(self.potential.device), data)
+        replaced = getattr(getattr(self.loader, "sampler", None), "replacement", False) is True
+        return Batch(placed, drawn="replacement" if replaced else "epoch")
 
     def example(self) -> Batch:
         """The first batch; generators are left as they were."""
@@ -372,7 +374,7 @@ def as_source(
     batch_size: int | None,
     num_particles: int,
     shared: bool,
-    method: str,
+    method: Any,
 ) -> BatchSource:
     """The source of the data given to ``sample``; see there for the arguments.
 

@@ -1,11 +1,11 @@
-"""A gradient estimate together with its variance, from the two halves of its batch.
+"""An estimate together with its variance, from the two halves of its batch.
 
 A batch of B data is cut into halves of ``B_1`` and ``B_2`` data. With the estimates ``g_1`` and
 ``g_2`` on each, the estimate on the batch and an unbiased estimate of its variance are::
 
     g = (B_1 g_1 + B_2 g_2) / B,        v = (B_1 B_2 / B^2) (g_1 - g_2)^2
 
-for data drawn with replacement; for a random subset of N data v is too large by ``N / (N - B)``.
+for data drawn with replacement; for a random subset of N data it is ``(1 - B/N) v``.
 """
 
 from __future__ import annotations
@@ -13,19 +13,36 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from torch import Tensor
+import torch
 from torch.utils import _pytree as pytree
 
 from particlevi.typing import Batch, Gradient
 
-__all__ = ["Halves", "in_halves"]
+__all__ = ["Halves", "in_halves", "is_all_data"]
 
 
 class Halves(NamedTuple):
-    """An estimate, and one of its variance per parameter ``[P, D]``, of one degree of freedom."""
+    """An estimate, and the variances of its gradient ``[P, D]`` and of its potential ``[P]``.
+
+    The variances are estimates of one degree of freedom.
+    """
 
     found: Gradient
-    variance: Tensor
+    variance: Gradient
+
+
+def is_all_data(batch: Batch, num_data: int | None) -> bool:
+    """Whether a batch holds every datum once."""
+    if batch.drawn == "replacement":
+        return False
+    return batch.drawn == "all" or (
+        _size(batch) == num_data and (batch.drawn is not None or not batch.per_particle)
+    )
+
+
+def _size(batch: Batch) -> int:
+    size: int = pytree.tree_leaves(batch.data)[0].shape[1 if batch.per_particle else 0]
+    return size
 
 
 def in_halves(
@@ -39,11 +56,10 @@ def in_halves(
     Raises:
         ValueError: a batch of one datum.
     """
-    axis = 1 if batch is not None and batch.per_particle else 0
-    size = 0 if batch is None else pytree.tree_leaves(batch.data)[0].shape[axis]
-    if batch is None or (size == num_data and not batch.per_particle):
+    if batch is None or is_all_data(batch, num_data):
         found = estimate(batch)
-        return Halves(found, found.gradient.new_zeros(found.gradient.shape))
+        return Halves(found, Gradient(*(torch.zeros_like(value) for value in found)))
+    axis, size = (1 if batch.per_particle else 0), _size(batch)
     if size < 2:
         raise ValueError(
             "The noise of a gradient is estimated from the two halves of its batch, got a batch of "
@@ -53,9 +69,15 @@ def in_halves(
 
     def part(start: int, stop: int) -> Gradient:
         data = pytree.tree_map(lambda leaf: leaf.narrow(axis, start, stop - start), batch.data)
-        return estimate(Batch(data, batch.per_particle))
+        return estimate(batch._replace(data=data))
 
     first, second = part(0, cut), part(cut, size)
     share = cut / size
-    found = Gradient(*(share * a + (1 - share) * b for a, b in zip(first, second, strict=True)))
-    return Halves(found, share * (1 - share) * (first.gradient - second.gradient).square())
+    factor = share * (1 - share)
+    if batch.drawn in ("subset", "epoch") and num_data is not None:
+        factor *= 1 - size / num_data
+    pairs = list(zip(first, second, strict=True))
+    return Halves(
+        Gradient(*(share * a + (1 - share) * b for a, b in pairs)),
+        Gradient(*(factor * (a - b).square() for a, b in pairs)),
+    )

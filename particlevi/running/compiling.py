@@ -28,7 +28,9 @@ def compiled(sampler: Sampler, example: Batch | None) -> Callable[..., Any]:
     one compilation only the tensors' shapes can change, so only they are guarded. Call it inside
     ``static_shapes()``.
     """
-    kind = f"{pytree.tree_structure(example)} {example is not None and example.per_particle}"
+    kind = str(pytree.tree_structure(example))
+    if example is not None:
+        kind += f" {example.per_particle} {example.drawn}"
     compilations = _compiled_steps.setdefault(sampler, {})
     if kind not in compilations:
         step = sampler.step
