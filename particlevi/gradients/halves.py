@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from particlevi.typing import Batch, Gradient
 
-__all__ = ["Halves", "in_halves", "is_all_data"]
+__all__ = ["Halves", "in_halves"]
 
 
 class Halves(NamedTuple):
@@ -31,20 +31,6 @@ class Halves(NamedTuple):
     variance: Gradient
 
 
-def is_all_data(batch: Batch, num_data: int | None) -> bool:
-    """Whether a batch holds every datum once."""
-    if batch.drawn == "replacement":
-        return False
-    return batch.drawn == "all" or (
-        _size(batch) == num_data and (batch.drawn is not None or not batch.per_particle)
-    )
-
-
-def _size(batch: Batch) -> int:
-    size: int = pytree.tree_leaves(batch.data)[0].shape[1 if batch.per_particle else 0]
-    return size
-
-
 def in_halves(
     estimate: Callable[[Batch | None], Gradient], batch: Batch | None, num_data: int | None
 ) -> Halves:
@@ -53,13 +39,19 @@ def in_halves(
     It sees the noise of the batch, not that of masks or other random numbers of the estimator,
     which both halves share.
 
+    Args:
+        estimate: the estimate on a part of the batch.
+        batch: what is halved.
+        num_data: N, for batches whose data are drawn without replacement.
+
     Raises:
         ValueError: a batch of one datum.
     """
-    if batch is None or is_all_data(batch, num_data):
+    if batch is None or batch.complete:
         found = estimate(batch)
         return Halves(found, Gradient(*(torch.zeros_like(value) for value in found)))
-    axis, size = (1 if batch.per_particle else 0), _size(batch)
+    axis = 1 if batch.per_particle else 0
+    size = pytree.tree_leaves(batch.data)[0].shape[axis]
     if size < 2:
         raise ValueError(
             "The noise of a gradient is estimated from the two halves of its batch, got a batch of "
@@ -69,12 +61,13 @@ def in_halves(
 
     def part(start: int, stop: int) -> Gradient:
         data = pytree.tree_map(lambda leaf: leaf.narrow(axis, start, stop - start), batch.data)
-        return estimate(batch._replace(data=data))
+        scale = None if batch.scale is None else batch.scale * (size / (stop - start))
+        return estimate(batch._replace(data=data, scale=scale))
 
     first, second = part(0, cut), part(cut, size)
     share = cut / size
     factor = share * (1 - share)
-    if batch.drawn in ("subset", "epoch") and num_data is not None:
+    if batch.law not in (None, "independent") and num_data is not None:
         factor *= 1 - size / num_data
     pairs = list(zip(first, second, strict=True))
     return Halves(

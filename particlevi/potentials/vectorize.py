@@ -25,7 +25,7 @@ def explained(what: str, particles: Tensor, batch: Batch | None) -> Iterator[Non
     except Exception as error:
         leaves = [] if batch is None else pytree.tree_leaves(batch.data)
         shapes = [f"{leaf.dtype} {list(leaf.shape)}" for leaf in leaves]
-        given = f" and data {', '.join(shapes).replace('torch.', '')}" if leaves else ""
+        given = f" and data {', '.join(shapes).replace('torch.', '')}" if batch is not None else ""
         raise ValueError(
             f"{what} failed on particles {list(particles.shape)}{given}: "
             f"{type(error).__name__}: {error}"

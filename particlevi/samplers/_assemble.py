@@ -115,7 +115,7 @@ class Declared(TypedDict, total=False):
     requires: Requirements
     watched: Callable[[Any, Controls], Tensor]
     shown: Mapping[str, str]
-    draws: Callable[[SamplerState], Tensor]
+    draws: slice
     draw_every: int
     max_step_size: Callable[[float], float]
     warning: Callable[[Any, Controls], str | None] | None

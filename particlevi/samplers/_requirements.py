@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch.utils import _pytree as pytree
 
-from particlevi.gradients.halves import is_all_data
 from particlevi.typing import Batch, GradientEstimator, Requirements
 
 __all__ = ["check_batch", "check_estimator"]
@@ -37,21 +36,27 @@ def check_batch(
 
     Raises:
         ValueError: a minibatch where all data are needed; parts of an epoch where independent
-            batches are.
+            batches are; a shared minibatch where particles need their own.
     """
-    if batch is None or num_data is None:
+    if batch is None or batch.complete:
         return
-    if requires.all_data and not is_all_data(batch, num_data):
+    if requires.all_data:
         size = pytree.tree_leaves(batch.data)[0].shape[1 if batch.per_particle else 0]
-        how = " drawn with replacement" if batch.drawn == "replacement" else ""
+        how = " drawn with replacement" if batch.law == "independent" else ""
         raise ValueError(
             f"{name} accepts or rejects by the energy of all {num_data} data, got a batch of "
             f"{size}{how}: leave batch_size out."
         )
-    if requires.independent_data and batch.drawn == "epoch":
+    if requires.independent_data and batch.law in ("epoch", "loader"):
         raise ValueError(
             f"{name} takes the noise of the gradient for independent from step to step, but the "
             "batches of an epoch balance each other, so that too much would be taken out: use "
-            'batching="replacement" or "subset" in place of "epoch" or of a shuffling DataLoader, '
-            "or leave the compensation out."
+            'batching="replacement" or "subset" in place of "epoch" or of a DataLoader (or give '
+            "that a RandomSampler with replacement=True), or leave the compensation out."
+        )
+    if requires.own_batches and not batch.per_particle:
+        raise ValueError(
+            f"{name} takes the noise of the energies of its particles for independent, but they "
+            "share a minibatch: pass tensors, from which each draws its own, or all the data at "
+            "every step."
         )

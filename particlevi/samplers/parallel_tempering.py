@@ -105,7 +105,8 @@ def parallel_tempering(
 
     Raises:
         ValueError: an argument out of its range; an estimator whose gradient is not that of the
-            potential it reports, such as ``structured``.
+            potential it reports, such as ``structured``; at the first step, a minibatch that
+            the replicas share.
     """
     ladder = [float(t) for t in temperatures]
     for t in ladder:
@@ -210,8 +211,8 @@ def parallel_tempering(
         },
         memory=memory,
         noise=noise,
-        requires=Requirements(energy=True),
+        requires=Requirements(energy=True, own_batches=True),
         shown=MOMENTUM_SHOWN | {"swap_acceptance": "swapped"},
-        draws=lambda state: state.position[::rungs],
+        draws=slice(None, None, rungs),
         max_step_size=lambda curvature: 2 / curvature**0.5,
     )

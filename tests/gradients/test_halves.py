@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import particlevi as pvi
-from particlevi.gradients.halves import in_halves, is_all_data
+from particlevi.gradients.halves import in_halves
 from particlevi.typing import Batch
 
 N = 5
@@ -22,11 +22,11 @@ MODEL = pvi.from_log_likelihood(
 )
 
 
-def on(index, drawn=None):
+def on(index, law=None):
     """Halves of the batches ``index [P, B]``, and the plain estimates on them."""
     theta = torch.tensor([[0.4, -0.3]], dtype=torch.float64).expand(len(index), 2).contiguous()
     estimator = pvi.gradients.minibatch(MODEL)
-    batch = Batch(X[index], True, drawn)
+    batch = Batch(X[index], True, law=law)
 
     def estimate(part):
         return estimator((), theta, part, ())
@@ -34,36 +34,24 @@ def on(index, drawn=None):
     return in_halves(estimate, batch, N), estimate(batch)
 
 
-@pytest.mark.parametrize("drawn", [None, "replacement", "subset"])
+@pytest.mark.parametrize("law", [None, "independent", "subset"])
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_unbiased_over_all_batches(size, drawn):
-    if drawn == "subset":
+def test_unbiased_over_all_batches(size, law):
+    if law == "subset":
         index = torch.tensor(list(itertools.permutations(range(N), size)))
     else:
         index = torch.tensor(list(itertools.product(range(N), repeat=size)))
-    (found, variance), plain = on(index, drawn)
+    (found, variance), plain = on(index, law)
     for estimate, exact, its_variance in zip(found, plain, variance, strict=True):
         torch.testing.assert_close(estimate, exact, rtol=1e-12, atol=1e-12)
         spread = exact.var(0, correction=0)
         torch.testing.assert_close(its_variance.mean(0), spread, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("per_particle", [True, False])
-@pytest.mark.parametrize("drawn", ["all", "replacement", "subset", "epoch"])
-def test_a_batch_of_so_many_data_is_all_of_them_unless_drawn_with_replacement(drawn, per_particle):
-    data = X.expand(1, -1, -1) if per_particle else X
-    theta = torch.zeros(1, 2, dtype=torch.float64)
-    estimator = pvi.gradients.minibatch(MODEL)
-    batch = Batch(data, per_particle, drawn)
-    assert is_all_data(batch, N) == (drawn != "replacement")
-    _, variance = in_halves(lambda part: estimator((), theta, part, ()), batch, N)
-    assert bool(variance.gradient.any()) == (drawn == "replacement")
-
-
 def test_no_noise_without_data_and_on_all_of_them():
     theta = torch.zeros(3, 2, dtype=torch.float64)
     estimator = pvi.gradients.minibatch(MODEL)
-    found, variance = in_halves(lambda part: estimator((), theta, part, ()), Batch(X), N)
+    found, variance = in_halves(lambda part: estimator((), theta, part, ()), Batch(X, law="all"), N)
     assert variance.gradient.shape == theta.shape and not variance.gradient.any()
     assert variance.potential.shape == (3,) and not variance.potential.any()
     assert torch.equal(found.gradient, estimator((), theta, Batch(X), ()).gradient)

@@ -105,6 +105,24 @@ def test_compensation_needs_independent_batches(factory, noise):
     run(sampler, replaced, num_draws=1)
 
 
+def test_exchanges_need_minibatches_of_their_own():
+    sampler = pvi.parallel_tempering(conjugate(N))
+    with pytest.raises(ValueError, match="they share a minibatch"):
+        run(sampler, batch_size=B, shared_batch=True)
+    with pytest.raises(ValueError, match="they share a minibatch"):
+        run(sampler, DataLoader(Rows(X), B, shuffle=True))
+    run(sampler, batch_size=B)
+    run(sampler, shared_batch=True)
+
+
+def test_a_loader_that_replaces_is_never_complete():
+    data = Rows(X)
+    loader = DataLoader(data, N, sampler=RandomSampler(data, replacement=True))
+    with pytest.raises(ValueError, match="drawn with replacement"):
+        run(pvi.hmc(conjugate(N)), loader)
+    run(pvi.hmc(conjugate(N)), DataLoader(data, N, shuffle=True))
+
+
 def test_epochs_need_no_permission_where_nothing_is_taken_out():
     run(pvi.sgld(conjugate(N)), batch_size=B, batching="epoch")
 
