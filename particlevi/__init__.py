@@ -3,7 +3,19 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from particlevi import curvature, diagnostics, gradients, kernels, noise, schedules, tuning, typing
+from particlevi import (
+    curvature,
+    data,
+    diagnostics,
+    gradients,
+    kernels,
+    noise,
+    running,
+    schedules,
+    storage,
+    tuning,
+    typing,
+)
 from particlevi.draws import Draws
 from particlevi.errors import DivergenceError, ParticleviError, ParticleviWarning
 from particlevi.gradients import control_variate, structured, structured_dropout
@@ -56,6 +68,7 @@ __all__ = [
     "comparison",
     "control_variate",
     "curvature",
+    "data",
     "diagnostics",
     "from_log_density",
     "from_log_likelihood",
@@ -78,6 +91,7 @@ __all__ = [
     "psgld",
     "repulsive_langevin",
     "resume",
+    "running",
     "sample",
     "schedules",
     "sgd",
@@ -85,6 +99,7 @@ __all__ = [
     "sghmc",
     "sgld",
     "sgnht",
+    "storage",
     "structured",
     "structured_dropout",
     "suggest_step_size",

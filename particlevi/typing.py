@@ -144,6 +144,11 @@ class GradientEstimator(Protocol):
         """Whether the gradient is that of the potential which comes with it."""
         ...
 
+    @property
+    def interacting(self) -> bool:
+        """Whether the estimate for a particle depends on the others."""
+        ...
+
     def init(self, particles: Tensor, generator: torch.Generator) -> Any:
         """The estimator's state: a NamedTuple of tensors, empty if it has none."""
         ...
@@ -253,10 +258,6 @@ class SamplerState(NamedTuple):
     estimator: Any
 
 
-def _position(state: SamplerState) -> Tensor:
-    return state.position
-
-
 def _potential(info: Any, controls: Controls) -> Tensor:
     potential: Tensor = info.potential
     return potential
@@ -283,9 +284,11 @@ class Sampler:
         watched: ``(info, controls) -> [P]``, the potential that the particles feel, by which the
             loop tells a chain that runs away.
         shown: fields of info that the progress line shows, with their labels.
-        draws: ``state -> [Q, D]``, the states that are draws of the posterior: the position of
-            every particle, or of those that stand for the target.
+        draws: the particles whose states are draws of the posterior: all, or those that stand for
+            the target.
         draw_every: a state is a draw of the posterior only after a multiple of so many steps.
+        energy_error: ``info -> [P]``, the change of the energy over the last trajectory, in nats;
+            one beyond 1000 is a divergent transition.
         observe: ``state -> statistics [P] by name``, read off the states of the kept draws only.
         gradients_per_step: gradients of the potential on a batch that a step takes per particle.
         max_step_size: beyond which it is unstable on a Gaussian, as a function of the largest
@@ -306,8 +309,9 @@ class Sampler:
     requires: Requirements = Requirements()
     watched: Callable[[Any, Controls], Tensor] = _potential
     shown: Mapping[str, str] = field(default_factory=dict)
-    draws: Callable[[SamplerState], Tensor] = _position
+    draws: slice = field(default_factory=lambda: slice(None))
     draw_every: int = 1
+    energy_error: Callable[[Any], Tensor] | None = None
     observe: Callable[[SamplerState], Mapping[str, Tensor]] = lambda state: {}
     gradients_per_step: int = 1
     max_step_size: Callable[[float], float] | None = None

@@ -66,6 +66,7 @@ class control_variate:
     name: str = field(default="control_variate", init=False)
     gradients: int = field(default=2, init=False)
     conservative: bool = field(default=False, init=False)
+    interacting: bool = field(default=False, init=False)
 
     @property
     def settings(self) -> Mapping[str, JSON]:

@@ -71,6 +71,11 @@ class _SelfAveraged(ABC):
         """Gradients of the potential on a batch that one estimate takes."""
         return 1 if self._plain() else self.num_composites
 
+    @property
+    def interacting(self) -> bool:
+        """Whether chains draw from each other's past."""
+        return self.history.pooled and not self.history.frozen
+
     def _common_settings(self, groups: Groups) -> dict[str, JSON]:
         rule: JSON
         if isinstance(groups, Tensor):

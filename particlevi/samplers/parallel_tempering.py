@@ -87,7 +87,7 @@ def parallel_tempering(
         friction: in 1/time.
         swap_every: steps between proposals to exchange.
         energy_noise: variance ``v`` of the potential's estimate on a minibatch, in nats squared,
-            for replicas with minibatches of their own (``shared_batch=False``, the default).
+            for replicas with minibatches of their own (the default).
 
     Raises:
         ValueError: an argument out of its range.
