@@ -138,7 +138,7 @@ def run(task: Task, work: float) -> dict[str, pvi.Draws]:
             sampler,
             data=task.train,
             batch_size=64,
-            batching=pvi.data.Batching(shared=True),
+            batching=pvi.data.Minibatches(shared=True),
             step_size=step,
             **plan,
         )

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
-from particlevi.data.batches import BatchSource, LoaderBatches, TensorBatches, as_source
+from particlevi.data import BatchSource, Data
 from particlevi.potentials.chunks import chunks
 from particlevi.running.compiling import compiled
 from particlevi.running.controls import ControlRoom
 from particlevi.running.kept import kept_steps
-from particlevi.running.requirements import Drawn, check_requirements
+from particlevi.running.requirements import check_requirements
 from particlevi.running.settings import Settings, identity
 from particlevi.running.world import OneProcess
 from particlevi.storage.recording import Recorder, check_memory, describe_keep
@@ -33,6 +33,7 @@ class Plan:
     Attributes:
         sampler: what runs.
         settings: the numbers of the run.
+        data: of the potential.
         source: of the batches; it remembers where in an epoch it is.
         schedules: of all scalars, by name.
         tuner: None if there is none.
@@ -47,6 +48,7 @@ class Plan:
 
     sampler: Sampler
     settings: Settings
+    data: Data
     source: BatchSource
     schedules: dict[str, Schedule]
     tuner: Tuner | None
@@ -62,7 +64,7 @@ class Plan:
     def of(
         cls,
         sampler: Sampler,
-        data: Any,
+        data: Data,
         settings: Settings,
         step_size: Schedule | None,
         storage: Storage,
@@ -76,15 +78,13 @@ class Plan:
                 together.
             MemoryError: a run that would not fit in memory.
         """
-        source = as_source(
-            data,
-            sampler.potential,
+        source = data.batches(
             batch_size=settings.batch_size,
             num_particles=settings.num_particles,
             shared=settings.shared_batch,
-            method=settings.batching,
+            batching=settings.batching,
         )
-        check_requirements(sampler, _drawn(source))
+        check_requirements(sampler, source)
         recorder = Recorder(sampler.potential, storage.keep)
         given = {} if step_size is None else {"step_size": step_size}
         schedules = {**given, **sampler.schedules}
@@ -98,11 +98,17 @@ class Plan:
             recorder=recorder,
             storage=storage,
             kept_steps=kept_steps(settings, schedules, sampler.draw_every),
-            identity=identity(sampler, data, tuner),
+            identity=identity(sampler, tuner),
+            data=data,
             keep=describe_keep(storage.keep),
             world=OneProcess(),
             folder=folder,
         )
+
+    @cached_property
+    def data_fingerprint(self) -> JSON:
+        """What identifies the data; read once, if a checkpoint is written."""
+        return self.data.fingerprint()
 
     @property
     def num_steps(self) -> int:
@@ -171,14 +177,6 @@ def _check_fits(
                 settings.num_particles
             ),
             "the order of the data": source.nbytes(),
+            "minibatches": source.batch_nbytes(settings.num_particles),
         }
     )
-
-
-def _drawn(source: BatchSource) -> Drawn:
-    """How the data of a batch are drawn."""
-    if isinstance(source, LoaderBatches):
-        example, num_data = source.example(), source.potential.num_data
-        whole = tree_leaves(example.data)[0].shape[0] == num_data
-        return "all" if whole else None
-    return cast(Drawn, source.method) if isinstance(source, TensorBatches) else "all"

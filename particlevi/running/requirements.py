@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
-
-from particlevi.data.batching import Law
+from particlevi.data import BatchSource, Law
 from particlevi.typing import Sampler
 
-__all__ = ["Drawn", "check_requirements"]
+__all__ = ["check_requirements"]
 
-Drawn: TypeAlias = Law | Literal["all"] | None
-"""How the data of a batch are drawn: one of the laws of minibatches, all of them, or unknown."""
-
-_IN_WORDS = {
-    "replacement": 'minibatches drawn with replacement (batching="replacement")',
+_IN_WORDS: dict[Law, str] = {
+    "none": "no data",
+    "all": "all of them",
+    "independent": 'minibatches drawn with replacement (batching="replacement")',
     "subset": 'random subsets (batching="subset")',
     "epoch": 'a random order of the data, batch after batch (batching="epoch")',
-    None: "batches of a loader, whose law is not known",
+    "loader": "the batches of a loader",
 }
 
 
-def check_requirements(sampler: Sampler, drawn: Drawn) -> None:
+def check_requirements(sampler: Sampler, source: BatchSource) -> None:
     """Refuse an estimator or batches under which a method does not sample what it says.
 
     Args:
         sampler: with what it requires.
-        drawn: how the data of a batch are drawn.
+        source: of the batches, which declares their law.
 
     Raises:
         ValueError: what came, what the method needs, and the way out.
     """
-    needs, estimator = sampler.requires, sampler.estimator
+    needs, estimator, law = sampler.requires, sampler.estimator, source.law
+    example = source.example()
+    exact = example is None or example.complete
     if needs.energy and not estimator.conservative:
         raise ValueError(
             f"{sampler.name} uses the value of the potential beside its gradient, so the gradient "
@@ -38,17 +37,17 @@ def check_requirements(sampler: Sampler, drawn: Drawn) -> None:
             "function, and the law would be wrong. Take the potential itself in place of the "
             "estimator, or a method that uses gradients only, such as sghmc or sgld."
         )
-    if needs.all_data and drawn != "all":
+    if needs.all_data and not exact:
         raise ValueError(
             f"{sampler.name} accepts or rejects by the energy of all data, each of them once, got "
-            f"{_IN_WORDS[drawn]}: leave batch_size out, and give the data as tensors. A batch of "
+            f"{_IN_WORDS[law]}: leave batch_size out, and give the data as tensors. A batch of "
             "N data drawn with replacement is not all the data."
         )
-    if needs.independent_data and drawn not in ("all", "replacement"):
+    if needs.independent_data and law in ("epoch", "loader") and not exact:
         raise ValueError(
             f"{sampler.name} with these arguments takes the gradient noise of different steps for "
-            f'independent, got {_IN_WORDS[drawn]}: use batching="replacement" and data as tensors, '
-            "or give the variance of the noise as a number."
+            f'independent, got {_IN_WORDS[law]}: use batching="replacement" or "subset" and '
+            "data as tensors, or give the variance of the noise as a number."
         )
     if needs.chains and (sampler.interacting or estimator.interacting):
         raise ValueError(

@@ -13,12 +13,12 @@ from torch import Tensor
 from particlevi._checks import (
     check_choice,
     check_finite,
-    check_particles,
     check_positive_int,
     check_seed,
 )
-from particlevi.data.batches import is_tensors
-from particlevi.data.batching import Batching, Law, as_batching
+from particlevi.data import Batching, Minibatches, as_data, as_particles
+from particlevi.data.minibatches import as_minibatches
+from particlevi.data.tensors import is_tensors
 from particlevi.draws import Draws
 from particlevi.potentials.random import draw_seed
 from particlevi.running.loop import Loop
@@ -71,7 +71,7 @@ def sample(
     compile: bool = False,
     progress: bool = True,
     checkpoint: str | Path | files.Checkpoint | None = None,
-    batching: Law | Batching = "replacement",
+    batching: Batching | Minibatches = "replacement",
     storage: Storage | None = None,
     monitor: Watcher | None = None,
     tuner: Tuner | None = None,
@@ -110,7 +110,7 @@ def sample(
             often is told by ``pvi.storage.Checkpoint(folder, every=...)``.
         batching: ``"replacement"`` (independent indices), ``"subset"`` (a fresh random subset per
             step) or ``"epoch"`` (random order, reshuffled every epoch); whether particles share
-            their minibatches is told by ``pvi.data.Batching(law, shared=...)``.
+            their minibatches is told by ``pvi.data.Minibatches(law, shared=...)``.
         storage: what is kept of a draw and where, ``pvi.storage.InMemory(keep=...)``; all
             parameters in memory if absent.
         monitor: functions that look at the run now and then and may end it, such as
@@ -156,11 +156,11 @@ def sample(
         check_choice(name, flag, [True, False])
     schedule = None if step_size is None else as_schedule("step_size", step_size)
     tuner = _tuner(sampler, schedule, tuner, int(num_warmup))
-    watcher, storage, batches = as_monitor(monitor), storage or InMemory(), as_batching(batching)
+    watcher, storage, batches = as_monitor(monitor), storage or InMemory(), as_minibatches(batching)
     if batches.shared is False and data is not None and not is_tensors(data):
         raise ValueError(
-            "Batches of a DataLoader are shared by all particles: leave shared out of Batching, or "
-            "pass tensors, from which each chain draws its own."
+            "Batches of a DataLoader are shared by all particles: leave shared out of Minibatches, "
+            "or pass tensors, from which each chain draws its own."
         )
     if compile:
         _check_compilable(sampler)
@@ -173,7 +173,7 @@ def sample(
         num_draws=int(num_draws),
         thin=int(thin),
         batch_size=None if batch_size is None else int(batch_size),
-        batching=batches.law,
+        batching=batches.batching,
         shared_batch=sampler.interacting if batches.shared is None else batches.shared,
         seed=int(seed),
         compile=compile,
@@ -185,10 +185,11 @@ def sample(
     if folder is not None:
         _check_folder(folder)
     with torch.no_grad(), _global_seed(seeds.everything_else, sampler.potential.device):
-        plan = Plan.of(sampler, data, settings, schedule, storage, tuner, folder)
+        checked = as_data(data, sampler.potential)
+        plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder)
         loop = Loop.start(plan, start, seeds.noise, seeds.batches)
         if schedule is not None:
-            check_before_run(sampler, start, data, plan.source, schedule, plan.num_steps)
+            check_before_run(sampler, start, checked, plan.source, schedule, plan.num_steps)
         return loop.run(watcher, progress)
 
 
@@ -232,7 +233,7 @@ def resume(
     settings = Settings(**saved.meta["settings"])
     schedule = _schedule_of(saved.meta["step_size"], step_size)
     tuner = _tuner(sampler, schedule, tuner, settings.num_warmup)
-    found = files.differences(saved.meta["identity"], identity(sampler, data, tuner), "the run's")
+    found = files.differences(saved.meta["sampler"], identity(sampler, tuner), "the run's")
     if step_size is not None:
         given = describe(as_schedule("step_size", step_size))
         found += files.differences(saved.meta["step_size"], given, "the run's step_size")
@@ -242,8 +243,15 @@ def resume(
             f"{folder} is a checkpoint of another run, so it is not resumed:\n  "
             + "\n  ".join(found)
         )
+    checked = as_data(data, sampler.potential)
+    others = files.differences(saved.meta["data"], checked.fingerprint(), "the run's data")
+    if others:
+        raise ValueError(
+            f"{folder} is the checkpoint of a run on other data, so it is not resumed:\n  "
+            + "\n  ".join(others)
+        )
     with torch.no_grad(), _global_seed(0, sampler.potential.device):
-        plan = Plan.of(sampler, data, settings, schedule, storage, tuner, folder)
+        plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder)
         return Loop.restore(plan, saved).run(watcher, progress)
 
 
@@ -309,14 +317,14 @@ def _starting_points(
     potential: Any, num_particles: int | None, initial: Tensor | str | None, seed: int
 ) -> Tensor:
     if isinstance(initial, Tensor):
-        check_particles(initial, potential.num_params, "initial")
-        check_finite("initial", initial, "Choose finite starting points.")
+        points = as_particles(initial, potential, potential.num_params, "initial")
+        check_finite("initial", points, "Choose finite starting points.")
         if num_particles is not None and num_particles != len(initial):
             raise ValueError(
                 f"initial holds {len(initial)} particles but num_particles is {num_particles}: "
                 "leave num_particles out."
             )
-        return initial.detach().to(potential.device, potential.dtype)
+        return points
     if initial is not None and not isinstance(initial, str):
         raise TypeError(
             "initial must be a tensor [P, D] or the name of a way to draw starting points, "

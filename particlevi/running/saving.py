@@ -78,7 +78,8 @@ class Saved:
             tensors["cuda_rng"] = torch.cuda.get_rng_state(state.position.device)
         step_size = plan.schedules.get("step_size")
         meta = {
-            "identity": plan.identity,
+            "sampler": plan.identity,
+            "data": plan.data_fingerprint,
             "settings": asdict(plan.settings),
             "step_size": None if step_size is None else describe(step_size),
             "keep": plan.keep,

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from particlevi.data.batches import fingerprint
-from particlevi.data.batching import Law
+from particlevi.data import Batching
 from particlevi.typing import JSON, Sampler, Tuner
 
 __all__ = ["Settings", "identity", "identity_of_sampler"]
@@ -22,7 +20,7 @@ class Settings:
     num_draws: int
     thin: int
     batch_size: int | None
-    batching: Law
+    batching: Batching
     shared_batch: bool
     seed: int
     compile: bool
@@ -41,14 +39,13 @@ def identity_of_sampler(sampler: Sampler) -> dict[str, JSON]:
     }
 
 
-def identity(sampler: Sampler, data: Any, tuner: Tuner | None) -> dict[str, JSON]:
-    """Potential, method, estimator, tuner and data as JSON."""
+def identity(sampler: Sampler, tuner: Tuner | None) -> dict[str, JSON]:
+    """Potential, method, estimator and tuner as JSON."""
     fingerprint_of_potential: Mapping[str, JSON] = sampler.potential.fingerprint
     return {
         "potential": dict(fingerprint_of_potential),
         "sampler": identity_of_sampler(sampler),
         "tuner": describe_tuner(tuner),
-        "data": fingerprint(data),
     }
 
 
