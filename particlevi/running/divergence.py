@@ -1,7 +1,7 @@
 """Chains that are lost, and single transitions that diverge.
 
 A chain is lost once its position or its potential is not finite, or once it has run away: its
-potential stays above a bound for 64 steps on end. The bound of a chain is::
+potential stays above a bound for 64 steps on end and ends no lower than it began. The bound is::
 
     r + 1000 (|r| + D + 1),    r the median of its potentials in the first 32 steps,
 
@@ -42,6 +42,7 @@ class DivergenceWatch:
         self.early = like.new_zeros(EARLY, num_particles)
         self.seen = 0
         self.above_since = torch.full((num_particles,), -1, device=like.device)
+        self.above_from = like.new_zeros(num_particles)
         self.divergent = torch.zeros(num_particles, dtype=torch.bool, device=like.device)
         self.lost: dict[int, int] = {}
         self.causes: dict[int, Cause] = {}
@@ -70,6 +71,7 @@ class DivergenceWatch:
         recent = torch.stack(self._window)
         self._window.clear()
         first, ended = self.seen, ~torch.isfinite(position).all(1)
+        high = self.above_since >= 0
         broken = ~torch.isfinite(recent)
         ran_away = self._run_away(recent)
         lost = broken.any(0) | ended | ran_away
@@ -82,7 +84,9 @@ class DivergenceWatch:
             if bool(broken[:, chain].any()):
                 row = int(broken[:, chain].nonzero()[0])
                 new[chain] = max(1, first + row)
-                self.causes[chain] = self._cause(recent[: row + 1, chain], chain)
+                before = recent[row - 1, chain] > self.bound()[chain] if row else high[chain]
+                empty = bool(recent[row, chain] == torch.inf) and not bool(before)
+                self.causes[chain] = "zero density" if empty else "not finite"
             elif bool(ran_away[chain]):
                 new[chain] = max(1, int(self.above_since[chain]))
                 self.causes[chain] = "ran away"
@@ -103,10 +107,15 @@ class DivergenceWatch:
         if not bool(above.any()):
             self.above_since.fill_(-1)
             return gone
-        for step, row in enumerate(above, first):
-            begun = torch.where(self.above_since < 0, step, self.above_since)
-            self.above_since = torch.where(gone, self.above_since, torch.where(row, begun, -1))
-            gone = gone | (row & (step - self.above_since >= PATIENCE - 1))
+        for step, (row, potential) in enumerate(
+            zip(above, recent[len(early) :], strict=True), first
+        ):
+            long = step - self.above_since >= PATIENCE - 1
+            gone = gone | (row & long & (self.above_since >= 0) & (potential >= self.above_from))
+            begins = row & ~gone & ((self.above_since < 0) | long)
+            self.above_from = torch.where(begins, potential, self.above_from)
+            self.above_since = torch.where(begins, step, self.above_since)
+            self.above_since = torch.where(row | gone, self.above_since, -1)
         return gone
 
     def bound(self) -> Tensor:
@@ -115,17 +124,13 @@ class DivergenceWatch:
         usual = seen.median(0).values
         return usual + 1000 * (usual.abs() + self.num_params + 1)
 
-    def _cause(self, potential: Tensor, chain: int) -> Cause:
-        """Why a chain broke whose potentials until then, the last one broken, are given."""
-        calm = bool((potential[:-1] <= self.bound()[chain]).all())
-        return "zero density" if calm and bool(potential[-1] == torch.inf) else "not finite"
-
     def tensors(self) -> dict[str, Tensor]:
         """What ``restore`` needs, once all observed steps have been checked."""
         return {
             "early": self.early,
             "seen": torch.tensor(self.seen),
             "above_since": self.above_since,
+            "above_from": self.above_from,
             "divergent": self.divergent,
         }
 
@@ -135,5 +140,6 @@ class DivergenceWatch:
         self.early = tensors["early"].to(device, copy=True)
         self.seen = int(tensors["seen"])
         self.above_since = tensors["above_since"].to(device, copy=True)
+        self.above_from = tensors["above_from"].to(device, copy=True)
         self.divergent = tensors["divergent"].to(device, copy=True)
         self.lost = dict(lost)
