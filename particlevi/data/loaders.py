@@ -50,7 +50,7 @@ class LoaderData(Data):
             self._loader = [self._prepare(item) for item in loader]
             self.prepare = _as_it_is
             self.epoch = _counted(self._loader)
-        elif loader is iter(loader):
+        elif isinstance(loader, Iterator):
             raise ValueError(
                 "The data can be read only once: pass something that can be iterated over many "
                 "times, such as a DataLoader or a list of batches."

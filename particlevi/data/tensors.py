@@ -80,8 +80,8 @@ def _check_lengths(leaves: list[Tensor], name: str) -> None:
     lengths = [len(leaf) for leaf in leaves]
     if len(set(lengths)) > 1:
         raise ValueError(
-            f"{name} must have one length, got first dimensions {lengths}: "
-            "inputs and targets do not belong together."
+            f"{name} must have one length, got first dimensions {lengths}: inputs and targets do "
+            "not belong together. A list of batches is a list of tuples, [(x,), (x,)]."
         )
     if not lengths[0]:
         raise ValueError(f"{name} must hold at least one datum, got none.")
