@@ -62,9 +62,9 @@ def largest_curvature(
     """
     from scipy.sparse.linalg import LinearOperator, eigsh
 
+    held = as_data(data, potential).held()
     points = as_particles(particles, potential, potential.num_params)
     check_positive("tolerance", tolerance)
-    held = as_data(data, potential).held()
     size = potential.num_params
     found = []
     for particle in points:

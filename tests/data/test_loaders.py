@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch.utils.data import (
 import particlevi as pvi
 from particlevi.data import as_data
 from particlevi.data.tensors import length_of
+from particlevi.typing import Batch
 
 F64 = torch.float64
 N = 33
@@ -340,3 +342,21 @@ def test_suggest_step_size_sees_the_noise_of_a_loader():
     assert found.gradient_noise > 0 and "batches of 10" in found.reason
     exact = pvi.suggest_step_size(mean_model(60), DataLoader(x, 60), verbose=False)
     assert exact.gradient_noise == 0
+
+
+def test_weights_survive_chunks_of_particles():
+    """Also under an estimator that repeats the batch for its composites."""
+    index = torch.arange(8).view(4, 2)
+    batch = Batch(X[index] + index, True, scale=torch.tensor(5.0, dtype=F64))
+    points = torch.arange(4.0, dtype=F64).view(4, 1)
+    for name in ("minibatch", "structured"):
+        found = []
+        for chunk_size in (None, 1):
+            potential = dataclasses.replace(mean_model(), chunk_size=chunk_size)
+            estimator = ESTIMATORS[name](potential)
+            state = estimator.init(points, GENERATOR)
+            noise = estimator.draw_noise(state, torch.Generator().manual_seed(0))
+            found.append(estimator(state, points, batch, noise).gradient)
+        exact = points + 5 * (2 * points - batch.data.sum(1, keepdim=True))
+        torch.testing.assert_close(found[0], exact)
+        torch.testing.assert_close(found[1], exact)
