@@ -226,7 +226,7 @@ class TensorData(Data):
 
     def whole(self) -> Batch:
         """The tensors themselves."""
-        return Batch(self.tensors, complete=True)
+        return Batch(self.tensors, law="all")
 
     def fingerprint(self) -> JSON:
         """Shapes, dtypes and checksums."""
