@@ -127,7 +127,7 @@ def test_halves_of_a_weighted_batch_average_to_the_batch():
     def estimate(part):
         return pvi.gradients.minibatch(potential)((), points, part, ())
 
-    halves = pvi.gradients.halves.in_halves(estimate, batch)
+    halves = pvi.gradients.halves.in_halves(estimate, batch, N)
     torch.testing.assert_close(halves.found.gradient, estimate(batch).gradient)
 
 
