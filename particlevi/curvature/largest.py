@@ -30,10 +30,10 @@ def _hessian_product(model: ModelPotential, point: Tensor, data: Any, chunk_size
                     if part is not None:
                         total.add_(part)
 
-        add(lambda leaf: -model.log_prior(leaf))
+        add(model.prior_energy)
         if model.log_likelihood_fn is not None:
             for batch in pieces(data, model.num_data or 0, chunk_size, point.device):
-                add(lambda leaf, batch=batch: -model.log_likelihood(leaf, batch).sum(1))
+                add(lambda leaf, batch=batch: model.data_energy(leaf, batch))
         return total.double().cpu().numpy().ravel()
 
     return product

@@ -43,6 +43,11 @@ def values_and_grads(terms: Sequence[tuple[Energy, Tensor, Batch | None]]) -> li
             *[particles for _, particles, _ in terms]
         )
         return [Gradient(*pair) for pair in zip(gradients, values, strict=True)]
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "torch.inference_mode() is on, and under it nothing has a gradient: leave it out around "
+            "samplers (torch.no_grad() does no harm)."
+        )
     points = [particles.detach().requires_grad_() for _, particles, _ in terms]
     with torch.enable_grad():
         values = [

@@ -51,7 +51,8 @@ def likelihood_gradient(
     """Gradient and value of ``-sum_n log p(x_n | theta)`` over all the data."""
 
     def energy(points: Tensor, batch: Batch | None) -> Tensor:
-        return -potential.log_likelihood(points, batch).sum(1)
+        assert batch is not None
+        return potential.data_energy(points, batch)
 
     gradient = torch.zeros_like(particles)
     value = particles.new_zeros(len(particles))
@@ -75,7 +76,7 @@ def full_gradient(
     """
 
     def energy(points: Tensor, batch: Batch | None) -> Tensor:
-        return -potential.log_prior(points)
+        return potential.prior_energy(points)
 
     prior = value_and_grad(energy, particles, None, potential.chunk_size)
     if potential.log_likelihood_fn is None:

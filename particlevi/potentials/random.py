@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 __all__ = ["draw_seed", "seeded"]
+
+_LOCK = threading.RLock()
+"""All threads share the global generators: one at a time seeds them and draws."""
 
 
 def draw_seed(generator: torch.Generator) -> int:
@@ -17,7 +21,10 @@ def draw_seed(generator: torch.Generator) -> int:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Torch's global generators seeded inside, and as they were afterwards."""
-    with torch.random.fork_rng():
+    """Torch's global generators seeded inside, and as they were afterwards.
+
+    One thread at a time is inside, so that what it draws depends on ``seed`` only.
+    """
+    with _LOCK, torch.random.fork_rng():
         torch.manual_seed(seed)
         yield

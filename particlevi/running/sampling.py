@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from particlevi._checks import check_finite, check_particles, check_positive_int, check_seed
+from particlevi._checks import check_positive_int, check_seed
 from particlevi.data.batches import is_tensors
 from particlevi.draws import Draws
 from particlevi.potentials.random import draw_seed
+from particlevi.potentials.starts import starting_points
 from particlevi.running.run import STATE_FILE, Run, Settings, identity
 from particlevi.schedules import as_schedule, describe, restore
 from particlevi.storage import checkpoint as files
@@ -45,7 +45,7 @@ def sample(
     step_size: float | Schedule,
     batch_size: int | None = None,
     num_particles: int | None = None,
-    initial: Tensor | str | None = None,
+    initial: Any = None,
     num_warmup: int = 0,
     num_draws: int = 1000,
     thin: int = 1,
@@ -76,9 +76,14 @@ def sample(
             ``DataLoader``, whose batches all particles share. Absent for a density without data.
         step_size: h, a number or a schedule; its meaning is the sampler's.
         batch_size: B; all data at every step if absent.
-        num_particles: P, unless ``initial`` is a tensor.
-        initial: starting points ``[P, D]``, or the name of a way to draw them: ``"module"``,
-            ``"prior"``, ``"current"``, as far as the potential has them.
+        num_particles: P, unless ``initial`` tells it.
+        initial: where particles start. By default those of a module start from its present weights
+            if it was trained, loaded or set by hand (the first exactly there, the others with 1 %
+            of noise), and each from a fresh initialisation otherwise; those of a Pyro model from
+            the prior. Or a name, ``"fresh"``, ``"current"``, ``"jittered"``, ``"prior"`` ..., as
+            far as the potential has it (``potential.starts.methods``); a tensor ``[P, D]``; a
+            ``state_dict`` (or values of Pyro's sites), or a list of them, one per particle; or
+            ``Draws``, whose chains are gone on with from their last draws.
         num_warmup: steps not kept.
         num_draws: T.
         thin: steps per draw.
@@ -153,7 +158,7 @@ def sample(
             "log-likelihood in torch operations (from_log_likelihood)."
         )
     seeds = _Seeds.of(int(seed))
-    start = _starting_points(potential, num_particles, initial, seeds.start)
+    start = starting_points(potential, num_particles, initial, seeds.start)
     settings = Settings(
         num_particles=len(start),
         num_warmup=int(num_warmup),
@@ -239,31 +244,6 @@ def resume(
         run = Run(sampler, data, settings, chosen, keep, folder)
         run.restore(tensors, meta)
         return run.loop(progress)
-
-
-def _starting_points(
-    potential: Any, num_particles: int | None, initial: Tensor | str | None, seed: int
-) -> Tensor:
-    if isinstance(initial, Tensor):
-        check_particles(initial, potential.num_params, "initial")
-        check_finite("initial", initial, "Choose finite starting points.")
-        if num_particles is not None and num_particles != len(initial):
-            raise ValueError(
-                f"initial holds {len(initial)} particles but num_particles is {num_particles}: "
-                "leave num_particles out."
-            )
-        return initial.detach().to(potential.device, potential.dtype)
-    if initial is not None and not isinstance(initial, str):
-        raise TypeError(
-            "initial must be a tensor [P, D] or the name of a way to draw starting points, "
-            f"got {type(initial).__name__}."
-        )
-    if num_particles is None:
-        raise ValueError("Give num_particles, or starting points initial [P, D].")
-    check_positive_int("num_particles", num_particles)
-    generator = torch.Generator().manual_seed(seed)
-    start: Tensor = potential.init(int(num_particles), generator, initial or "default")
-    return start
 
 
 def _check_storage_dtype(dtype: Any) -> None:

@@ -1057,7 +1057,7 @@ class TestInit:
                 pyro.sample("v", dist.Normal(mu, scale))
 
         potential = from_pyro(model)
-        assert list(potential.init_fns) == ["prior", "uniform"]
+        assert list(potential.starts.methods) == ["prior", "uniform"]
         count = 500
         z = potential.init(count, torch.Generator().manual_seed(0))
         assert z.shape == (count, 5) and z.dtype == torch.float64
@@ -1094,7 +1094,7 @@ class TestInit:
 
         potential = from_pyro(model)
         assert potential.layout.shapes == {"a": (), "b": (2, 2)}
-        assert list(potential.init_fns) == ["uniform"]
+        assert list(potential.starts.methods) == ["uniform"]
         assert potential.init(3).abs().max() < 2
 
     def test_infinite_coordinates_of_prior_draws_are_replaced(self):
