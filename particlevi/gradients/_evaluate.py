@@ -45,8 +45,8 @@ def values_and_grads(terms: Sequence[tuple[Energy, Tensor, Batch | None]]) -> li
         return [Gradient(*pair) for pair in zip(gradients, values, strict=True)]
     if torch.is_inference_mode_enabled():
         raise ValueError(
-            "torch.inference_mode() is on, and under it nothing has a gradient: leave it out around "
-            "samplers (torch.no_grad() does no harm)."
+            "torch.inference_mode() is on, and under it nothing has a gradient: use "
+            "torch.no_grad() instead, or neither."
         )
     points = [particles.detach().requires_grad_() for _, particles, _ in terms]
     with torch.enable_grad():

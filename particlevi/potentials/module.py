@@ -22,6 +22,7 @@ from particlevi.potentials.likelihoods import Likelihood, log_prob
 from particlevi.potentials.potential import Evaluation, ModelPotential, Outputs, Sites
 from particlevi.potentials.priors import PriorLike, check_prior, joint_prior
 from particlevi.potentials.probing import Habits, probe
+from particlevi.potentials.random import alone
 from particlevi.potentials.shells import Shells, shell_of
 from particlevi.potentials.vectorize import Vectorized
 from particlevi.typing import JSON, Batch
@@ -60,7 +61,7 @@ def from_module(
 
     Args:
         module: anything with plain parameters. Tied parameters appear once; parameters with
-            ``requires_grad=False`` stay fixed at their present values; buffers stay fixed.
+            ``requires_grad=False``, buffers and the padding rows of embeddings stay as they are.
         likelihood: the law of a target given the module's output.
         prior: one prior for all parameters, or one per name pattern.
         num_data: N, the number of data in the whole training set.
@@ -173,6 +174,7 @@ class _Forward:
         self.shells = Shells(module)
         self.traced = shell_of(module)
         self.habits: Habits | None = None
+        self.held = _padding_rows(module, layout)
         name = f"The module {type(module).__name__}"
         self.lifted = Vectorized(self.one, name, "different" if random else "error")
 
@@ -180,6 +182,9 @@ class _Forward:
         """Outputs ``[P, B, ...]``."""
         if self.habits is None and not torch.compiler.is_compiling() and _is_plain(particles):
             self.habits = self._probed(particles, batch)
+        if self.random and not torch.compiler.is_compiling():
+            with alone():
+                return self.lifted(particles, batch)
         return self.lifted(particles, batch)
 
     def one(self, particle: Tensor, inputs: Any) -> Tensor:
@@ -188,7 +193,19 @@ class _Forward:
         if self.habits is not None and self.habits.writes_inputs:
             inputs = pytree.tree_map(torch.clone, inputs)
         module = self.traced if torch.compiler.is_compiling() else self.shells.here()
-        return _run(module, weights, inputs)
+        return self.run(module, weights, inputs)
+
+    def run(self, module: nn.Module, weights: dict[str, Tensor], inputs: Any) -> Tensor:
+        """A copy of the module with these weights on these inputs."""
+        for name, (row, value) in self.held.items():
+            weight = weights[name]
+            held = torch.zeros(len(weight), 1, dtype=torch.bool, device=weight.device)
+            held[row] = True
+            weights = {**weights, name: torch.where(held, value.to(weight), weight)}
+        kwargs = dict(inputs[0]) if len(inputs) == 1 and isinstance(inputs[0], Mapping) else None
+        args = () if kwargs is not None else inputs
+        outputs: Tensor = torch.func.functional_call(module, weights, args, kwargs)
+        return outputs
 
     def _probed(self, particles: Tensor, batch: Batch) -> Habits | None:
         weights = self.layout.unravel(particles[0, : self.layout.num_params].detach())
@@ -200,14 +217,23 @@ class _Forward:
         if rows == 0 or not bool(torch.isfinite(particles[0]).all()):
             return None
         whole = self.whole_batches or rows == self.num_data
-        return probe(self.module, weights, inputs, _run, random=self.random, whole_batches=whole)
+        return probe(
+            self.module, weights, inputs, self.run, random=self.random, whole_batches=whole
+        )
 
 
-def _run(module: nn.Module, weights: dict[str, Tensor], inputs: Any) -> Tensor:
-    kwargs = dict(inputs[0]) if len(inputs) == 1 and isinstance(inputs[0], Mapping) else None
-    args = () if kwargs is not None else inputs
-    outputs: Tensor = torch.func.functional_call(module, weights, args, kwargs)
-    return outputs
+def _padding_rows(module: nn.Module, layout: Layout) -> dict[str, tuple[int, Tensor]]:
+    """The padding rows of embeddings, which have no gradient: number and present values."""
+    return {
+        f"{name}.weight".lstrip("."): (
+            layer.padding_idx,
+            layer.weight.detach()[layer.padding_idx].clone(),
+        )
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Embedding)
+        and layer.padding_idx is not None
+        and f"{name}.weight".lstrip(".") in layout.shapes
+    }
 
 
 def _is_plain(tensor: Tensor) -> bool:

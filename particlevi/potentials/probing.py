@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -99,7 +100,8 @@ def _probe(
     def once(points: dict[str, Tensor], data: Any = inputs) -> Tensor:
         return run(module, points, _clone(data))
 
-    with torch.enable_grad(), seeded(0):
+    with torch.enable_grad(), seeded(0), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         given = _clone(inputs)
         with torch.no_grad():
             first = run(module, weights, given)
@@ -203,8 +205,8 @@ def _check_gradient(
             grads = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
     if rerun.names:
         raise _RefusalError(
-            f"{rerun.names} run once more in the backward pass (activation checkpointing), where "
-            "the weights are not the particle's: switch checkpointing off, and bound memory by "
+            f"{rerun.names} run once more in the backward pass (activation checkpointing), "
+            "where the weights are not the particle's: switch checkpointing off, and bound memory by "
             "chunk_size= instead."
         )
     by_name = dict(zip(leaves, grads, strict=True))
@@ -232,10 +234,10 @@ def _check_gradient(
     if wrong(list(weights)):
         names = [name for name in weights if wrong([name])]
         raise _RefusalError(
-            f"The gradient of the module's outputs with respect to {names or list(weights)} is not "
-            "their derivative: something in forward is cut from it (torch.no_grad(), .detach(), "
-            ".data, .item()) or has a backward of its own. A frozen tensor is one with "
-            "requires_grad=False."
+            f"The gradient of the module's outputs with respect to {names or list(weights)} is "
+            "not their derivative: something in forward is cut from it (torch.no_grad(), .detach(),"
+            " .data, .item(), reentrant checkpointing) or has a backward of its own. To freeze a "
+            "tensor, set requires_grad=False."
         )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +10,7 @@ import torch
 from particlevi._checks import check_positive_int, check_seed
 from particlevi.data.batches import is_tensors
 from particlevi.draws import Draws
-from particlevi.potentials.random import draw_seed
+from particlevi.potentials.random import draw_seed, global_seed
 from particlevi.potentials.starts import starting_points
 from particlevi.running.run import STATE_FILE, Run, Settings, identity
 from particlevi.schedules import as_schedule, describe, restore
@@ -182,7 +180,7 @@ def sample(
         )
     if folder is not None and folder.exists() and not folder.is_dir():
         raise FileExistsError(f"checkpoint must be a folder, got the file {folder}.")
-    with torch.no_grad(), _global_seed(seeds.everything_else, potential.device):
+    with torch.no_grad(), global_seed(seeds.everything_else):
         run = Run(sampler, data, settings, schedule, keep, folder)
         run.start(start, seeds.noise, seeds.batches)
         check_before_run(sampler, start, data, run.source, schedule, run.num_steps)
@@ -240,7 +238,7 @@ def resume(
     settings = Settings(**meta["settings"])
     chosen = as_schedule("step_size", step_size) if step_size is not None else schedule
     assert chosen is not None
-    with torch.no_grad(), _global_seed(0, sampler.potential.device):
+    with torch.no_grad(), global_seed(0):
         run = Run(sampler, data, settings, chosen, keep, folder)
         run.restore(tensors, meta)
         return run.loop(progress)
@@ -252,11 +250,3 @@ def _check_storage_dtype(dtype: Any) -> None:
             f"storage_dtype must be a floating-point torch.dtype such as torch.bfloat16, "
             f"got {dtype!r}."
         )
-
-
-@contextmanager
-def _global_seed(seed: int, device: torch.device) -> Iterator[None]:
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        yield

@@ -157,8 +157,8 @@ def check_targets(likelihood: Likelihood, outputs: Tensor, targets: Any) -> None
     if mask is not None:
         if mask.dtype != torch.bool or mask.shape != targets.shape[: mask.ndim]:
             raise ValueError(
-                f"mask must be boolean, of shape {list(targets.shape)} or {list(targets.shape[:1])} "
-                f"and True where there is a value, got {mask.dtype} {list(mask.shape)}."
+                f"mask must be boolean, of shape {list(targets.shape)} or [{len(targets)}], True "
+                f"where there is a value, got {mask.dtype} {list(mask.shape)}."
             )
         mask = mask.reshape(*mask.shape, *(1,) * (targets.ndim - mask.ndim))
         targets = torch.where(mask, targets, torch.zeros_like(targets))
@@ -193,6 +193,7 @@ def no_parameters() -> dict[str, LikelihoodParameter]:
 
 
 def check_integers(targets: Tensor, upper: int | None, name: str) -> None:
+    """Targets are integers from 0 to ``upper``."""
     low, high = targets.min().item(), targets.max().item()
     whole = not targets.is_floating_point() or bool((targets == targets.round()).all())
     if low < 0 or (upper is not None and high > upper) or not whole:
