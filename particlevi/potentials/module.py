@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter
 from torch.utils import _pytree as pytree
@@ -182,6 +183,12 @@ class _Forward:
         """Outputs ``[P, B, ...]``."""
         if self.habits is None and not torch.compiler.is_compiling() and _is_plain(particles):
             self.habits = self._probed(particles, batch)
+        if self.habits is not None and self.habits.attends:
+            with sdpa_kernel(SDPBackend.MATH):
+                return self._lifted(particles, batch)
+        return self._lifted(particles, batch)
+
+    def _lifted(self, particles: Tensor, batch: Batch) -> Tensor:
         if self.random and not torch.compiler.is_compiling():
             with alone():
                 return self.lifted(particles, batch)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from particlevi.potentials.random import seeded
@@ -30,9 +31,11 @@ class Habits:
 
     Attributes:
         writes_inputs: the module changes its inputs in place.
+        attends: the module calls scaled dot-product attention, whose fused kernels do not lift.
     """
 
     writes_inputs: bool = False
+    attends: bool = False
 
 
 def probe(
@@ -103,11 +106,11 @@ def _probe(
     with torch.enable_grad(), seeded(0), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         given = _clone(inputs)
-        with torch.no_grad():
+        with torch.no_grad(), _Attention() as attention:
             first = run(module, weights, given)
         if not isinstance(first, Tensor) or not first.is_floating_point():
             return Habits()
-        habits = Habits(writes_inputs=not _same(given, inputs))
+        habits = Habits(writes_inputs=not _same(given, inputs), attends=attention.called)
         first = first.detach().clone()
         before = {name: buffer.clone() for name, buffer in module.named_buffers()}
         with torch.no_grad():
@@ -206,8 +209,8 @@ def _check_gradient(
     if rerun.names:
         raise _RefusalError(
             f"{rerun.names} run once more in the backward pass (activation checkpointing), "
-            "where the weights are not the particle's: switch checkpointing off, and bound memory by "
-            "chunk_size= instead."
+            "where the weights are not the particle's: switch checkpointing off, and bound memory "
+            "by chunk_size= instead."
         )
     by_name = dict(zip(leaves, grads, strict=True))
 
@@ -239,6 +242,19 @@ def _check_gradient(
             " .data, .item(), reentrant checkpointing) or has a backward of its own. To freeze a "
             "tensor, set requires_grad=False."
         )
+
+
+class _Attention(TorchFunctionMode):
+    """Whether attention was called."""
+
+    called = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        names = ("scaled_dot_product_attention", "multi_head_attention_forward")
+        self.called |= getattr(func, "__name__", "") in names
+        return func(*args, **(kwargs or {}))
 
 
 class _Reruns:

@@ -344,7 +344,8 @@ REFUSED = {
     "a buffer that counts": (lambda: Fn(counts, calls=torch.zeros(())), r"\['calls'\].*change"),
     "a running mean": (lambda: Fn(remembers, mean=torch.zeros(())), r"\['mean'\] of Fn change"),
     "functional dropout": (
-        lambda: Fn(lambda m, x: F.dropout(m.layer(x), 0.5)), "differ between two runs",
+        lambda: Fn(lambda m, x: F.dropout(m.layer(x), 0.5)),
+        "differ between two runs",
     ),
     "noise": (lambda: Fn(lambda m, x: m.layer(x + torch.randn_like(x))), "differ between two runs"),
     "detach": (lambda: Fn(detached), r"respect to \['layer.weight', 'layer.bias'\] is not"),
@@ -367,9 +368,10 @@ REFUSED = {
         "checkpointing",
     ),
     "normalised over the batch": (
-        lambda: Fn(lambda m, x: m.layer(x) - m.layer(x).mean(0)), "depends on the other data",
+        lambda: Fn(lambda m, x: m.layer(x) - m.layer(x).mean(0)),
+        "depends on the other data",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -424,7 +426,9 @@ def test_the_padding_row_of_an_embedding_stays_as_it_is():
     torch.testing.assert_close(found[0], torch.func.functional_call(net, weights, (x,)))
 
 
-@pytest.mark.parametrize("name", ["transformer", "attention", "lstm cell", "sparse embedding bag"])
+@pytest.mark.parametrize(
+    "name", ["transformer", "attention", "scaled dot product", "sparse embedding"]
+)
 def test_common_layers_are_vectorised(name):
     make, x = RIGHT[name]
     target = pvi.from_module(make(), pvi.Categorical(), pvi.Normal(1.0), num_data=50)
