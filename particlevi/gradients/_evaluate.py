@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from particlevi.potentials.arithmetic import pinned
 from particlevi.potentials.chunks import chunks
 from particlevi.typing import Batch, Gradient
 
@@ -49,7 +50,7 @@ def values_and_grads(terms: Sequence[tuple[Energy, Tensor, Batch | None]]) -> li
             "torch.no_grad() instead, or neither."
         )
     points = [particles.detach().requires_grad_() for _, particles, _ in terms]
-    with torch.enable_grad():
+    with torch.enable_grad(), pinned(points[0].device):
         values = [
             energy(part, batch) for part, (energy, _, batch) in zip(points, terms, strict=True)
         ]

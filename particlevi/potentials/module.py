@@ -244,8 +244,10 @@ def _padding_rows(module: nn.Module, layout: Layout) -> dict[str, tuple[int, Ten
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor has values to look at: not on the meta device, under no transform."""
-    return tensor.device.type != "meta" and torch._C._functorch.peek_interpreter_stack() is None
+    """Whether a tensor has values and gradients to look at: none on the meta device."""
+    if tensor.device.type == "meta" or torch.is_inference_mode_enabled():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is None
 
 
 def _check_trainable(module: nn.Module, trainable: Mapping[str, Tensor]) -> Tensor:

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from particlevi._checks import check_positive_int
-from particlevi.potentials._pyro_terms import Sites, num_rows, sort_terms, subsampling
+from particlevi.potentials._pyro_terms import (
+    Sites,
+    check_complete,
+    num_rows,
+    sort_terms,
+    subsampling,
+)
 from particlevi.potentials._pyro_values import Rule, at_values, bijection, from_prior, uniform
 from particlevi.potentials.layout import Layout
 from particlevi.potentials.potential import Evaluation, ModelPotential
@@ -58,11 +64,12 @@ def from_pyro(
       same for every batch. For that reason it is evaluated on one row of ``example_batch``, which
       is cheap, or on all of it if the model does not run on one.
 
-    What can be neither is refused: latent variables with one value per datum, and terms that
-    depend on the data without a dimension for them. Such a model has a density of the full data
-    only, which is ``from_pyro(functools.partial(model, *data))``, without a batch. What is what is
-    found out by running the model on variants of ``example_batch``, so that its values should be
-    realistic.
+    A model with latent variables that have one value per datum takes all the data at every step, in
+    one order: ``example_batch`` must hold them all, and ``sample`` gets no ``batch_size``. Terms
+    that depend on the data without a dimension for them are refused; such a model has a density of
+    the full data only, which is ``from_pyro(functools.partial(model, *data))``, without a batch.
+    What is what is found out by running the model on variants of ``example_batch``, so that its
+    values should be realistic.
 
     The model runs under ``vmap``, or in a loop over particles if it cannot; under a lock; without
     Pyro's validation; and not under ``torch.compile``. ``pyro.param`` and ``nn.Parameter`` without
@@ -120,6 +127,12 @@ def from_pyro(
         with _runtime(scoped=bool(adapter.params)):
             return function(particles, batch)
 
+    def likelihood(particles: Tensor, batch: Batch) -> Tensor:
+        if adapter.terms.local:
+            check_complete(batch, adapter.prior_data, adapter.terms.local)
+        values: Tensor = evaluate(log_likelihood, particles, batch)
+        return values
+
     def constrain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         particles = adapter.layout.ravel(tensors)
         parts = torch.split(particles, chunk_size or len(particles))
@@ -129,9 +142,7 @@ def from_pyro(
         layout=adapter.layout,
         num_data=adapter.num_data,
         log_prior_fn=lambda particles: evaluate(log_prior, particles),
-        log_likelihood_fn=None
-        if example_batch is None
-        else lambda particles, batch: evaluate(log_likelihood, particles, batch),
+        log_likelihood_fn=None if example_batch is None else likelihood,
         starts=adapter.starts(),
         device=adapter.device,
         dtype=adapter.dtype,
@@ -222,7 +233,8 @@ class _Adapter:
         self.prior_data = example
         self.names = set(sites)
         look = functools.partial(self.look, particle=self.layout.ravel(points))
-        self.terms = sort_terms(self.name, list(points), example, rows, look)
+        complete = rows == self.num_data
+        self.terms = sort_terms(self.name, list(points), example, rows, look, complete)
         self.prior_data = self.terms.prior_data
         self.fingerprint["observed"] = self.terms.observed
         shown = self.terms.shown.items()

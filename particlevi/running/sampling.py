@@ -10,6 +10,7 @@ import torch
 from particlevi._checks import check_positive_int, check_seed
 from particlevi.data.batches import is_tensors
 from particlevi.draws import Draws
+from particlevi.potentials.arithmetic import pinned
 from particlevi.potentials.random import draw_seed, global_seed
 from particlevi.potentials.starts import starting_points
 from particlevi.running.run import STATE_FILE, Run, Settings, identity
@@ -180,7 +181,7 @@ def sample(
         )
     if folder is not None and folder.exists() and not folder.is_dir():
         raise FileExistsError(f"checkpoint must be a folder, got the file {folder}.")
-    with torch.no_grad(), global_seed(seeds.everything_else):
+    with torch.no_grad(), global_seed(seeds.everything_else), pinned(potential.device):
         run = Run(sampler, data, settings, schedule, keep, folder)
         run.start(start, seeds.noise, seeds.batches)
         check_before_run(sampler, start, data, run.source, schedule, run.num_steps)
@@ -238,7 +239,7 @@ def resume(
     settings = Settings(**meta["settings"])
     chosen = as_schedule("step_size", step_size) if step_size is not None else schedule
     assert chosen is not None
-    with torch.no_grad(), global_seed(0):
+    with torch.no_grad(), global_seed(0), pinned(sampler.potential.device):
         run = Run(sampler, data, settings, chosen, keep, folder)
         run.restore(tensors, meta)
         return run.loop(progress)
