@@ -354,7 +354,7 @@ def _hits(own: _Predictive, targets: Tensor) -> Tensor:
 
 
 def _ess(draws: Draws, inputs: Any, num_probes: int) -> float | None:
-    if draws.interacting or draws.particles.shape[1] < 4 or draws.attrs.get("sampler") == "swag":
+    if draws.particles.shape[1] < 4 or draws.facts.kind != "chains":
         return None
     probe = pytree.tree_map(lambda leaf: leaf[:num_probes], inputs)
     return float(torch.from_numpy(draws.ess(of="predictions", inputs=probe)).nanmedian())

@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from particlevi._checks import check_positive_int, check_seed, is_number
 from particlevi.data.batches import as_tensors
+from particlevi.diagnostics.outputs import as_inputs
+from particlevi.drawset import DrawSet
 from particlevi.potentials.potential import ModelPotential
 from particlevi.typing import Batch
 
-__all__ = ["Prediction", "draw_sites", "predict_outputs", "predict_sites"]
+__all__ = ["Prediction", "draw_sites", "predict"]
 
 _MIN_TARGETS = 1000
 
@@ -49,7 +52,39 @@ class Prediction:
         yield self.std
 
 
-def predict_outputs(
+def predict(
+    draws: DrawSet,
+    inputs: Any,
+    *,
+    quantiles: tuple[float, ...] = (),
+    thin: int = 1,
+    chunk_size: int = 64,
+    batch_size: int = 1024,
+    seed: int = 0,
+) -> Prediction:
+    """The posterior predictive at some inputs; see ``Draws.predict``."""
+    model = draws.model()
+    check_positive_int("chunk_size", chunk_size)
+    check_positive_int("batch_size", batch_size)
+    check_seed("seed", seed)
+    for each in quantiles:
+        if not is_number(each) or not 0 <= each <= 1:
+            raise ValueError(f"quantiles must be numbers in [0, 1], got {quantiles!r}.")
+    flat = draws.parameters(thin)
+    if model.predictive_fn is not None:
+        return _predict_sites(model, flat, inputs, quantiles, int(seed))
+    if model.likelihood is None:
+        raise ValueError(
+            "Predictions need a potential made from a module or a Pyro model; draws of a "
+            "density are in .particles."
+        )
+    batch = as_inputs(inputs, model)
+    return _predict_outputs(
+        model, flat, batch, quantiles, int(chunk_size), int(batch_size), int(seed)
+    )
+
+
+def _predict_outputs(
     model: ModelPotential,
     flat: Tensor,
     batch: Batch,
@@ -95,8 +130,8 @@ def _summary(
         particles = part.to(model.device, model.dtype)
         with torch.no_grad():
             outputs = model.outputs(particles, batch)
-        own = {k: v.double() for k, v in model.likelihood_parameters(particles).items()}
-        law = model.likelihood.distribution(outputs.double(), own)
+        scales = {k: v.double() for k, v in model.likelihood_parameters(particles).items()}
+        law = model.likelihood.distribution(outputs.double(), scales)
         center = law.probs if probabilities else law.mean
         reference = center.mean(0) if reference is None else reference
         mean = mean + (center - reference).sum(0)
@@ -122,11 +157,11 @@ def _summary(
 
 
 def _quantiles(targets: Tensor, quantiles: tuple[float, ...], dtype: torch.dtype) -> Tensor:
-    found = np.quantile(targets.double().cpu().numpy(), quantiles, axis=0)
-    return torch.from_numpy(found).to(targets.device, dtype)
+    values = np.quantile(targets.double().cpu().numpy(), quantiles, axis=0)
+    return torch.from_numpy(values).to(targets.device, dtype)
 
 
-def predict_sites(
+def _predict_sites(
     model: ModelPotential, flat: Tensor, args: Any, quantiles: tuple[float, ...], seed: int
 ) -> Prediction:
     """From targets that the model draws itself, at least a thousand, for draws ``flat [S, D]``.
@@ -135,14 +170,14 @@ def predict_sites(
         ValueError: several observed sites, or one of class numbers, which have no mean.
     """
     each = math.ceil(_MIN_TARGETS / len(flat))
-    found = draw_sites(model, flat.repeat(each, 1), args, seed)
+    sites = draw_sites(model, flat.repeat(each, 1), args, seed)
     how = "potential.predictive_fn(potential.constrain(draws.flat()), inputs, seed=0)"
-    if len(found) != 1:
+    if len(sites) != 1:
         raise ValueError(
-            f"The model has the observed sites {list(found)}, and predict() summarises one. Draws "
+            f"The model has the observed sites {list(sites)}, and predict() summarises one. Draws "
             f"of all of them: {how}, or to_arviz(posterior_predictive=True)."
         )
-    ((name, targets),) = found.items()
+    ((name, targets),) = sites.items()
     if not targets.is_floating_point():
         raise ValueError(
             f"Site {name!r} has integer targets, class numbers whose mean says nothing. Count "

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_nonnegative
-from particlevi.data.batches import BatchSource, as_source, fingerprint
+from particlevi.data.batches import BatchSource, NoData, as_source, fingerprint
 from particlevi.draws import Draws
 from particlevi.errors import DivergenceError
 from particlevi.potentials.chunks import chunks
@@ -30,7 +30,7 @@ from particlevi.running.monitor import (
 from particlevi.schedules import describe
 from particlevi.storage import checkpoint as files
 from particlevi.storage.recording import Recorder, Storage, check_memory, describe_keep
-from particlevi.typing import Controls, Progress, Sampler, SamplerState, Schedule
+from particlevi.typing import Controls, Grouped, Progress, Sampler, SamplerState, Schedule
 
 __all__ = ["STATE_FILE", "Run", "Settings", "identity"]
 
@@ -332,8 +332,12 @@ class Run:
         self.watch.diverged = {chain: step for chain, step in lost.items() if chain not in new}
         return dataclasses.replace(self._draws(), diverged=lost)
 
+    def _gradients(self) -> float:
+        """Of the potential, on a batch each, over all particles and steps."""
+        return float(self.settings.num_particles * self.step * self.sampler.gradients_per_step)
+
     def _draws(self) -> Draws:
-        lost = self.watch.diverged
+        lost, estimator = self.watch.diverged, self.sampler.estimator
         alive = [c for c in range(self.settings.num_particles) if c not in lost]
         warm = min(self._num_warmup_draws(), self.storage.count)
         stop = self.storage.count
@@ -354,12 +358,16 @@ class Run:
             chains=alive,
             diverged=dict(lost),
             interrupted=self.interrupted,
-            interacting=self.sampler.interacting,
+            minibatch=not isinstance(self.source, NoData),
             seconds=self.seconds,
             num_steps=self.step,
             coordinates=None if self.recorder.columns is None else self.recorder.columns.cpu(),
             output_shape=self.recorder.output_shape if self.recorder.inputs is not None else None,
             shapes=dict(self.potential.layout.shapes),
+            facts=self.sampler.facts,
+            gradients=self._gradients(),
+            groups=estimator.groups if isinstance(estimator, Grouped) else None,
+            pooled=isinstance(estimator, Grouped) and estimator.pooled,
             attrs={
                 "sampler": self.sampler.name,
                 **self.identity["sampler"],

@@ -19,6 +19,7 @@ from particlevi.typing import (
     JSON,
     Batch,
     Controls,
+    Facts,
     Gradient,
     Progress,
     Requirements,
@@ -136,6 +137,7 @@ def assemble(
     gradients: int = 1,
     max_step_size: Callable[[float], float] | None = None,
     warning: Callable[[Any, Controls], str | None] | None = None,
+    facts: Facts | None = None,
 ) -> Sampler:
     """A sampler from its transition; the estimator's state and noise are threaded through.
 
@@ -158,6 +160,7 @@ def assemble(
         gradients: how often a step evaluates the estimate.
         max_step_size: as in ``Sampler``.
         warning: as in ``Sampler``.
+        facts: as in ``Sampler``; chains or, if particles interact, their last states, if absent.
     """
     estimator = as_estimator(target)
     scheduled = {key: as_schedule(key, value) for key, value in (schedules or {}).items()}
@@ -234,4 +237,5 @@ def assemble(
         gradients_per_step=gradients * estimator.gradients,
         max_step_size=max_step_size,
         warning=warning,
+        facts=facts or Facts(kind="particles" if interacting else "chains"),
     )

@@ -40,7 +40,7 @@ from particlevi.samplers._assemble import (
     gaussian,
     momenta,
 )
-from particlevi.typing import Controls, Gradient, Sampler, Schedule
+from particlevi.typing import Controls, Facts, Gradient, Sampler, Schedule
 
 __all__ = ["Memory", "baoab", "move"]
 
@@ -116,4 +116,5 @@ def baoab(target: Target, friction: float = 1.0, temperature: float | Schedule =
         memory=memory,
         noise=gaussian,
         max_step_size=lambda curvature: 2 / curvature**0.5,
+        facts=Facts(kinetic="leapfrog"),
     )

@@ -38,7 +38,7 @@ from particlevi.samplers._assemble import (
     configurational_temperature,
     standard_normal,
 )
-from particlevi.typing import Controls, Sampler, SamplerState
+from particlevi.typing import Controls, Facts, Sampler, SamplerState
 
 __all__ = ["Info", "Memory", "parallel_tempering"]
 
@@ -179,4 +179,5 @@ def parallel_tempering(
         memory=memory,
         noise=noise,
         max_step_size=lambda curvature: 2 / curvature**0.5,
+        facts=Facts(kinetic="leapfrog"),
     )

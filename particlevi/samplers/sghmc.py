@@ -37,7 +37,7 @@ and Matthews, "Rational construction of stochastic numerical methods for molecul
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ from particlevi.samplers._assemble import (
     momenta,
 )
 from particlevi.samplers._noise import Average, Noise
-from particlevi.typing import Controls, Sampler, Schedule
+from particlevi.typing import Controls, Facts, Sampler, Schedule
 
 __all__ = ["Memory", "sghmc"]
 
@@ -154,6 +154,10 @@ def sghmc(
         spread = friction**2 - 4 * curvature
         return (friction - math.sqrt(max(spread, 0.0))) / curvature
 
+    kinetic: Literal["target", "below", "above"] = "below" if known.present else "target"
+    if integrator != "baoa":
+        kinetic = "above"
+
     return assemble(
         "sghmc",
         target,
@@ -169,4 +173,5 @@ def sghmc(
         halves=known.online,
         max_step_size=max_step_size,
         warning=known.warning(compensable),
+        facts=Facts(kinetic=kinetic),
     )

@@ -220,7 +220,8 @@ def test_bad_input():
         pvi.compare({"a": draws}, data)
     with pytest.raises(ValueError, match="reference"):
         pvi.compare({"a": draws, "b": draws}, data, reference="c")
-    other = pvi.from_module(torch.nn.Linear(2, 1), pvi.Gaussian(0.1), pvi.Normal(1.0), num_data=N)
+    net = torch.nn.Linear(2, 1, bias=False)
+    other = pvi.from_module(net, pvi.Gaussian(0.1), pvi.Normal(1.0), num_data=N)
     with pytest.raises(ValueError, match="different potentials"):
         pvi.compare({"a": draws, "b": dataclasses.replace(draws, potential=other)}, data)
     with pytest.raises(ValueError, match="without potential"):
