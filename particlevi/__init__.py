@@ -18,11 +18,14 @@ from particlevi.running.sampling import resume, sample
 from particlevi.samplers.baoab import baoab
 from particlevi.samplers.hmc import hmc
 from particlevi.samplers.leimkuhler_matthews import leimkuhler_matthews
+from particlevi.samplers.mams import mams
+from particlevi.samplers.mclmc import mclmc
 from particlevi.samplers.nvgd import nvgd
 from particlevi.samplers.obabo import obabo
 from particlevi.samplers.parallel_tempering import parallel_tempering
 from particlevi.samplers.psghmc import psghmc
 from particlevi.samplers.psgld import psgld
+from particlevi.samplers.randomized_hmc import randomized_hmc
 from particlevi.samplers.repulsive_langevin import repulsive_langevin
 from particlevi.samplers.sgd import sgd
 from particlevi.samplers.sghmc import sghmc
@@ -66,6 +69,8 @@ __all__ = [
     "kernels",
     "leimkuhler_matthews",
     "load",
+    "mams",
+    "mclmc",
     "message_passing_svgd",
     "noise",
     "nvgd",
@@ -76,6 +81,7 @@ __all__ = [
     "plots",
     "psghmc",
     "psgld",
+    "randomized_hmc",
     "repulsive_langevin",
     "resume",
     "sample",

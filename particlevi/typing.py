@@ -52,10 +52,14 @@ class Batch(NamedTuple):
         data: a tensor, or a tuple, list or dict of them. Leaves are ``[P, B, ...]`` when every
             particle has its own minibatch, ``[B, ...]`` when all share one.
         per_particle: which of the two.
+        scale: the weight of the batch's log-likelihood, 0-d; N/B if absent.
+        complete: whether these are all the data, each once, so that the energy is exact.
     """
 
     data: Any
     per_particle: bool = False
+    scale: Tensor | None = None
+    complete: bool = False
 
 
 @runtime_checkable

@@ -91,6 +91,12 @@ SAMPLERS = {
     "obabo": SamplerCase(pvi.obabo, 1e-2),
     "obabo_metropolis": SamplerCase(pvi.obabo, 1e-2, {"metropolis_every": 2}, all_data=True),
     "hmc": SamplerCase(pvi.hmc, 1e-2, {"num_leapfrog": 3}, all_data=True),
+    "mclmc": SamplerCase(pvi.mclmc, 1e-2),
+    "mclmc_leapfrog": SamplerCase(pvi.mclmc, 1e-2, {"integrator": "leapfrog"}),
+    "mams": SamplerCase(pvi.mams, 1e-2, {"trajectory_length": 2e-2}, all_data=True),
+    "randomized_hmc": SamplerCase(
+        pvi.randomized_hmc, 1e-2, {"trajectory_length": 2e-2}, all_data=True
+    ),
     "sgnht": SamplerCase(pvi.sgnht, 1e-2),
     "psghmc": SamplerCase(pvi.psghmc, 1e-2, {"update_every": 2}),
     "parallel_tempering": SamplerCase(

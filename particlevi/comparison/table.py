@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from particlevi._checks import check_choice, check_positive_int
-from particlevi.data.batches import as_tensors
+from particlevi.data.tensors import as_tensors
 from particlevi.diagnostics.calibration import calibration_error
 from particlevi.draws import Draws
 from particlevi.gradients._evaluate import value_and_grad

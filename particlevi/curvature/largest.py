@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_particles, check_positive
-from particlevi.gradients.full import pieces, whole
+from particlevi._checks import check_positive
+from particlevi.data import Data, as_data, as_particles
 from particlevi.potentials.potential import ModelPotential
 
 __all__ = ["largest_curvature"]
 
 
-def _hessian_product(model: ModelPotential, point: Tensor, data: Any, chunk_size: int) -> Any:
+def _hessian_product(model: ModelPotential, point: Tensor, data: Data, chunk_size: int) -> Any:
     def product(vector: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         direction = torch.as_tensor(vector, dtype=point.dtype, device=point.device).view(1, -1)
         total = torch.zeros_like(point)
@@ -31,9 +31,8 @@ def _hessian_product(model: ModelPotential, point: Tensor, data: Any, chunk_size
                         total.add_(part)
 
         add(lambda leaf: -model.log_prior(leaf))
-        if model.log_likelihood_fn is not None:
-            for batch in pieces(data, model.num_data or 0, chunk_size, point.device):
-                add(lambda leaf, batch=batch: -model.log_likelihood(leaf, batch).sum(1))
+        for batch in data.chunks(chunk_size):
+            add(lambda leaf, batch=batch: -model.log_likelihood(leaf, batch).sum(1))
         return total.double().cpu().numpy().ravel()
 
     return product
@@ -63,13 +62,13 @@ def largest_curvature(
     """
     from scipy.sparse.linalg import LinearOperator, eigsh
 
-    check_particles(particles, potential.num_params)
+    points = as_particles(particles, potential, potential.num_params)
     check_positive("tolerance", tolerance)
-    tensors = whole(data, potential)
+    held = as_data(data, potential).held()
     size = potential.num_params
     found = []
-    for particle in particles.to(potential.device, potential.dtype):
-        product = _hessian_product(potential, particle.view(1, -1), tensors, chunk_size)
+    for particle in points:
+        product = _hessian_product(potential, particle.view(1, -1), held, chunk_size)
         if size <= 3:
             dense = np.stack([product(column) for column in np.eye(size)])
             found.append(float(np.linalg.eigvalsh(0.5 * (dense + dense.T)).max()))

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from particlevi.data import as_data
+from particlevi.data.tensors import is_tensors
 from particlevi.diagnostics import arviz, outputs
 from particlevi.diagnostics.predictive import draw_sites
 from particlevi.drawset import DrawSet
@@ -33,6 +35,8 @@ def to_arviz(
         raise ValueError(
             "log_likelihood and posterior_predictive need the data: to_arviz(data=(x, y), ...)."
         )
+    if data is not None and model is not None and not is_tensors(data):
+        data = as_data(data, model, complete=False).whole().data
     last = draws.facts.kind == "particles"
     groups = {
         "posterior": _quantities(draws, draws.particles),
@@ -114,9 +118,13 @@ def _target_name(draws: DrawSet) -> str:
 def _observed(draws: DrawSet, data: Any) -> dict[str, np.ndarray[Any, Any]]:
     """The targets of a module, or the arguments of a Pyro model that are its observations."""
     if "observed" not in draws.fingerprint:
-        return {"y": np.asarray(pytree.tree_leaves(data)[-1])}
+        return {"y": _plain(pytree.tree_leaves(data)[-1])}
     places, given = draws.fingerprint["observed"], arguments(data)
-    return {name: np.asarray(given[place]) for name, place in places.items() if place in given}
+    return {name: _plain(given[place]) for name, place in places.items() if place in given}
+
+
+def _plain(values: Any) -> np.ndarray[Any, Any]:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
 def _targets(draws: DrawSet, data: Any, seed: int) -> dict[str, np.ndarray[Any, Any]]:

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from particlevi._checks import check_positive_int
-from particlevi.data.batches import as_tensors
+from particlevi.data import as_data, place
+from particlevi.data.tensors import as_tensors
 from particlevi.drawset import DrawSet
 from particlevi.potentials.potential import ModelPotential
 from particlevi.typing import Batch
@@ -21,8 +21,7 @@ __all__ = ["as_inputs", "constrained", "log_likelihood", "log_predictive_density
 def as_inputs(inputs: Any, model: ModelPotential) -> Batch:
     """One tensor of inputs, or a tuple of them, as a batch where the model is."""
     parts = inputs if isinstance(inputs, tuple) else (inputs,)
-    tensors = as_tensors(parts, model, "inputs")
-    return Batch(pytree.tree_map(lambda leaf: leaf.to(model.device), tensors))
+    return Batch(place(as_tensors(parts, model, "inputs"), model))
 
 
 def constrained(draws: DrawSet) -> dict[str, Tensor]:
@@ -64,7 +63,8 @@ def log_likelihood(
 
     Args:
         draws: with all parameters kept.
-        data: as given to ``sample``; other data of the same structure for held-out scores.
+        data: as given to ``sample``, a loader too; other data of the same structure for scores on
+            held-out data.
         thin: use every ``thin``-th draw.
         chunk_size: draws evaluated at once.
         batch_size: data evaluated at once.
@@ -73,25 +73,19 @@ def log_likelihood(
     check_positive_int("chunk_size", chunk_size)
     check_positive_int("batch_size", batch_size)
     flat = draws.parameters(thin)
-    data = as_tensors(data, model)
-    first = pytree.tree_map(lambda leaf: leaf[:1].to(model.device), data)
-    with torch.no_grad():
-        one = flat[:1].to(model.device, model.dtype)
-        model.target_check(one, Batch(first))(data)
-    length = len(pytree.tree_leaves(data)[0])
+    checked = as_data(data, model, complete=False)
     columns = []
     with torch.no_grad():
-        for start in range(0, length, int(batch_size)):
-            piece = pytree.tree_map(
-                lambda leaf, a=start: leaf[a : a + int(batch_size)].to(model.device), data
-            )
+        for batch in checked.chunks(int(batch_size)):
+            one = flat[:1].to(model.device, model.dtype)
+            model.target_check(one, batch)(batch.data)
             rows = [
-                model.log_likelihood(part.to(model.device, model.dtype), Batch(piece))
+                model.log_likelihood(part.to(model.device, model.dtype), batch)
                 for part in flat.split(int(chunk_size))
             ]
             columns.append(torch.cat(rows))
     values = torch.cat(columns, dim=1)
-    return values.reshape(len(draws), -1, length)
+    return values.reshape(len(draws), -1, values.shape[1])
 
 
 def log_predictive_density(

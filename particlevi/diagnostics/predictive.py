@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from particlevi._checks import check_positive_int, check_seed, is_number
-from particlevi.data.batches import as_tensors
+from particlevi.data.tensors import as_tensors
 from particlevi.diagnostics.outputs import as_inputs
 from particlevi.drawset import DrawSet
 from particlevi.potentials.potential import ModelPotential

@@ -28,9 +28,10 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_fraction, check_positive, check_positive_int
+from particlevi.data import as_data
 from particlevi.diagnostics import arviz
 from particlevi.drawset import DrawSet
-from particlevi.gradients.full import full_gradient, whole
+from particlevi.gradients.full import full_gradient
 
 __all__ = [
     "Temperature",
@@ -140,10 +141,10 @@ def slopes(
         )
     model = draws.model()
     draws.check_complete()
-    data = whole(data, model)
+    checked = as_data(data, model)
     kept = draws.particles[:, ::thin].to(model.device, model.dtype)
     parts = kept.flatten(0, 1).split(chunk_size)
-    gradients = [full_gradient(model, part, data, batch_size).gradient for part in parts]
+    gradients = [full_gradient(model, part, checked, batch_size).gradient for part in parts]
     return kept, torch.cat(gradients).view(kept.shape)
 
 

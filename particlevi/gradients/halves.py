@@ -28,10 +28,8 @@ class Halves(NamedTuple):
     variance: Tensor
 
 
-def in_halves(
-    estimate: Callable[[Batch | None], Gradient], batch: Batch | None, num_data: int | None
-) -> Halves:
-    """The estimate on a batch and its variance, which is 0 without data and on all of them.
+def in_halves(estimate: Callable[[Batch | None], Gradient], batch: Batch | None) -> Halves:
+    """The estimate on a batch and its variance, which is 0 without data and on a complete batch.
 
     It sees the noise of the batch, not that of masks or other random numbers of the estimator,
     which both halves share.
@@ -41,7 +39,7 @@ def in_halves(
     """
     axis = 1 if batch is not None and batch.per_particle else 0
     size = 0 if batch is None else pytree.tree_leaves(batch.data)[0].shape[axis]
-    if batch is None or (size == num_data and not batch.per_particle):
+    if batch is None or batch.complete:
         found = estimate(batch)
         return Halves(found, found.gradient.new_zeros(found.gradient.shape))
     if size < 2:
@@ -53,7 +51,8 @@ def in_halves(
 
     def part(start: int, stop: int) -> Gradient:
         data = pytree.tree_map(lambda leaf: leaf.narrow(axis, start, stop - start), batch.data)
-        return estimate(Batch(data, batch.per_particle))
+        scale = None if batch.scale is None else batch.scale * (size / (stop - start))
+        return estimate(Batch(data, batch.per_particle, scale))
 
     first, second = part(0, cut), part(cut, size)
     share = cut / size

@@ -154,8 +154,9 @@ class _SelfAveraged(ABC):
 
     def _likelihood_energy(self, particles: Tensor, batch: Batch | None) -> Tensor:
         values: Tensor = self.potential.log_likelihood(particles, batch)
-        scale: float = self.potential.scale(values.shape[1])
-        return -scale * values.sum(1)
+        scale = self.potential.scale(values.shape[1], batch)
+        energy: Tensor = -scale * values.sum(1)
+        return energy
 
     def _prior_energy(self, particles: Tensor, batch: Batch | None) -> Tensor:
         values: Tensor = self.potential.log_prior(particles)
@@ -199,7 +200,7 @@ def _repeated(batch: Batch | None, times: int) -> Batch | None:
     def repeat(leaf: Tensor) -> Tensor:
         return leaf.unsqueeze(1).expand(-1, times, *leaf.shape[1:]).flatten(0, 1)
 
-    return Batch(pytree.tree_map(repeat, batch.data), True)
+    return batch._replace(data=pytree.tree_map(repeat, batch.data))
 
 
 class structured(_SelfAveraged):

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from particlevi._checks import check_finite, check_positive_int
 from particlevi.noise.persample import PerSample, of_module, of_potential
-from particlevi.noise.scalings import batch_factor
+from particlevi.noise.scalings import Batching, batch_factor
 from particlevi.noise.spectrum import Spectrum, covariance_spectrum, gram_spectrum, top_spectrum
 from particlevi.potentials.layout import Layout
 from particlevi.potentials.potential import ModelPotential
@@ -107,9 +107,9 @@ class GradientNoise:
         samples = self.samples.restrict(self.position, columns, Layout(shapes))
         return replace(self, samples=samples, position=self.position[columns])
 
-    def batch_factor(self, batch_size: int, replacement: bool = True) -> float:
+    def batch_factor(self, batch_size: int, batching: Batching = "replacement") -> float:
         """What ``C`` is multiplied with to give the covariance of a batch's mean gradient."""
-        return batch_factor(batch_size, self.num_data, replacement)
+        return batch_factor(batch_size, self.num_data, batching)
 
     @property
     def _rows_size(self) -> int:
@@ -150,12 +150,12 @@ class GradientNoise:
 
     def slopes(self, vector: Tensor) -> Tensor:
         """``g_k . v`` for every datum ``[N]``, by one forward-mode pass over the data."""
-        direction = vector.to(self.position)
-        if direction.shape != self.position.shape:
+        if not isinstance(vector, Tensor) or vector.shape != self.position.shape:
+            got = list(vector.shape) if isinstance(vector, Tensor) else type(vector).__name__
             raise ValueError(
-                f"A vector has shape [{self.num_params}], got {list(direction.shape)}; matmat "
-                "takes columns."
+                f"A vector has shape [{self.num_params}], got {got}; matmat takes columns."
             )
+        direction = vector.to(self.position)
         parts = []
         for start, stop in self._ranges(self._pass_size, "forward mode"):
             losses = partial(self.samples.losses, start=start, stop=stop)
@@ -173,7 +173,16 @@ class GradientNoise:
         return (total / self.num_data).to(self.position.dtype)
 
     def matmat(self, vectors: Tensor, centered: bool = True) -> Tensor:
-        """``C V [D, K]`` for columns ``V [D, K]``; one pass of per-sample gradients for all."""
+        """``C V [D, K]`` for columns ``V [D, K]``; one pass of per-sample gradients for all.
+
+        In the dtype and on the device of the position, whatever those of the columns are.
+        """
+        if not isinstance(vectors, Tensor) or vectors.ndim != 2 or len(vectors) != self.num_params:
+            got = list(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
+            raise ValueError(
+                f"vectors must be columns [{self.num_params}, K], got {got}; matvec takes one."
+            )
+        vectors = vectors.to(self.position)
         total = torch.zeros_like(vectors)
         mean = self.gradient if centered else torch.zeros_like(self.position)
         for rows in self.per_sample():

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from particlevi._checks import check_choice, check_finite
-from particlevi.data.batches import as_tensors
+from particlevi.data.tensors import as_tensors
 from particlevi.potentials.layout import Layout
 from particlevi.potentials.potential import ModelPotential
 from particlevi.potentials.random import seeded

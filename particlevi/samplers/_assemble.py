@@ -187,7 +187,7 @@ def assemble(
                 return estimator(state.estimator, particles, part, masks)
 
             if halves:
-                return in_halves(estimate, batch, estimator.potential.num_data)
+                return in_halves(estimate, batch)
             return estimate(batch)
 
         metric = Metric.of(controls)

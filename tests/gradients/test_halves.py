@@ -31,7 +31,7 @@ def on(index, model=MODEL):
     def estimate(part):
         return estimator((), theta, part, ())
 
-    return in_halves(estimate, batch, N), estimate(batch)
+    return in_halves(estimate, batch), estimate(batch)
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
@@ -55,11 +55,13 @@ def test_too_large_by_a_known_factor_over_all_subsets(size):
 def test_no_noise_without_data_and_on_all_of_them():
     theta = torch.zeros(3, 2, dtype=torch.float64)
     estimator = pvi.gradients.minibatch(MODEL)
-    found, variance = in_halves(lambda part: estimator((), theta, part, ()), Batch(X), N)
+    found, variance = in_halves(
+        lambda part: estimator((), theta, part, ()), Batch(X, complete=True)
+    )
     assert variance.shape == theta.shape and not variance.any()
     assert torch.equal(found.gradient, estimator((), theta, Batch(X), ()).gradient)
     normal = pvi.gradients.minibatch(pvi.from_log_density(lambda x: -0.5 * (x**2).sum(), 2))
-    _, variance = in_halves(lambda part: normal((), theta.float(), part, ()), None, None)
+    _, variance = in_halves(lambda part: normal((), theta.float(), part, ()), None)
     assert not variance.any()
 
 
