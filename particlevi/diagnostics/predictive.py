@@ -19,7 +19,7 @@ from particlevi.drawset import DrawSet
 from particlevi.potentials.potential import ModelPotential
 from particlevi.typing import Batch
 
-__all__ = ["Prediction", "draw_sites", "predict"]
+__all__ = ["Prediction", "draw_sites", "epistemic_series", "predict"]
 
 _MIN_TARGETS = 1000
 
@@ -84,6 +84,43 @@ def predict(
     )
 
 
+def epistemic_series(draws: DrawSet, inputs: Any, *, thin: int = 1, chunk_size: int = 64) -> Tensor:
+    """How far the model's mean is from its average over draws, for every draw ``[P, T]``.
+
+    The square distance, mean over inputs (and outputs, or classes): its mean over draws is the
+    epistemic variance, and its Monte-Carlo error the error of that.
+
+    Raises:
+        ValueError: a potential without a likelihood of outputs.
+    """
+    model = draws.model()
+    check_positive_int("chunk_size", chunk_size)
+    kept, likelihood = draws.by_chain(thin), model.likelihood
+    draws.check_complete()
+    if likelihood is None:
+        raise ValueError("The mean of a new target needs a potential made from a module.")
+    batch = as_inputs(inputs, model)
+    parts = kept.flatten(0, 1).split(int(chunk_size))
+
+    def centers(part: Tensor) -> Tensor:
+        return _centers(model, part.to(model.device, model.dtype), batch)[0]
+
+    total = sum(centers(part).sum(0) for part in parts)
+    mean = total / (kept.shape[0] * kept.shape[1])
+    squares = [(centers(part) - mean).square().flatten(1).mean(1) for part in parts]
+    return torch.cat(squares).view(kept.shape[:2])
+
+
+def _centers(model: ModelPotential, particles: Tensor, batch: Batch) -> tuple[Tensor, Any]:
+    """The model's mean, or class probabilities, ``[S, B, ...]`` in float64, and the law."""
+    assert model.likelihood is not None
+    with torch.no_grad():
+        outputs = model.outputs(particles, batch)
+    scales = {k: v.double() for k, v in model.likelihood_parameters(particles).items()}
+    law = model.likelihood.distribution(outputs.double(), scales)
+    return (law.probs if model.likelihood.classes else law.mean), law
+
+
 def _predict_outputs(
     model: ModelPotential,
     flat: Tensor,
@@ -127,12 +164,7 @@ def _summary(
     reference = None
     probabilities = model.likelihood.classes
     for part in flat.split(chunk_size):
-        particles = part.to(model.device, model.dtype)
-        with torch.no_grad():
-            outputs = model.outputs(particles, batch)
-        scales = {k: v.double() for k, v in model.likelihood_parameters(particles).items()}
-        law = model.likelihood.distribution(outputs.double(), scales)
-        center = law.probs if probabilities else law.mean
+        center, law = _centers(model, part.to(model.device, model.dtype), batch)
         reference = center.mean(0) if reference is None else reference
         mean = mean + (center - reference).sum(0)
         second = second + (center - reference).square().sum(0)
