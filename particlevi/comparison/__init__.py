@@ -1,7 +1,7 @@
 """Sets of draws of one posterior, side by side."""
 
 from particlevi.comparison.collapse import Collapse, CollapseWarning, check_collapse
-from particlevi.comparison.compare import compare, default_scores
+from particlevi.comparison.comparing import compare, default_scores
 from particlevi.comparison.estimates import Estimate
 from particlevi.comparison.score import Score
 from particlevi.comparison.subject import Setting, Subject

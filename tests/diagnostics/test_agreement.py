@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from particlevi.diagnostics.agreement import agreement
+from particlevi.diagnostics._agreement import agreement
 
 
 def autoregressive(a, chains, length, size, rng):

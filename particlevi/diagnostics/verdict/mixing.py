@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from particlevi.diagnostics import arviz
-from particlevi.diagnostics.agreement import agreement
+from particlevi.diagnostics._agreement import agreement
 from particlevi.diagnostics.verdict.findings import Verdict
 from particlevi.diagnostics.views import View, series
 from particlevi.drawset import DrawSet
