@@ -32,18 +32,12 @@ def effective_temperature(found: Comparison, axes: Any = None) -> Any:
     values = found.eigenvalues
     up = values > 0
     for k, (name, temperatures) in enumerate(found.temperatures.items()):
+        color = f"C{k}"
+        axes.loglog(values[up], temperatures[up], ".", color=color, label=name, markersize=4)
         errors = 2 * found.temperature_errors[name][up]
         axes.errorbar(
-            values[up],
-            temperatures[up],
-            yerr=errors,
-            fmt=".",
-            color=f"C{k}",
-            label=name,
-            markersize=4,
-            linewidth=0.5,
+            values[up], temperatures[up], yerr=errors, fmt="none", color=color, linewidth=0.5
         )
-    axes.set(xscale="log", yscale="log")
     axes.axhline(1, color="k", linewidth=0.8)
     # Where SGD has no noise its variance is rounding: that shall not set the scale.
     lowest = min(float(each[up].nan_to_num(1.0).min()) for each in found.temperatures.values())
