@@ -12,8 +12,7 @@ from particlevi.comparison.estimates import Estimate
 from particlevi.comparison.score import Score
 from particlevi.comparison.subject import Setting, Subject
 from particlevi.comparison.variances import Variance, stationary_variance
-from particlevi.potentials.potential import ModelPotential
-from particlevi.typing import Batch
+from particlevi.curvature import dense_hessian, potential_energy
 
 __all__ = ["Spectrum", "spectrum", "temperature"]
 
@@ -53,7 +52,8 @@ def spectrum(subjects: list[Subject], reference: Subject) -> Spectrum:
             left_out=f"temperature is left out: the Hessian of {size} parameters is not computed "
             f"above max_hessian={setting.max_hessian}"
         )
-    hessian = _hessian(setting, _center(setting, reference.parameters))
+    center = _center(setting, reference.parameters)
+    hessian = dense_hessian(potential_energy(setting.model, center, setting.train)).cpu()
     eigenvalues, vectors = torch.linalg.eigh(hessian)
     variances = {each.name: _along(each, vectors) for each in subjects}
     unit = variances[reference.name]
@@ -118,22 +118,3 @@ def _center(setting: Setting, particles: Tensor) -> Tensor:
         for batch in train.chunks(1024):
             energy = energy - model.log_likelihood(points, batch).sum(1)
     return points[energy.argmin()]
-
-
-def _hessian(setting: Setting, position: Tensor) -> Tensor:
-    """Of the potential, ``[D, D]`` in float64, by rows of backward passes over the gradient."""
-    assert setting.train is not None
-    return dense_hessian(setting.model, position, setting.train.whole())
-
-
-def dense_hessian(model: ModelPotential, position: Tensor, batch: Batch) -> Tensor:
-    """Of the potential on a batch, ``[D, D]`` in float64."""
-    theta = position.detach().clone().requires_grad_()
-    with torch.enable_grad():
-        energy = model(theta[None], batch)[0]
-        (gradient,) = torch.autograd.grad(energy, theta, create_graph=True)
-        rows = [
-            torch.autograd.grad(g, theta, retain_graph=True)[0].double() for g in gradient.unbind()
-        ]
-    matrix = torch.stack(rows).cpu()
-    return (matrix + matrix.T) / 2

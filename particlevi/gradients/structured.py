@@ -81,6 +81,16 @@ class _SelfAveraged(ABC):
         """Gradients of the potential on a batch that one estimate takes."""
         return 1 if self._plain() else self.num_composites
 
+    @property
+    def conservative(self) -> bool:
+        """Only where nothing is replaced: else the potential is a mean, the gradient a sum."""
+        return self._plain()
+
+    @property
+    def interacting(self) -> bool:
+        """Whether chains draw from each other's past."""
+        return self.history.pooled and not self.history.frozen
+
     def _common_settings(self, groups: Groups) -> dict[str, JSON]:
         rule: JSON
         if isinstance(groups, Tensor):
@@ -255,7 +265,6 @@ class structured(_SelfAveraged):
     """
 
     name = "structured"
-    conservative = False
 
     def __init__(
         self,
@@ -325,7 +334,6 @@ class structured_dropout(_SelfAveraged):
     """
 
     name = "structured_dropout"
-    conservative = False
 
     def __init__(
         self,

@@ -6,7 +6,8 @@ import torch
 
 import particlevi as pvi
 from particlevi.comparison import Estimate, Score, Setting, default_scores
-from particlevi.comparison.temperature_score import _center, dense_hessian
+from particlevi.comparison.temperature_score import _center
+from particlevi.curvature import dense_hessian, potential_energy
 from particlevi.data import as_data
 from particlevi.diagnostics import calibration
 
@@ -185,7 +186,7 @@ def test_hessian_by_finite_differences():
     model = pvi.from_module(net.double(), pvi.Gaussian(0.5), pvi.Normal(1.0), num_data=N)
     data = regression()[1]
     theta = model.init(1)[0]
-    hessian = dense_hessian(model, theta, pvi.typing.Batch(data))
+    hessian = dense_hessian(potential_energy(model, theta, data))
     direction = torch.randn(len(theta), dtype=torch.float64)
 
     def slope(t):
