@@ -1,11 +1,11 @@
 """Simulate, sample, cover: every law and prior finds what made its data.
 
 Parameters are drawn from the prior and data given them, for many data sets at once, each of which
-is the batch of one chain. A chain that starts at the truth starts at an exact draw of the posterior,
-so that its later states are exact draws too and, over data sets, follow the prior again; and
-intervals of the chain cover the truth as often as they say. Both fail if the density that is sampled
-is not that of the model (Geweke, "Getting it right", 2004; Talts and others, "Validating Bayesian
-inference algorithms with simulation-based calibration", 2018).
+is the batch of one chain. A chain that starts at the truth starts at an exact draw of the
+posterior, so that its later states are exact draws too and, over data sets, follow the prior again;
+and intervals of the chain cover the truth as often as they say. Both fail if the density that is
+sampled is not that of the model (Geweke, "Getting it right", 2004; Talts and others, "Validating
+Bayesian inference algorithms with simulation-based calibration", 2018).
 """
 
 from __future__ import annotations
