@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,7 +17,16 @@ from particlevi.potentials.likelihoods import Likelihood, check_targets
 from particlevi.potentials.starts import Starts
 from particlevi.typing import JSON, Batch
 
-__all__ = ["Evaluation", "ModelPotential", "Outputs", "Sites"]
+__all__ = ["Energy", "Evaluation", "ModelPotential", "Outputs", "Sites"]
+
+Energy: TypeAlias = Callable[[Tensor, Batch | None], Tensor]
+"""Particles ``[P, D]`` and a batch to energies ``[P]``; each depends on its own particle only."""
+
+
+def _length(batch: Batch) -> int:
+    """B."""
+    size: int = pytree.tree_leaves(batch.data)[0].shape[1 if batch.per_particle else 0]
+    return size
 
 
 def _identity(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -103,7 +112,7 @@ class ModelPotential:
     starts: Starts
     device: torch.device
     dtype: torch.dtype
-    energy_fn: Callable[[Tensor, Batch | None], Tensor] | None = None
+    energy_fn: Energy | None = None
     model: Outputs | None = None
     sites: Sites = field(default_factory=Sites)
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -154,13 +163,12 @@ class ModelPotential:
         if particles.ndim != 2 or particles.shape[1] != self.num_params:
             check_particles(particles, self.num_params)
         if self.energy_fn is not None:
-            with pinned(self.device):
-                return self.energy_fn(particles, batch)
+            return self._whole(self.energy_fn, particles, batch)
         energy = -self.log_prior(particles)
         if self.log_likelihood_fn is None:
             return energy
         log_likelihood = self.log_likelihood(particles, batch)
-        return energy - self.scale(log_likelihood.shape[1]) * log_likelihood.sum(1)
+        return energy - self.scale(log_likelihood.shape[1], batch) * log_likelihood.sum(1)
 
     def prior_energy(self, particles: Tensor) -> Tensor:
         """The part ``[P]`` of the energy that is there once."""
@@ -175,11 +183,20 @@ class ModelPotential:
         """
         if self.energy_fn is None:
             return -self.log_likelihood(particles, batch).sum(1)
-        size = pytree.tree_leaves(batch.data)[0].shape[1 if batch.per_particle else 0]
-        return self(particles, batch) / self.scale(size)
+        plain = batch._replace(scale=None)
+        return self(particles, plain) / self.scale(_length(batch))
 
-    def scale(self, batch_size: int) -> float:
-        """N/B.
+    def _whole(self, energy: Energy, particles: Tensor, batch: Batch | None) -> Tensor:
+        """An energy that is given as it is; its data weighted as the batch says."""
+        with pinned(self.device):
+            values = energy(particles, batch)
+        if batch is None or batch.scale is None:
+            return values
+        prior = -self.log_prior(particles)
+        return prior + batch.scale / self.scale(_length(batch)) * (values - prior)
+
+    def scale(self, batch_size: int, batch: Batch | None = None) -> float | Tensor:
+        """The weight of a batch's log-likelihood: the batch's own if it has one, else N/B.
 
         Raises:
             ValueError: a batch of more than N data, or of none.
@@ -190,6 +207,8 @@ class ModelPotential:
                 f"A batch holds 1 to num_data={num_data} data, got {batch_size}: num_data must be "
                 "the size of the whole training set."
             )
+        if batch is not None and batch.scale is not None:
+            return batch.scale
         return num_data / batch_size
 
     def log_prior(self, particles: Tensor) -> Tensor:
@@ -277,8 +296,8 @@ class ModelPotential:
         return self.sites.constrain(self.unravel(particles))
 
     def groups(self, rule: Groups, seed: int = 0) -> Tensor:
-        """Group numbers ``[D]`` under a rule; see ``Layout.groups``."""
-        return self.layout.groups(rule, seed)
+        """Group numbers ``[D]`` under a rule, where the particles are; see ``Layout.groups``."""
+        return self.layout.groups(rule, seed).to(self.device)
 
     def target_check(self, particles: Tensor, batch: Batch) -> Callable[[Any], None]:
         """A check whether the targets in data ``(inputs, ..., targets)`` are possible.
