@@ -3,7 +3,19 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from particlevi import curvature, diagnostics, gradients, kernels, noise, schedules, tuning, typing
+from particlevi import (
+    curvature,
+    data,
+    diagnostics,
+    gradients,
+    kernels,
+    noise,
+    running,
+    schedules,
+    storage,
+    tuning,
+    typing,
+)
 from particlevi.draws import Draws
 from particlevi.errors import DivergenceError, ParticleviError, ParticleviWarning
 from particlevi.gradients import control_variate, structured, structured_dropout
@@ -18,11 +30,14 @@ from particlevi.running.sampling import resume, sample
 from particlevi.samplers.baoab import baoab
 from particlevi.samplers.hmc import hmc
 from particlevi.samplers.leimkuhler_matthews import leimkuhler_matthews
+from particlevi.samplers.mams import mams
+from particlevi.samplers.mclmc import mclmc
 from particlevi.samplers.nvgd import nvgd
 from particlevi.samplers.obabo import obabo
 from particlevi.samplers.parallel_tempering import parallel_tempering
 from particlevi.samplers.psghmc import psghmc
 from particlevi.samplers.psgld import psgld
+from particlevi.samplers.randomized_hmc import randomized_hmc
 from particlevi.samplers.repulsive_langevin import repulsive_langevin
 from particlevi.samplers.sgd import sgd
 from particlevi.samplers.sghmc import sghmc
@@ -56,6 +71,7 @@ __all__ = [
     "comparison",
     "control_variate",
     "curvature",
+    "data",
     "diagnostics",
     "from_log_density",
     "from_log_likelihood",
@@ -66,6 +82,8 @@ __all__ = [
     "kernels",
     "leimkuhler_matthews",
     "load",
+    "mams",
+    "mclmc",
     "message_passing_svgd",
     "noise",
     "nvgd",
@@ -76,8 +94,10 @@ __all__ = [
     "plots",
     "psghmc",
     "psgld",
+    "randomized_hmc",
     "repulsive_langevin",
     "resume",
+    "running",
     "sample",
     "schedules",
     "sgd",
@@ -85,6 +105,7 @@ __all__ = [
     "sghmc",
     "sgld",
     "sgnht",
+    "storage",
     "structured",
     "structured_dropout",
     "suggest_step_size",

@@ -38,6 +38,8 @@ class minibatch:
     name: str = field(default="minibatch", init=False)
     settings: Mapping[str, JSON] = field(default_factory=dict, init=False)
     gradients: int = field(default=1, init=False)
+    conservative: bool = field(default=True, init=False)
+    interacting: bool = field(default=False, init=False)
 
     def init(self, particles: Tensor, generator: torch.Generator) -> Stateless:
         """Nothing to remember."""

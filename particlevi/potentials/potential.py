@@ -87,10 +87,10 @@ class ModelPotential:
         if self.log_likelihood_fn is None:
             return energy
         log_likelihood = self.log_likelihood(particles, batch)
-        return energy - self.scale(log_likelihood.shape[1]) * log_likelihood.sum(1)
+        return energy - self.scale(log_likelihood.shape[1], batch) * log_likelihood.sum(1)
 
-    def scale(self, batch_size: int) -> float:
-        """N/B.
+    def scale(self, batch_size: int, batch: Batch | None = None) -> float | Tensor:
+        """The weight of a batch's log-likelihood: the batch's own if it has one, else N/B.
 
         Raises:
             ValueError: a batch of more than N data, or of none.
@@ -101,6 +101,8 @@ class ModelPotential:
                 f"A batch holds 1 to num_data={num_data} data, got {batch_size}: num_data must be "
                 "the size of the whole training set."
             )
+        if batch is not None and batch.scale is not None:
+            return batch.scale
         return num_data / batch_size
 
     def log_prior(self, particles: Tensor) -> Tensor:
@@ -185,8 +187,8 @@ class ModelPotential:
         return self.constrain_fn(self.unravel(particles))
 
     def groups(self, rule: Groups, seed: int = 0) -> Tensor:
-        """Group numbers ``[D]`` under a rule; see ``Layout.groups``."""
-        return self.layout.groups(rule, seed)
+        """Group numbers ``[D]`` under a rule, where the particles are; see ``Layout.groups``."""
+        return self.layout.groups(rule, seed).to(self.device)
 
     def target_check(self, particles: Tensor, batch: Batch) -> Callable[[Any], None]:
         """A check whether the targets in data ``(inputs, ..., targets)`` are possible.
