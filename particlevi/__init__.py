@@ -3,26 +3,57 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from particlevi import curvature, diagnostics, gradients, kernels, noise, schedules, tuning, typing
+from particlevi import (
+    curvature,
+    data,
+    diagnostics,
+    gradients,
+    kernels,
+    noise,
+    running,
+    schedules,
+    storage,
+    tuning,
+    typing,
+)
 from particlevi.draws import Draws
 from particlevi.errors import DivergenceError, ParticleviError, ParticleviWarning
 from particlevi.gradients import control_variate, structured, structured_dropout
 from particlevi.loading import load
 from particlevi.potentials.function import from_log_density, from_log_likelihood
-from particlevi.potentials.likelihoods import Bernoulli, Categorical, Gaussian, Poisson
+from particlevi.potentials.likelihoods import (
+    Bernoulli,
+    Categorical,
+    Gaussian,
+    MeanScaleGaussian,
+    NegativeBinomial,
+    Ordinal,
+    Poisson,
+    StudentT,
+)
 from particlevi.potentials.module import from_module
-from particlevi.potentials.priors import Laplace, Normal
+from particlevi.potentials.priors import (
+    Correlated,
+    Flat,
+    Hierarchical,
+    Horseshoe,
+    Laplace,
+    Normal,
+)
 from particlevi.potentials.pyro import from_pyro
-from particlevi.potentials.student_t import StudentT
 from particlevi.running.sampling import resume, sample
 from particlevi.samplers.baoab import baoab
 from particlevi.samplers.hmc import hmc
 from particlevi.samplers.leimkuhler_matthews import leimkuhler_matthews
+from particlevi.samplers.mams import mams
+from particlevi.samplers.mclmc import mclmc
 from particlevi.samplers.nvgd import nvgd
 from particlevi.samplers.obabo import obabo
+from particlevi.samplers.optimizer import optimizer
 from particlevi.samplers.parallel_tempering import parallel_tempering
 from particlevi.samplers.psghmc import psghmc
 from particlevi.samplers.psgld import psgld
+from particlevi.samplers.randomized_hmc import randomized_hmc
 from particlevi.samplers.repulsive_langevin import repulsive_langevin
 from particlevi.samplers.sgd import sgd
 from particlevi.samplers.sghmc import sghmc
@@ -41,11 +72,18 @@ __version__ = "0.1.0"
 __all__ = [
     "Bernoulli",
     "Categorical",
+    "Correlated",
     "DivergenceError",
     "Draws",
+    "Flat",
     "Gaussian",
+    "Hierarchical",
+    "Horseshoe",
     "Laplace",
+    "MeanScaleGaussian",
+    "NegativeBinomial",
     "Normal",
+    "Ordinal",
     "ParticleviError",
     "ParticleviWarning",
     "Poisson",
@@ -56,6 +94,7 @@ __all__ = [
     "comparison",
     "control_variate",
     "curvature",
+    "data",
     "diagnostics",
     "from_log_density",
     "from_log_likelihood",
@@ -66,18 +105,23 @@ __all__ = [
     "kernels",
     "leimkuhler_matthews",
     "load",
+    "mams",
+    "mclmc",
     "message_passing_svgd",
     "noise",
     "nvgd",
     "obabo",
     "optim",
+    "optimizer",
     "outputs_at",
     "parallel_tempering",
     "plots",
     "psghmc",
     "psgld",
+    "randomized_hmc",
     "repulsive_langevin",
     "resume",
+    "running",
     "sample",
     "schedules",
     "sgd",
@@ -85,6 +129,7 @@ __all__ = [
     "sghmc",
     "sgld",
     "sgnht",
+    "storage",
     "structured",
     "structured_dropout",
     "suggest_step_size",

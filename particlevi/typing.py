@@ -8,8 +8,8 @@ Shape letters used everywhere: P particles or chains, D parameters, N data, B ba
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,22 +17,36 @@ from torch import Tensor
 __all__ = [
     "JSON",
     "Batch",
+    "BatchLaw",
     "Controls",
+    "Facts",
     "Gradient",
     "GradientEstimator",
+    "Grouped",
     "Potential",
     "Progress",
+    "Requirements",
     "Sampler",
     "SamplerState",
     "Schedule",
+    "Tuner",
+    "World",
 ]
 
 JSON: TypeAlias = bool | int | float | str | list["JSON"] | dict[str, "JSON"] | None
 Schedule: TypeAlias = Callable[[int], float]
 """A scalar as a function of the step, counted from 0 and including warm-up."""
 
+BatchLaw: TypeAlias = Literal["all", "independent", "subset", "epoch", "loader"]
+"""How the data of a batch were drawn: see ``Batch``."""
+
 Controls: TypeAlias = Mapping[str, Tensor]
-"""The scalars of one step as 0-d tensors: ``step_size`` and whatever the sampler schedules."""
+"""What may change between steps without compiling anew, by name.
+
+0-d tensors: ``step_size`` and whatever the sampler schedules or a tuner chooses. A tuner may add
+the metric: ``scale [D]``, or ``factor [D, D]``, the linear map ``theta = scale * z`` or
+``theta = factor @ z`` to the coordinates z in which the method moves.
+"""
 
 
 class Batch(NamedTuple):
@@ -42,29 +56,44 @@ class Batch(NamedTuple):
         data: a tensor, or a tuple, list or dict of them. Leaves are ``[P, B, ...]`` when every
             particle has its own minibatch, ``[B, ...]`` when all share one.
         per_particle: which of the two.
+        scale: the weight of the batch's log-likelihood, 0-d; N/B if absent.
+        law: how its data were drawn. ``"all"``: every datum once, so that the energy is exact.
+            ``"independent"``: with replacement. ``"subset"``: a random choice, fresh at every step.
+            ``"epoch"``: without replacement over many steps. ``"loader"``: as a loader gives them.
+            None if whoever made it does not say; it is then taken for independent.
     """
 
     data: Any
     per_particle: bool = False
+    scale: Tensor | None = None
+    law: BatchLaw | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether these are all the data, each once, so that the energy is exact."""
+        return self.law == "all"
 
 
 @runtime_checkable
 class Potential(Protocol):
-    """What is sampled: ``U(theta) = -log p(theta, data)`` in nats, total, not mean."""
+    """What is sampled: ``U(theta) = -log p(theta, data)`` in nats, total, not mean.
 
-    num_params: int
-    num_data: int | None
+    These three members are enough to sample. ``particlevi.potentials.protocol.as_potential`` lists
+    what else an object may have, and what is done without it.
+    """
+
+    @property
+    def num_params(self) -> int:
+        """D, the number of parameters in a particle."""
+        ...
+
+    @property
+    def num_data(self) -> int | None:
+        """N, or None for a density without data."""
+        ...
 
     def __call__(self, particles: Tensor, batch: Batch | None = None) -> Tensor:
         """Energies ``[P]`` of particles ``[P, D]``, unbiased on a minibatch."""
-        ...
-
-    def log_prior(self, particles: Tensor) -> Tensor:
-        """Log prior densities ``[P]``."""
-        ...
-
-    def log_likelihood(self, particles: Tensor, batch: Batch) -> Tensor:
-        """Log-likelihoods ``[P, B]``, one per particle and datum."""
         ...
 
 
@@ -75,6 +104,41 @@ class Gradient(NamedTuple):
     potential: Tensor
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What the draws of a method are, so that diagnostics need not know methods by name.
+
+    Attributes:
+        kind: ``"chains"``, each a Markov chain; ``"ensemble"``, particles that see each other, and
+            every kept state is a draw; ``"particles"``, particles that see each other, of which the
+            last state is the sample and the earlier ones are the way to it; ``"independent"``,
+            independent draws of a law that was fitted.
+        kinetic: the mean of the kinetic temperature that is reported, with exact gradients on a
+            Gaussian: ``"target"``, T; ``"leapfrog"``, ``T - h^2 E|grad U|^2 / (4 D)``; ``"below"``,
+            at most T; ``"above"``, at least T; ``"held"``, T whatever the noise, by a thermostat.
+        thermostat: where a thermostat rests without gradient noise.
+    """
+
+    kind: Literal["chains", "ensemble", "particles", "independent"] = "chains"
+    kinetic: Literal["target", "leapfrog", "below", "above", "held"] = "target"
+    thermostat: float | None = None
+
+
+@runtime_checkable
+class Grouped(Protocol):
+    """An estimator whose law takes groups of parameters to be independent."""
+
+    @property
+    def groups(self) -> Tensor:
+        """Group numbers ``[D]``."""
+        ...
+
+    @property
+    def pooled(self) -> bool:
+        """Whether its history is that of all chains together."""
+        ...
+
+
 class Progress(NamedTuple):
     """Where the loop stands after a step."""
 
@@ -82,6 +146,29 @@ class Progress(NamedTuple):
     """Steps done so far."""
     num_warmup: int
     num_steps: int
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What the law of a method rests on, checked where method, estimator and batches meet.
+
+    Attributes:
+        all_data: every step sees every datum once, since the method accepts or rejects by the
+            energy.
+        energy: the value of the potential is used and not only its gradient, so that the gradient
+            must be that of the value.
+        independent_data: the batches of different steps are independent, since the method takes
+            the noise of the gradient for independent from step to step.
+        own_batches: particles do not share a minibatch, since the method takes the noise of their
+            energies for independent of each other.
+        chains: particles must not see each other.
+    """
+
+    all_data: bool = False
+    energy: bool = False
+    independent_data: bool = False
+    own_batches: bool = False
+    chains: bool = False
 
 
 class GradientEstimator(Protocol):
@@ -111,6 +198,16 @@ class GradientEstimator(Protocol):
         """Gradients of the potential on a batch that one estimate takes."""
         ...
 
+    @property
+    def conservative(self) -> bool:
+        """Whether the gradient is that of the potential which comes with it."""
+        ...
+
+    @property
+    def interacting(self) -> bool:
+        """Whether the estimate for a particle depends on the others."""
+        ...
+
     def init(self, particles: Tensor, generator: torch.Generator) -> Any:
         """The estimator's state: a NamedTuple of tensors, empty if it has none."""
         ...
@@ -132,6 +229,80 @@ class GradientEstimator(Protocol):
         ...
 
 
+class World(Protocol):
+    """Which particles are here, and what is computed over those of all processes.
+
+    Every reduction is over particles, the first axis, of all processes, and gives the same tensor
+    in each.
+    """
+
+    @property
+    def rank(self) -> int:
+        """This process."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Processes."""
+        ...
+
+    def share(self, num_particles: int) -> range:
+        """The particles of this process."""
+        ...
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over particles of ``[P, ...]``, ``[...]``."""
+        ...
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over particles of ``[P, ...]``, ``[...]``."""
+        ...
+
+    def max(self, values: Tensor) -> Tensor:
+        """The largest over particles of ``[P, ...]``, ``[...]``."""
+        ...
+
+    def gather(self, values: Tensor) -> Tensor:
+        """``[P, ...]`` of all processes, in the order of particles."""
+        ...
+
+
+class Tuner(Protocol):
+    """Controls of the next steps, from what the last ones reported; it ends with the warm-up.
+
+    Its state is a NamedTuple of tensors, saved with a checkpoint. What ``controls`` gives takes the
+    place of schedules of the same name, during the warm-up and, frozen, after it.
+    """
+
+    @property
+    def name(self) -> str:
+        """The tuner."""
+        ...
+
+    @property
+    def settings(self) -> Mapping[str, JSON]:
+        """Its arguments, for the record."""
+        ...
+
+    def init(self, position: Tensor, controls: Controls) -> Any:
+        """The first state, from the starting points ``[P, D]`` and the schedules' first values."""
+        ...
+
+    def controls(self, state: Any) -> Controls:
+        """What the next step is to use."""
+        ...
+
+    def update(
+        self, state: Any, position: Tensor, info: Any, progress: Progress, world: World
+    ) -> Any:
+        """The state after a step of the warm-up, which ended at ``position``."""
+        ...
+
+    def report(self, state: Any) -> Mapping[str, JSON]:
+        """What was chosen and what it rests on, for the record of the draws."""
+        ...
+
+
 class SamplerState(NamedTuple):
     """What the next step needs.
 
@@ -144,6 +315,11 @@ class SamplerState(NamedTuple):
     position: Tensor
     memory: Any
     estimator: Any
+
+
+def _potential(info: Any, controls: Controls) -> Tensor:
+    potential: Tensor = info.potential
+    return potential
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,12 +339,22 @@ class Sampler:
         schedules: scalars other than the step size that change over steps, by name.
         settings: the arguments of the method, for the record.
         interacting: whether particles see each other, so that they are no chains.
+        requires: what its law rests on.
+        watched: ``(info, controls) -> [P]``, the potential that the particles feel, by which the
+            loop tells a chain that runs away.
+        shown: fields of info that the progress line shows, with their labels.
+        draws: the particles whose states are draws of the posterior: all, or those that stand for
+            the target.
+        draw_every: a state is a draw of the posterior only after a multiple of so many steps.
+        energy_error: ``info -> [P]``, the change of the energy over the last trajectory, in nats;
+            one beyond 1000 is a divergent transition.
         observe: ``state -> statistics [P] by name``, read off the states of the kept draws only.
         gradients_per_step: gradients of the potential on a batch that a step takes per particle.
         max_step_size: beyond which it is unstable on a Gaussian, as a function of the largest
             curvature; None where that is not known.
         warning: ``(info, controls) -> str | None``, what is wrong with a step, if something is; the
             loop asks now and then after the warm-up, and warns once.
+        facts: what its draws are; last states of particles if they interact and nothing is said.
     """
 
     name: str
@@ -180,10 +366,21 @@ class Sampler:
     schedules: Mapping[str, Schedule] = field(default_factory=dict)
     settings: Mapping[str, JSON] = field(default_factory=dict)
     interacting: bool = False
+    requires: Requirements = Requirements()
+    watched: Callable[[Any, Controls], Tensor] = _potential
+    shown: Mapping[str, str] = field(default_factory=dict)
+    draws: slice = field(default_factory=lambda: slice(None))
+    draw_every: int = 1
+    energy_error: Callable[[Any], Tensor] | None = None
     observe: Callable[[SamplerState], Mapping[str, Tensor]] = lambda state: {}
     gradients_per_step: int = 1
     max_step_size: Callable[[float], float] | None = None
     warning: Callable[[Any, Controls], str | None] | None = None
+    facts: Facts = Facts()
+
+    def __post_init__(self) -> None:
+        if self.interacting and self.facts.kind == "chains":
+            object.__setattr__(self, "facts", replace(self.facts, kind="particles"))
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from particlevi.curvature.hessian import Energy, hessian_product
 from particlevi.curvature.second_order import second_order
-from particlevi.gradients.full import pieces, whole
+from particlevi.data import as_data
 from particlevi.potentials.likelihoods import log_prob
 from particlevi.potentials.potential import ModelPotential
 from particlevi.typing import Batch
@@ -48,7 +48,7 @@ def gauss_newton_product(
         ValueError: a potential that is not from a module, data or shapes that do not fit.
     """
     likelihood = potential.likelihood
-    if potential.outputs_fn is None or likelihood is None:
+    if likelihood is None:
         raise ValueError(
             "The Gauss-Newton matrix needs the outputs of a module: this potential was made from "
             "a density or a Pyro model. Take hessian_product."
@@ -57,12 +57,12 @@ def gauss_newton_product(
         if not isinstance(value, Tensor) or value.shape != (potential.num_params,):
             got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"{name} must be a tensor [{potential.num_params}], got {got}.")
-    tensors = whole(data, potential)
+    held = as_data(data, potential).held()
     theta = position.detach().to(potential.device, potential.dtype)
     direction = vector.detach().to(theta)
     prior = Energy(lambda: [lambda leaf: -potential.log_prior(leaf[None])[0]], theta)
     total = hessian_product(prior, direction)
-    for batch in pieces(tensors, potential.num_data or 0, chunk_size, theta.device):
+    for batch in held.chunks(chunk_size):
         inputs, targets = Batch(batch.data[:-1]), batch.data[-1]
 
         def outputs(point: Tensor, inputs: Batch = inputs) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from particlevi.curvature.second_order import second_order
-from particlevi.gradients.full import pieces, whole
+from particlevi.data import as_data
 from particlevi.potentials.potential import ModelPotential
 from particlevi.typing import Batch
 
@@ -53,17 +53,16 @@ def potential_energy(
     Raises:
         ValueError: data missing, superfluous, or not all of them.
     """
-    tensors = whole(data, potential)
+    held = as_data(data, potential).held()
     theta = position.detach().to(potential.device, potential.dtype)
 
     def surprise(batch: Batch, leaf: Tensor) -> Tensor:
-        return -potential.log_likelihood(leaf[None], batch).sum()
+        return potential.data_energy(leaf[None], batch)[0]
 
     def terms() -> Iterator[Term]:
-        yield lambda leaf: -potential.log_prior(leaf[None])[0]
-        if potential.log_likelihood_fn is not None:
-            for batch in pieces(tensors, potential.num_data or 0, chunk_size, theta.device):
-                yield partial(surprise, batch)
+        yield lambda leaf: potential.prior_energy(leaf[None])[0]
+        for batch in held.chunks(chunk_size):
+            yield partial(surprise, batch)
 
     return Energy(terms, theta)
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from particlevi._checks import check_particles, check_positive
+from particlevi._checks import check_positive
 from particlevi.curvature.hessian import hessian_product, potential_energy
 from particlevi.curvature.lanczos import top_eigenpairs
+from particlevi.data import as_data, as_particles
 from particlevi.potentials.potential import ModelPotential
 
 __all__ = ["largest_curvature"]
@@ -43,11 +44,12 @@ def largest_curvature(
         >>> round(largest_curvature(bowl, torch.zeros(1, 2)), 3)
         6.0
     """
-    check_particles(particles, potential.num_params)
+    held = as_data(data, potential).held()
+    points = as_particles(particles, potential, potential.num_params)
     check_positive("tolerance", tolerance)
     found = []
-    for particle in particles:
-        energy = potential_energy(potential, particle, data, chunk_size)
+    for particle in points:
+        energy = potential_energy(potential, particle, held, chunk_size)
         product = partial(hessian_product, energy)
         top = top_eigenpairs(product, potential.num_params, 1, tolerance=tolerance)
         found.append(float(top.values[0]))

@@ -19,6 +19,7 @@ from particlevi.gradients.history import Bank, history
 from particlevi.potentials.chunks import chunks
 from particlevi.potentials.layout import Groups
 from particlevi.potentials.potential import ModelPotential
+from particlevi.potentials.protocol import as_potential
 from particlevi.typing import JSON, Batch, Gradient, Progress
 
 __all__ = ["structured", "structured_dropout"]
@@ -34,16 +35,12 @@ class _SelfAveraged(ABC):
     """How many of the composites of a step keep a given group, on average."""
 
     def __init__(self, potential: ModelPotential, groups: Groups, memory: history | None):
-        if not isinstance(potential, ModelPotential):
-            raise TypeError(
-                f"{type(self).__name__} takes a potential (pvi.from_module ...), "
-                f"got {type(potential).__name__}."
-            )
         if memory is not None and not isinstance(memory, history):
             raise TypeError(
                 "history must be pvi.gradients.history(capacity=..., thin=...), "
                 f"got {type(memory).__name__}."
             )
+        potential = as_potential(potential)
         self.potential: Any = potential
         self.history = history() if memory is None else memory
         start = self.history.initial
@@ -52,7 +49,7 @@ class _SelfAveraged(ABC):
                 f"The history's initial entries must be [S, {potential.num_params}], "
                 f"got {list(start.shape)}."
             )
-        self.partition = Partition(potential.groups(groups).to(potential.device))
+        self.partition = Partition(potential.groups(groups))
         self.prior_apart = potential.factorised_prior and potential.log_likelihood_fn is not None
 
     def __repr__(self) -> str:
@@ -60,6 +57,16 @@ class _SelfAveraged(ABC):
             f"{self.name}({self.num_groups} groups, {self.num_composites} composites a step, "
             f"{self.nbytes(1) / 1e6:.3g} MB for one chain)"
         )
+
+    @property
+    def groups(self) -> Tensor:
+        """Group numbers ``[D]``."""
+        return self.partition.groups
+
+    @property
+    def pooled(self) -> bool:
+        """Whether the history is that of all chains together."""
+        return self.history.pooled
 
     @property
     def num_groups(self) -> int:
@@ -70,6 +77,16 @@ class _SelfAveraged(ABC):
     def gradients(self) -> int:
         """Gradients of the potential on a batch that one estimate takes."""
         return 1 if self._plain() else self.num_composites
+
+    @property
+    def conservative(self) -> bool:
+        """Only where nothing is replaced: else the potential is a mean, the gradient a sum."""
+        return self._plain()
+
+    @property
+    def interacting(self) -> bool:
+        """Whether chains draw from each other's past."""
+        return self.history.pooled and not self.history.frozen
 
     def _common_settings(self, groups: Groups) -> dict[str, JSON]:
         rule: JSON
@@ -144,8 +161,9 @@ class _SelfAveraged(ABC):
 
     def _likelihood_energy(self, particles: Tensor, batch: Batch | None) -> Tensor:
         values: Tensor = self.potential.log_likelihood(particles, batch)
-        scale: float = self.potential.scale(values.shape[1])
-        return -scale * values.sum(1)
+        scale = self.potential.scale(values.shape[1], batch)
+        energy: Tensor = -scale * values.sum(1)
+        return energy
 
     def _prior_energy(self, particles: Tensor, batch: Batch | None) -> Tensor:
         values: Tensor = self.potential.log_prior(particles)
@@ -189,7 +207,7 @@ def _repeated(batch: Batch | None, times: int) -> Batch | None:
     def repeat(leaf: Tensor) -> Tensor:
         return leaf.unsqueeze(1).expand(-1, times, *leaf.shape[1:]).flatten(0, 1)
 
-    return Batch(pytree.tree_map(repeat, batch.data), True)
+    return batch._replace(data=pytree.tree_map(repeat, batch.data))
 
 
 class structured(_SelfAveraged):

@@ -27,13 +27,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from particlevi._checks import check_finite, check_particles, check_positive_int
+from particlevi._checks import check_finite, check_flag, check_particles, check_positive_int
 from particlevi.curvature.second_order import second_order
 from particlevi.noise.persample import PerSample, of_module, of_potential
 from particlevi.noise.scalings import Batching, batch_factor
 from particlevi.noise.spectrum import Spectrum, covariance_spectrum, gram_spectrum, top_spectrum
 from particlevi.potentials.layout import Layout
 from particlevi.potentials.potential import ModelPotential
+from particlevi.potentials.protocol import as_potential, is_potential
 from particlevi.progress import progress_bar
 
 __all__ = ["Estimate", "GradientNoise", "NoisePath", "check_noise", "measure", "noise_along"]
@@ -333,8 +334,9 @@ def measure(
     True
     """
     check_positive_int("chunk_size", chunk_size)
-    _check_progress(progress)
-    if isinstance(model, ModelPotential):
+    check_flag("progress", progress)
+    if is_potential(model) and not isinstance(model, nn.Module):
+        model = as_potential(model)
         if loss_fn is not None or mode != "eval":
             raise ValueError("A potential has its own loss and mode: leave out loss_fn and mode.")
         if position is None:
@@ -359,11 +361,6 @@ def check_noise(noise: Any) -> None:
         raise TypeError(f"noise must come from pvi.noise.measure, got {type(noise).__name__}.")
 
 
-def _check_progress(progress: Any) -> None:
-    if not isinstance(progress, bool):
-        raise ValueError(f"progress must be True or False, got {type(progress).__name__}.")
-
-
 class NoisePath(NamedTuple):
     """The noise along a trajectory, ``[T]`` each.
 
@@ -381,7 +378,7 @@ class NoisePath(NamedTuple):
 def noise_along(noise: GradientNoise, positions: Tensor, progress: bool = False) -> NoisePath:
     """The size of the noise at points ``[T, D]`` of a trajectory."""
     check_noise(noise)
-    _check_progress(progress)
+    check_flag("progress", progress)
     check_particles(positions, noise.num_params, "positions")
     rows = []
     with progress_bar("noise along the trajectory", 0, len(positions), progress) as bar:

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from particlevi._checks import check_choice, check_finite
 from particlevi.curvature.second_order import second_order
-from particlevi.data.batches import as_tensors
+from particlevi.data.tensors import as_tensors
 from particlevi.noise.reductions import check_reduction
 from particlevi.potentials.layout import Layout
 from particlevi.potentials.potential import ModelPotential

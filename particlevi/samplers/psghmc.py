@@ -35,6 +35,7 @@ from torch import Tensor
 from particlevi._checks import check_fraction, check_positive, check_positive_int
 from particlevi.gradients.minibatch import as_estimator
 from particlevi.samplers._assemble import (
+    MOMENTUM_SHOWN,
     GradientAt,
     MomentumInfo,
     Target,
@@ -99,7 +100,7 @@ def psghmc(
     check_positive_int("update_every", update_every)
     potential = as_estimator(target).potential
     num_data = potential.num_data or 1
-    groups = potential.groups("tensor").to(potential.device)
+    groups = potential.groups("tensor")
     sizes = torch.bincount(groups).to(potential.dtype)
 
     def memory(position: Tensor, generator: torch.Generator) -> Memory:
@@ -152,4 +153,5 @@ def psghmc(
         memory=memory,
         noise=gaussian,
         remember=remember,
+        shown=MOMENTUM_SHOWN,
     )

@@ -14,7 +14,6 @@ __all__ = [
     "as_directions",
     "as_real",
     "check_field",
-    "check_flag",
     "check_function",
     "check_points",
     "check_vector",
@@ -110,9 +109,3 @@ def check_function(name: str, value: Any) -> None:
     """``value`` can be called."""
     if not callable(value):
         raise TypeError(f"{name} must be a function of points [..., D], got {_got(value)}.")
-
-
-def check_flag(name: str, value: Any) -> None:
-    """``value`` is True or False, and nothing that only behaves so."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, got {_got(value)}.")

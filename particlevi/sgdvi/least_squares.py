@@ -138,6 +138,11 @@ class _Problem:
         self.factor = batch_factor(batch_size, self.num_data, batching)
         self.hessian = a.T @ a / self.num_data + decay * np.eye(self.size)
         self.rates, self.vectors = np.linalg.eigh(self.hessian)
+        if self.rates[-1] != 0 and not 1e-100 < self.rates[-1] < 1e100:
+            raise ValueError(
+                f"The largest curvature is {self.rates[-1]:.3g}, outside of 1e-100 ... 1e100: "
+                "rescale the features, or choose another weight_decay."
+            )
         if self.rates[0] <= 1e-12 * self.rates[-1]:
             raise ValueError(
                 f"The features [{self.num_data}, {self.size}] have no full rank, so there is no "
@@ -190,10 +195,7 @@ class _Problem:
         steps = [momentum_steps(np.array([[f]]), rate, momentum)[0] for f in self.rates]
         if max(np.abs(np.linalg.eigvals(step)).max() for step in steps) >= 1:
             return math.inf
-        matrix = self._kronecker(rate, momentum)[0]
-        if not np.isfinite(matrix).all():
-            return math.inf
-        return float(np.abs(np.linalg.eigvals(matrix)).max())
+        return float(np.abs(np.linalg.eigvals(self._kronecker(rate, momentum)[0])).max())
 
     def moment(self, rate: float, momentum: float) -> Array:
         """``M [D, D]`` in the eigenbasis."""
@@ -210,11 +212,6 @@ class _Problem:
         while high - low > 1e-9 * high:
             middle = 0.5 * (low + high)
             low, high = (middle, high) if self.radius(middle, momentum) < 1 else (low, middle)
-        if low == 0:
-            raise ValueError(
-                "No learning rate is small enough: the features or the weight decay overflow in "
-                "double precision. Rescale them."
-            )
         return low
 
 

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_fraction, check_positive, check_positive_int
-from particlevi.sgdvi._checks import as_real, check_flag
+from particlevi._checks import check_flag, check_fraction, check_positive, check_positive_int
+from particlevi.sgdvi._checks import as_real
 from particlevi.sgdvi._linear import Array, as_matrix, check_one_size
 from particlevi.sgdvi.stationary import exact_law, stationary_law
 

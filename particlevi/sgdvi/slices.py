@@ -22,8 +22,8 @@ from particlevi._checks import (
     check_positive_int,
     check_seed,
 )
+from particlevi.data import as_data
 from particlevi.draws import Draws
-from particlevi.gradients.full import whole
 from particlevi.potentials.potential import ModelPotential
 from particlevi.sgdvi._checks import (
     as_directions,
@@ -33,7 +33,6 @@ from particlevi.sgdvi._checks import (
     check_vector,
 )
 from particlevi.sgdvi.series import as_series, block_labels, is_stationary
-from particlevi.typing import Batch
 
 __all__ = [
     "Projection",
@@ -334,7 +333,7 @@ def mean_loss(
     if model.num_data is None:
         raise ValueError("A density without data has no mean loss.")
     check_positive_int("chunk_size", chunk_size)
-    batch, count = Batch(whole(data, model)), model.num_data
+    batch, count = as_data(data, model).whole(), model.num_data
 
     def loss(points: Tensor) -> Tensor:
         check_particles(points, model.num_params, "points")

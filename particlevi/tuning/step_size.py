@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_positive
+from particlevi._checks import check_flag, check_positive
 from particlevi.curvature.largest import largest_curvature
+from particlevi.data import as_data
 from particlevi.gradients.minibatch import as_estimator
 from particlevi.noise.variance import gradient_variance
 from particlevi.potentials.potential import ModelPotential
@@ -73,7 +74,8 @@ def suggest_step_size(
     Args:
         target: a potential, or a gradient estimator.
         data: as given to ``sample``; None for a density without data.
-        batch_size: B of the run to come; all the data if absent, and then there is no noise.
+        batch_size: B of the run to come; all the data if absent, and then there is no noise. A
+            loader has its own.
         at: where, ``[P, D]``; two starting points of the potential if absent.
         temperature: T.
         friction: f of the momentum method.
@@ -89,12 +91,15 @@ def suggest_step_size(
     >>> round(found.overdamped, 4), round(found.momentum, 4)
     (0.0333, 0.2041)
     """
+    check_flag("verbose", verbose)
     check_positive("temperature", temperature)
     check_positive("friction", friction)
     model: ModelPotential = as_estimator(target).potential
     given = at is not None
     points = model.init(2) if at is None else at
-    curvature = largest_curvature(model, points, data)
+    checked = as_data(data, model)
+    source = checked.batches(num_particles=len(points), batch_size=batch_size)
+    curvature = largest_curvature(model, points, checked)
     if not math.isfinite(curvature) or curvature <= 0:
         raise ValueError(
             f"The largest curvature at these points is {curvature:.3g}, so no step size follows "
@@ -102,8 +107,8 @@ def suggest_step_size(
         )
     _check_resolved(model, points, curvature, temperature)
     noise = 0.0
-    if batch_size is not None and data is not None:
-        noise = float(gradient_variance(target, points, data, batch_size=batch_size).mean())
+    if source.law not in ("none", "all"):
+        noise = float(gradient_variance(target, points, checked, batch_size=batch_size).mean())
     stable = 2 / curvature, 2 / math.sqrt(curvature)
     tolerated = math.inf if noise == 0 else 2 * TEMPERATURE_EXCESS * temperature / noise
     overdamped = min(OVERDAMPED_FRACTION * stable[0], tolerated)
@@ -115,9 +120,9 @@ def suggest_step_size(
     )
     if noise:
         reason += (
-            f"Gradient noise on batches of {batch_size}: variance {noise:.4g} per parameter. It "
-            f"heats by less than {TEMPERATURE_EXCESS:.0%} for h < {tolerated:.3g} overdamped, "
-            f"h < {tolerated * friction:.3g} with momentum and friction {friction:g}.\n"
+            f"Gradient noise on batches of {source.batch_size}: variance {noise:.4g} per "
+            f"parameter. It heats by less than {TEMPERATURE_EXCESS:.0%} for h < {tolerated:.3g} "
+            f"overdamped, h < {tolerated * friction:.3g} with momentum and friction {friction:g}.\n"
         )
     limits = [
         "noise" if tolerated < OVERDAMPED_FRACTION * stable[0] else "curvature",

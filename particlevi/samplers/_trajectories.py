@@ -1,0 +1,172 @@
+"""Trajectories of random length that end in a Metropolis test, one integrator step at a time.
+
+A chain draws a velocity and a number n of integrator steps, makes them, sums the energy changes,
+and accepts the end with probability ``min(1, exp(-sum dE))``. n is uniform on ``1 ... 2 m - 1``,
+whose mean is m (for a fractional m the last number is drawn less often), and m is the trajectory
+length over the step size. Every chain has its own n, so that no gradient is wasted on waiting.
+
+The position of a chain is where it last accepted. Since n is drawn without looking at the position,
+that position follows ``exp(-U)`` exactly after any number of steps, not only after tests.
+
+A flight that leaves the support, or ends with an energy that is not finite, is rejected at its end:
+the time at which a chain tests must not depend on where it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from particlevi.samplers._assemble import (
+    GradientAt,
+    configurational_temperature,
+    standard_normal,
+)
+from particlevi.samplers._microcanonical import Flow, Point
+from particlevi.typing import Controls, SamplerState
+
+__all__ = ["Info", "Memory", "draw_noise", "first_memory", "num_steps", "transition"]
+
+
+class Memory(NamedTuple):
+    """A flight under way.
+
+    Attributes:
+        gradient, potential: at the position, ``[P, D]`` and ``[P]``.
+        flight: where the flight is.
+        energy_error: summed over the flight, ``[P]``.
+        left: integrator steps to its end, ``[P]``; 0 where one begins.
+        acceptance: probability at the last test, ``[P]``.
+        begun: 0-d, 0 before the first step, which only evaluates gradient and potential.
+    """
+
+    gradient: Tensor
+    potential: Tensor
+    flight: Point
+    energy_error: Tensor
+    left: Tensor
+    acceptance: Tensor
+    begun: Tensor
+
+
+class Info(NamedTuple):
+    """What a step tells, ``[P]`` each.
+
+    Attributes:
+        potential, configurational_temperature: at the position.
+        acceptance: probability at the last test.
+        tested: 1 where this step ended in a test, else 0.
+        energy_error: energy change of this integrator step in nats, infinite where not finite.
+    """
+
+    potential: Tensor
+    configurational_temperature: Tensor
+    acceptance: Tensor
+    tested: Tensor
+    energy_error: Tensor
+
+
+def num_steps(uniform: Tensor, mean: Tensor) -> Tensor:
+    """Numbers of steps ``[P]`` from uniform numbers ``[P]``, with the given mean, at least 1.
+
+    ``n = ceil(u s)`` with ``k = floor(2 m - 1)`` and ``s = k + k (m - (k + 1) / 2) / (k + 1 - m)``.
+
+    >>> uniform = torch.linspace(0.0005, 0.9995, 1000)
+    >>> float(num_steps(uniform, torch.tensor(3.0)).mean())
+    3.0
+    """
+    mean = mean.clamp(min=1.0)
+    k = (2 * mean - 1).floor()
+    span = k + k * (mean - (k + 1) / 2) / (k + 1 - mean)
+    return (uniform * span).ceil().clamp(min=1.0)
+
+
+def first_memory(position: Tensor) -> Memory:
+    """Nothing evaluated yet."""
+    zeros, none = torch.zeros_like(position), position.new_zeros(len(position))
+    flight = Point(position.clone(), zeros.clone(), zeros.clone(), none.clone())
+    return Memory(
+        zeros, none, flight, none.clone(), none.clone(), torch.ones_like(none), none.new_zeros(())
+    )
+
+
+def draw_noise(state: SamplerState, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Normal numbers ``[P, D]`` of the velocity; uniform ones ``[P, 2]``, length and test."""
+    position = state.position
+    uniform = torch.rand(
+        len(position), 2, generator=generator, dtype=position.dtype, device=position.device
+    )
+    return standard_normal(position, generator), uniform
+
+
+def transition(
+    move: Flow, velocity: Callable[[Tensor], Tensor]
+) -> Callable[..., tuple[Tensor, Memory, Info]]:
+    """One integrator step, and the test where a flight ends.
+
+    Args:
+        move: the integrator.
+        velocity: fresh velocities ``[P, D]`` from standard normal numbers.
+    """
+
+    def step(
+        position: Tensor,
+        memory: Memory,
+        gradient_at: GradientAt,
+        noise: tuple[Tensor, Tensor],
+        controls: Controls,
+    ) -> tuple[Tensor, Memory, Info]:
+        h, first = controls["step_size"] * memory.begun, memory.begun == 0
+        # The first step has no position in these coordinates but this one.
+        begins = (memory.left <= 0).unsqueeze(-1)
+        there = torch.where(begins, position, memory.flight.position)
+        v = torch.where(begins, velocity(noise[0]), memory.flight.velocity)
+        drawn = num_steps(noise[1][:, 0], controls["trajectory_length"] / controls["step_size"])
+        left = torch.where(begins.squeeze(-1), drawn, memory.left) - 1
+
+        start = Point(there, v, memory.flight.gradient, memory.flight.potential)
+        flight, change = move(start, gradient_at, h)
+        error = memory.energy_error + torch.where(first, 0.0, change)
+
+        probability = torch.where(torch.isnan(error), 0.0, (-error).exp().clamp(max=1))
+        tested = (left <= 0) & ~first
+        finite = torch.isfinite(flight.gradient).all(-1) & torch.isfinite(flight.potential)
+        accepted = (tested & finite & (noise[1][:, 1] < probability)) | first
+        column = accepted.unsqueeze(-1)
+        position = torch.where(column & ~first, flight.position, position)
+        g = torch.where(column, flight.gradient, memory.gradient)
+        potential = torch.where(accepted, flight.potential, memory.potential)
+
+        over = tested | first
+        again = over.unsqueeze(-1)
+        flight = Point(
+            torch.where(again, position, flight.position),
+            flight.velocity,
+            torch.where(again, g, flight.gradient),
+            torch.where(over, potential, flight.potential),
+        )
+        acceptance = torch.where(tested, probability * finite, memory.acceptance)
+        kept = Memory(
+            g,
+            potential,
+            flight,
+            torch.where(over, 0.0, error),
+            torch.where(over, 0.0, left),
+            acceptance,
+            torch.ones_like(memory.begun),
+        )
+        change = torch.where(torch.isfinite(change), change, math.inf)
+        info = Info(
+            potential,
+            configurational_temperature(position, g),
+            acceptance,
+            tested.to(position.dtype),
+            torch.where(first, 0.0, change),
+        )
+        return position, kept, info
+
+    return step
