@@ -3,7 +3,17 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from particlevi import curvature, diagnostics, gradients, kernels, noise, schedules, tuning, typing
+from particlevi import (
+    curvature,
+    diagnostics,
+    gradients,
+    kernels,
+    noise,
+    samplers,
+    schedules,
+    tuning,
+    typing,
+)
 from particlevi.draws import Draws
 from particlevi.errors import DivergenceError, ParticleviError, ParticleviWarning
 from particlevi.gradients import control_variate, structured, structured_dropout
@@ -36,7 +46,7 @@ from particlevi.storage.recording import outputs_at
 from particlevi.tuning import suggest_step_size
 
 if TYPE_CHECKING:
-    from particlevi import comparison, optim, plots, sgdvi
+    from particlevi import comparison, optim, plots, sgdvi, testing
     from particlevi.comparison import check_collapse, compare
 
 __version__ = "0.1.0"
@@ -85,6 +95,7 @@ __all__ = [
     "repulsive_langevin",
     "resume",
     "sample",
+    "samplers",
     "schedules",
     "sgd",
     "sgdvi",
@@ -95,6 +106,7 @@ __all__ = [
     "structured_dropout",
     "suggest_step_size",
     "svgd",
+    "testing",
     "tuning",
     "typing",
 ]
@@ -107,6 +119,7 @@ _LAZY = {
     "optim": "optim",
     "plots": "plots",
     "sgdvi": "sgdvi",
+    "testing": "testing",
 }
 
 
