@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_positive
+from particlevi.curvature.second_order import second_order
 from particlevi.data import BatchSource, Data, as_data, as_particles
 from particlevi.data.data import TensorData
 from particlevi.gradients.control_variate import control_variate
@@ -82,6 +83,11 @@ def check_stability(
     >>> found.stable, round(found.max_step_size, 3)
     (True, 0.333)
     """
+    if not isinstance(sampler, Sampler):
+        raise TypeError(
+            "check_stability takes a sampler, such as pvi.sghmc(potential), got "
+            f"{type(sampler).__name__}."
+        )
     check_positive("step_size", step_size)
     model = sampler.potential
     points = model.init(2) if at is None else at
@@ -177,7 +183,7 @@ def curvature_at(
 
     def product(batch: Batch | None, direction: Tensor) -> Tensor:
         leaf = points.detach().requires_grad_()
-        with torch.enable_grad():
+        with second_order(), torch.enable_grad():
             (gradient,) = torch.autograd.grad(model(leaf, batch).sum(), leaf, create_graph=True)
             along = (gradient * direction).sum()
             if not along.requires_grad:
