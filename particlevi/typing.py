@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 __all__ = [
     "JSON",
     "Batch",
+    "BatchLaw",
     "Controls",
     "Gradient",
     "GradientEstimator",
@@ -33,6 +34,9 @@ __all__ = [
 JSON: TypeAlias = bool | int | float | str | list["JSON"] | dict[str, "JSON"] | None
 Schedule: TypeAlias = Callable[[int], float]
 """A scalar as a function of the step, counted from 0 and including warm-up."""
+
+BatchLaw: TypeAlias = Literal["all", "independent", "subset", "epoch", "loader"]
+"""How the data of a batch were drawn: see ``Batch``."""
 
 Controls: TypeAlias = Mapping[str, Tensor]
 """What may change between steps without compiling anew, by name.
@@ -51,13 +55,21 @@ class Batch(NamedTuple):
             particle has its own minibatch, ``[B, ...]`` when all share one.
         per_particle: which of the two.
         scale: the weight of the batch's log-likelihood, 0-d; N/B if absent.
-        complete: whether these are all the data, each once, so that the energy is exact.
+        law: how its data were drawn. ``"all"``: every datum once, so that the energy is exact.
+            ``"independent"``: with replacement. ``"subset"``: a random choice, fresh at every step.
+            ``"epoch"``: without replacement over many steps. ``"loader"``: as a loader gives them.
+            None if whoever made it does not say; it is then taken for independent.
     """
 
     data: Any
     per_particle: bool = False
     scale: Tensor | None = None
-    complete: bool = False
+    law: BatchLaw | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether these are all the data, each once, so that the energy is exact."""
+        return self.law == "all"
 
 
 @runtime_checkable
@@ -105,14 +117,17 @@ class Requirements:
             energy.
         energy: the value of the potential is used and not only its gradient, so that the gradient
             must be that of the value.
-        independent_data: the data of a batch are drawn independently of each other and of other
-            steps, since the method reads the noise of the gradient off parts of the batch.
+        independent_data: the batches of different steps are independent, since the method takes
+            the noise of the gradient for independent from step to step.
+        own_batches: particles do not share a minibatch, since the method takes the noise of their
+            energies for independent of each other.
         chains: particles must not see each other.
     """
 
     all_data: bool = False
     energy: bool = False
     independent_data: bool = False
+    own_batches: bool = False
     chains: bool = False
 
 

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from particlevi.data.indices import RandomSource, random_integers, random_orders, rows_at_once
 from particlevi.data.tensors import length_of
-from particlevi.typing import Batch
+from particlevi.typing import Batch, BatchLaw
 
 __all__ = ["BatchSource", "Batching", "FullBatch", "Law", "NoBatches", "TensorBatches"]
 
@@ -134,7 +134,7 @@ class FullBatch:
     shared = True
 
     def __init__(self, data: Any):
-        self.batch = Batch(data, complete=True)
+        self.batch = Batch(data, law="all")
         self.num_data: int | None = length_of(data)
         self.batch_size = self.num_data
 
@@ -188,7 +188,8 @@ class TensorBatches:
         self.num_particles = num_particles
         self.shared = num_particles is None
         self.batching = batching
-        self.law: Law = "independent" if batching == "replacement" else batching
+        self.batch_law: BatchLaw = "independent" if batching == "replacement" else batching
+        self.law: Law = self.batch_law
         self.order = torch.empty(0, 0, dtype=torch.long)
         self.cursor = self.total
 
@@ -227,7 +228,7 @@ class TensorBatches:
             for leaf in self.leaves
         ]
         data = tuple(parts) if self.flat else pytree.tree_unflatten(parts, self.structure)
-        return Batch(data, self.num_particles is not None)
+        return Batch(data, self.num_particles is not None, law=self.batch_law)
 
     def nbytes(self) -> int:
         """The order of the data in the current epoch, for every particle."""

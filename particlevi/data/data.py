@@ -203,7 +203,7 @@ class TensorData(Data):
 
     def whole(self) -> Batch:
         """The tensors themselves."""
-        return Batch(self.tensors, complete=True)
+        return Batch(self.tensors, law="all")
 
     def held(self, max_bytes: int = 2**30) -> Data:
         """Itself."""

@@ -161,7 +161,7 @@ class LoaderData(Data):
 
     def whole(self) -> Batch:
         """All the data, read and put together."""
-        return concatenated(list(self.chunks(self.num_data)))._replace(complete=True)
+        return concatenated(list(self.chunks(self.num_data)))._replace(law="all")
 
     def held(self, max_bytes: int = 2**30) -> Data:
         """In memory, if it is not too much by the size of the first datum."""

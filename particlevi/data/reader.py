@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils.data import RandomSampler
 
 from particlevi.data.batches import Law
 from particlevi.data.epochs import Epoch
 from particlevi.data.indices import RandomSource
 from particlevi.data.isolated import Streams, generators_of
 from particlevi.data.tensors import length_of
-from particlevi.typing import Batch
+from particlevi.typing import Batch, BatchLaw
 
 __all__ = ["LoaderBatches"]
 
@@ -57,7 +58,11 @@ class LoaderBatches:
             count = -(-epoch.num_data // self.batch_size)
             self.epoch = replace(epoch, num_batches=count)
         single = self.epoch.num_batches == 1 and self.batch_size == epoch.num_data
-        self.law: Law = "all" if single else "loader"
+        sampler = getattr(loader, "sampler", None)
+        self.batch_law: BatchLaw = "all" if single else "loader"
+        if isinstance(sampler, RandomSampler) and sampler.replacement:
+            self.batch_law = "independent"
+        self.law: Law = self.batch_law
         self.first = self._weighted(first)
 
     def _first(self) -> Any:
@@ -68,13 +73,13 @@ class LoaderBatches:
         return self.prepare(item)
 
     def _weighted(self, data: Any) -> Batch:
-        if self.law == "all":
-            return Batch(data, complete=True)
+        if self.batch_law == "all":
+            return Batch(data, law="all")
         leaf = pytree.tree_leaves(data)[0]
         # Double precision, because it does not round a weight; it does not widen [P] energies.
         dtype = torch.float32 if leaf.device.type == "mps" else torch.float64
         scale = torch.tensor(self.epoch.scale, dtype=dtype, device=leaf.device)
-        return Batch(data, scale=scale)
+        return Batch(data, scale=scale, law=self.batch_law)
 
     def _generators(self) -> dict[str, Tensor]:
         own = {name: generator.get_state() for name, generator in self.own.items()}

@@ -35,8 +35,11 @@ class control_variate:
     """``g(theta) = grad V(c) - grad log p(theta) + (N/B) sum_b [grad u_b(theta) - grad u_b(c)]``.
 
     ``u_b = -log p(x_b | theta)``, ``V = sum_n u_n`` over the whole data, evaluated once, and ``c``
-    a centre near the mode. Unbiased; its variance is ``O(|theta - c|^2)``, zero at the centre, and
-    zero everywhere when all ``u_b`` are quadratic with one Hessian. A step costs two gradients.
+    a centre near the mode. The potential that is reported is the one with this gradient,
+    ``V(c) - log p(theta) + (N/B) sum_b [u_b(theta) - u_b(c)] + (theta - c) . (grad V(c) - (N/B)
+    sum_b grad u_b(c))``, unbiased too. The gradient is unbiased; its variance is
+    O(|theta - c|^2), zero at the centre, and zero everywhere when all ``u_b`` are quadratic with
+    one Hessian. A step costs two gradients.
 
     With ``refresh=m`` (SVRG) each particle has a centre of its own, which is moved to where the
     particle is after every m-th step, by a pass over all the data.
@@ -65,7 +68,7 @@ class control_variate:
     refresh: int | None = None
     name: str = field(default="control_variate", init=False)
     gradients: int = field(default=2, init=False)
-    conservative: bool = field(default=False, init=False)
+    conservative: bool = field(default=True, init=False)
     interacting: bool = field(default=False, init=False)
 
     @property
@@ -135,9 +138,11 @@ class control_variate:
         there = value_and_grad(self._likelihood_energy, center, batch, size)
         prior = value_and_grad(self._prior_energy, particles, batch, size)
         scale = self._scale(batch)
+        slope = state.gradient - scale * there.gradient
+        value = state.potential + ((particles - center) * slope).sum(1)
         return Gradient(
             state.gradient + prior.gradient + scale * (here.gradient - there.gradient),
-            state.potential + prior.potential + scale * (here.potential - there.potential),
+            value + prior.potential + scale * (here.potential - there.potential),
         )
 
     def _scale(self, batch: Batch | None) -> float | Tensor:

@@ -72,6 +72,11 @@ class _SelfAveraged(ABC):
         return 1 if self._plain() else self.num_composites
 
     @property
+    def conservative(self) -> bool:
+        """Only where nothing is replaced: else the potential is a mean, the gradient a sum."""
+        return self._plain()
+
+    @property
     def interacting(self) -> bool:
         """Whether chains draw from each other's past."""
         return self.history.pooled and not self.history.frozen
@@ -250,7 +255,6 @@ class structured(_SelfAveraged):
     """
 
     name = "structured"
-    conservative = False
 
     def __init__(
         self,
@@ -320,7 +324,6 @@ class structured_dropout(_SelfAveraged):
     """
 
     name = "structured_dropout"
-    conservative = False
 
     def __init__(
         self,

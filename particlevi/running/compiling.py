@@ -29,7 +29,7 @@ def compiled(sampler: Sampler, example: Batch | None) -> Callable[..., Any]:
     ``static_shapes()``.
     """
     fixed = None if example is None else (example.per_particle, example.scale is None)
-    kind = f"{pytree.tree_structure(example)} {fixed} {example is not None and example.complete}"
+    kind = f"{pytree.tree_structure(example)} {fixed} {example is not None and example.law}"
     compilations = _compiled_steps.setdefault(sampler, {})
     if kind not in compilations:
         step = sampler.step

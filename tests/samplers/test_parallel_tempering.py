@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 import particlevi as pvi
 from tests.stationarity.laws import controls_of, quadratic
+from tests.stationarity.test_minibatch import T2, conjugate, data_with_variance
 
 
 def step_of(sampler, position, u, h=0.0, steps=0):
@@ -56,8 +58,9 @@ def test_exchanges_only_when_due():
 
 def test_every_temperature_has_its_law():
     temperatures, lam, chains = [0.25, 1.0, 4.0], 2.0, 400
+    sampler = pvi.parallel_tempering(quadratic([[lam]]), temperatures)
     draws = pvi.sample(
-        pvi.parallel_tempering(quadratic([[lam]]), temperatures),
+        dataclasses.replace(sampler, draws=slice(None)),
         step_size=0.5,
         num_particles=3 * chains,
         num_warmup=60,
@@ -85,7 +88,8 @@ def test_crosses_a_barrier_that_one_chain_does_not():
     start = torch.full((5 * 100, 1), 4.0, dtype=torch.float64)
     options = dict(step_size=0.3, num_warmup=500, num_draws=40, thin=25, progress=False)
     tempered = pvi.parallel_tempering(target, [1.0, 2.5, 6.0, 15.0, 40.0])
-    cold = pvi.sample(tempered, initial=start, **options).select(slice(0, None, 5))
+    cold = pvi.sample(tempered, initial=start, **options)
+    assert cold.chains == list(range(0, 500, 5))
     share = float((cold.particles < 0).double().mean())
     alone = pvi.sample(pvi.baoab(target), initial=start[:100], **options)
     assert float((alone.particles < 0).double().mean()) == 0
@@ -111,3 +115,44 @@ def test_a_ladder_may_lack_its_hot_end():
     assert even.position[:, 0].tolist() == [1, 0, 2, 4, 3]
     odd, _ = step_of(sampler, position, always, steps=0)
     assert odd.position[:, 0].tolist() == [0, 2, 1, 3, 4]
+
+
+def test_draws_are_those_of_the_target_temperature():
+    sampler = pvi.parallel_tempering(quadratic([[1.0]]), [1.0, 2.0, 3.0])
+    position = torch.arange(7.0, dtype=torch.float64).unsqueeze(1)
+    assert position[sampler.draws, 0].tolist() == [0, 3, 6]
+
+
+class TestMinibatches:
+    """Replicas of the conjugate mean model with minibatches of their own."""
+
+    N, B = 100, 10
+    X = data_with_variance(N, 1.0)
+
+    def variance(self, sampler, ladders=600):
+        lam = self.N + 1 / T2
+        mean = float(self.X.sum()) / lam
+        start = torch.full((2 * ladders, 1), mean, dtype=torch.float64)
+        draws = pvi.sample(
+            sampler,
+            self.X,
+            batch_size=self.B,
+            step_size=0.02,
+            initial=start,
+            num_warmup=500,
+            num_draws=20,
+            thin=10,
+            progress=False,
+        )
+        means = lam * (draws.particles[::2] - mean).square().mean((1, 2))
+        return float(means.mean()), float(means.std()) / math.sqrt(len(means))
+
+    def test_noise_of_the_energy_is_found_and_does_not_widen_the_law(self):
+        target, options = conjugate(self.N), {"friction": 100.0}
+        wrong, _ = self.variance(
+            pvi.parallel_tempering(target, (1.0, 4.0), energy_noise=0.0, **options)
+        )
+        found, error = self.variance(pvi.parallel_tempering(target, (1.0, 4.0), **options))
+        alone, other = self.variance(pvi.baoab(target, **options))
+        assert wrong > 2 * alone
+        assert abs(found - alone) < 4 * math.hypot(error, other)
