@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from particlevi._checks import check_finite, check_positive_int
+from particlevi.curvature.second_order import second_order
 from particlevi.noise.persample import PerSample, of_module, of_potential
 from particlevi.noise.scalings import Batching, batch_factor
 from particlevi.noise.spectrum import Spectrum, covariance_spectrum, gram_spectrum, top_spectrum
@@ -143,7 +144,7 @@ class GradientNoise:
 
     def _backward(self, start: int, stop: int, weights: Tensor) -> Tensor:
         theta = self.position.detach().requires_grad_()
-        with torch.enable_grad():
+        with second_order(), torch.enable_grad():
             losses = self.samples.losses(theta, start, stop)
             (found,) = torch.autograd.grad(losses, theta, grad_outputs=weights)
         return found
@@ -159,7 +160,8 @@ class GradientNoise:
         parts = []
         for start, stop in self._ranges(self._pass_size, "forward mode"):
             losses = partial(self.samples.losses, start=start, stop=stop)
-            parts.append(torch.func.jvp(losses, (self.position,), (direction,))[1].detach())
+            with second_order():
+                parts.append(torch.func.jvp(losses, (self.position,), (direction,))[1].detach())
         return torch.cat(parts)
 
     def matvec(self, vector: Tensor, centered: bool = True) -> Tensor:
@@ -309,13 +311,16 @@ def measure(
             whose mean loss is that of ``loss_fn``.
         data: ``(inputs, ..., targets)``, as given to ``sample``.
         position: ``theta [D]``; the module's own parameters if absent.
-        loss_fn: of a module, such as ``torch.nn.functional.cross_entropy``.
+        loss_fn: of a module, such as ``torch.nn.functional.cross_entropy``. With weights or
+            ignored targets take ``reduction="none"`` or ``"sum"``; see ``Raises``.
         mode: of a module, ``"eval"`` or ``"train"``.
         chunk_size: data evaluated at once.
         progress: show progress bars.
 
     Raises:
-        ValueError: a missing or superfluous argument, or data that do not fit.
+        ValueError: a missing or superfluous argument, data that do not fit, or a loss whose value
+            on a batch is neither the mean nor the sum of its data's losses, as that of
+            ``CrossEntropyLoss(weight=w)``, where the weight of a single datum cancels.
 
     >>> _ = torch.manual_seed(0)
     >>> net, x = nn.Linear(2, 1), torch.randn(50, 2)
@@ -339,9 +344,7 @@ def measure(
         own = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
         start = samples.layout.ravel(own)
     else:
-        raise TypeError(
-            f"gradient_noise takes a potential or a module, got {type(model).__name__}."
-        )
+        raise TypeError(f"measure takes a potential or a module, got {type(model).__name__}.")
     noise = GradientNoise(samples, start.clone(), chunk_size, progress)
     return noise if position is None else noise.at(position)
 

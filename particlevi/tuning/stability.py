@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_positive
+from particlevi.curvature.second_order import second_order
 from particlevi.data import BatchSource, Data, as_data, as_particles
 from particlevi.data.data import TensorData
 from particlevi.gradients.control_variate import control_variate
@@ -177,7 +178,7 @@ def curvature_at(
 
     def product(batch: Batch | None, direction: Tensor) -> Tensor:
         leaf = points.detach().requires_grad_()
-        with torch.enable_grad():
+        with second_order(), torch.enable_grad():
             (gradient,) = torch.autograd.grad(model(leaf, batch).sum(), leaf, create_graph=True)
             along = (gradient * direction).sum()
             if not along.requires_grad:

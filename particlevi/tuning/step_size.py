@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from particlevi._checks import check_positive
@@ -82,7 +83,7 @@ def suggest_step_size(
 
     Raises:
         ValueError: an argument out of its range; a potential that curves upwards nowhere at these
-            points.
+            points, or whose curvature overflows or is too large for the particles' dtype.
 
     >>> import particlevi as pvi
     >>> bowl = pvi.from_log_density(lambda x: -x[0] ** 2 - 3 * x[1] ** 2, num_params=2)
@@ -103,6 +104,7 @@ def suggest_step_size(
             f"The largest curvature at these points is {curvature:.3g}, so no step size follows "
             "from it: give points near a mode (at=draws.particles[:, -1])."
         )
+    _check_resolved(model, points, curvature, temperature)
     noise = 0.0
     if source.law not in ("none", "all"):
         noise = float(gradient_variance(target, points, checked, batch_size=batch_size).mean())
@@ -139,3 +141,18 @@ def suggest_step_size(
     if verbose:
         print(reason)
     return StepSize(overdamped, momentum, curvature, noise, reason)
+
+
+def _check_resolved(
+    model: ModelPotential, points: Tensor, curvature: float, temperature: float
+) -> None:
+    """The width of the law in the stiffest direction is above the spacing of the numbers."""
+    width = math.sqrt(temperature / curvature)
+    spacing = torch.finfo(model.dtype).eps * float(points.abs().double().square().mean().sqrt())
+    if width < spacing:
+        raise ValueError(
+            f"The largest curvature at these points is {curvature:.3g}, so the law would be "
+            f"{width:.2g} wide there, below the spacing {spacing:.2g} of {model.dtype} numbers of "
+            "that size: no step can be right. Give points near a mode, rescale the parameters, or "
+            "use float64."
+        )
