@@ -18,6 +18,7 @@ from particlevi.gradients._evaluate import value_and_grad
 from particlevi.kernels.kernels import Kernel, as_kernel
 from particlevi.running.sampling import sample
 from particlevi.samplers.sghmc import sghmc
+from particlevi.streams import ParticleStreams
 
 __all__ = ["Collapse", "check_collapse"]
 
@@ -113,7 +114,7 @@ def check_collapse(
     source = as_data(data, potential).batches(
         batch_size=batch_size, num_particles=len(particles), shared=True
     )
-    batch = source.next(torch.Generator(potential.device).manual_seed(seed))
+    batch = source.next(ParticleStreams(seed, "batches", device=potential.device))
     chosen = as_kernel(kernel).bind(potential.layout)
     gradient = value_and_grad(potential, particles, batch, potential.chunk_size).gradient
     attraction, repulsion = chosen.direction(particles, -gradient)

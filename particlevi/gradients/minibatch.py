@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from particlevi.gradients._evaluate import value_and_grad
 from particlevi.potentials.potential import ModelPotential
-from particlevi.typing import JSON, Batch, Gradient, GradientEstimator, Progress
+from particlevi.typing import JSON, Batch, Gradient, GradientEstimator, Progress, Streams
 
 __all__ = ["Target", "as_estimator", "minibatch"]
 
@@ -41,11 +40,11 @@ class minibatch:
     conservative: bool = field(default=True, init=False)
     interacting: bool = field(default=False, init=False)
 
-    def init(self, particles: Tensor, generator: torch.Generator) -> Stateless:
+    def init(self, particles: Tensor, streams: Streams) -> Stateless:
         """Nothing to remember."""
         return Stateless()
 
-    def draw_noise(self, state: Any, generator: torch.Generator) -> tuple[()]:
+    def draw_noise(self, state: Any, streams: Streams) -> tuple[()]:
         """No randomness beside the batch."""
         return ()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,7 +20,6 @@ from particlevi.data import Batching, Minibatches, as_data, as_particles
 from particlevi.data.minibatches import as_minibatches
 from particlevi.data.tensors import is_tensors
 from particlevi.draws import Draws
-from particlevi.potentials.random import draw_seed
 from particlevi.running.loop import Loop
 from particlevi.running.monitor import Every, Monitor, Rule, as_monitor
 from particlevi.running.plan import Plan
@@ -40,20 +39,6 @@ Start: TypeAlias = Literal["module", "prior", "current", "uniform", "default"]
 
 Watcher: TypeAlias = Monitor | Rule | Every | Sequence[Rule | Every]
 """A monitor, or the rules of one."""
-
-
-class _Seeds(NamedTuple):
-    """Seeds of independent streams, so that runs with one seed see the data in one order."""
-
-    start: int
-    batches: int
-    noise: int
-    everything_else: int
-
-    @classmethod
-    def of(cls, seed: int) -> _Seeds:
-        generator = torch.Generator().manual_seed(seed)
-        return cls(*(draw_seed(generator) for _ in cls._fields))
 
 
 def sample(
@@ -101,8 +86,9 @@ def sample(
         thin: steps per draw; rounded up to a multiple of the steps after which the method has a
             draw at all.
         seed: of all randomness of the run. Starting points, minibatches and noise have streams of
-            their own, so that different samplers with one seed see the data in one order. Torch's
-            global generator is seeded inside and left as it was.
+            their own, one per particle: different samplers with one seed see the data in one
+            order, and other particles do not change what one of them does. Torch's global
+            generator is seeded inside and left as it was.
         compile: compile the whole step with ``torch.compile``: the same draws up to rounding. Not
             for Pyro models.
         progress: show a progress bar.
@@ -164,8 +150,7 @@ def sample(
         )
     if compile:
         _check_compilable(sampler)
-    seeds = _Seeds.of(int(seed))
-    start = _starting_points(sampler.potential, num_particles, initial, seeds.start)
+    start = _starting_points(sampler.potential, num_particles, initial, int(seed))
     saving = _saving(checkpoint)
     settings = Settings(
         num_particles=len(start),
@@ -184,10 +169,10 @@ def sample(
     folder = None if saving is None else Path(saving.folder)
     if folder is not None:
         _check_folder(folder)
-    with torch.no_grad(), _global_seed(seeds.everything_else, sampler.potential.device):
+    with torch.no_grad(), _global_seed(int(seed), sampler.potential.device):
         checked = as_data(data, sampler.potential)
         plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder)
-        loop = Loop.start(plan, start, seeds.noise, seeds.batches)
+        loop = Loop.start(plan, start)
         if schedule is not None:
             check_before_run(sampler, start, checked, plan.source, schedule, plan.num_steps)
         return loop.run(watcher, progress)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
+from particlevi.streams import ParticleStreams
 from particlevi.typing import Gradient, Progress, Sampler, SamplerState
 from tests import registry
 from tests.registry import ESTIMATORS, PROBLEMS, SAMPLERS, batch_of
@@ -51,12 +52,12 @@ class Setting:
     ) -> list[tuple[SamplerState, Any]]:
         """A few steps, each with a minibatch per particle unless particles interact."""
         step = step or self.sampler.step
-        generator = torch.Generator().manual_seed(seed)
-        state = self.sampler.init(self.start, generator)
+        streams = ParticleStreams(seed)
+        state = self.sampler.init(self.start, streams)
         path = []
         for k in range(STEPS):
             batch = batch_of(self.problem, None if self.sampler.interacting else P, seed=seed + k)
-            noise = self.sampler.draw_noise(state, generator)
+            noise = self.sampler.draw_noise(state, streams)
             state, info = step(state, batch, noise, self.controls)
             path.append((state, info))
             state = self.sampler.record(pytree.tree_map(torch.clone, state), Progress(k + 1, 0, 9))
@@ -93,9 +94,9 @@ def test_protocol(sampler, estimator, problem):
 @pytest.mark.parametrize(NAMES, [case for case in registry.grid() if case[0] == "sgld"])
 def test_the_estimate_is_a_gradient(sampler, estimator, problem):
     setting = Setting(sampler, estimator, problem)
-    generator = torch.Generator().manual_seed(0)
-    state = setting.estimator.init(setting.start, generator)
-    noise = setting.estimator.draw_noise(state, generator)
+    streams = ParticleStreams(0)
+    state = setting.estimator.init(setting.start, streams)
+    noise = setting.estimator.draw_noise(state, streams)
     found = setting.estimator(state, setting.start, batch_of(setting.problem, P), noise)
     assert isinstance(found, Gradient)
     assert found.gradient.shape == setting.start.shape
@@ -105,12 +106,12 @@ def test_the_estimate_is_a_gradient(sampler, estimator, problem):
 @everything
 def test_a_step_leaves_its_arguments_as_they_were(sampler, estimator, problem):
     setting = Setting(sampler, estimator, problem)
-    generator = torch.Generator().manual_seed(0)
+    streams = ParticleStreams(0)
     start = setting.start.clone()
-    state = setting.sampler.init(setting.start, generator)
+    state = setting.sampler.init(setting.start, streams)
     batch = batch_of(setting.problem, None if setting.sampler.interacting else P)
     for _ in range(2):
-        noise = setting.sampler.draw_noise(state, generator)
+        noise = setting.sampler.draw_noise(state, streams)
         arguments = (state, batch, noise, setting.controls)
         before = pytree.tree_map_only(torch.Tensor, torch.clone, arguments)
         rng = torch.get_rng_state()
@@ -146,16 +147,16 @@ def test_the_seed_decides_the_draws(sampler, estimator, problem):
 @pytest.mark.parametrize(NAMES, [case for case in registry.grid() if registry.independent(*case)])
 def test_many_particles_move_as_each_would_alone(sampler, estimator, problem):
     setting = Setting(sampler, estimator, problem)
-    generator = torch.Generator().manual_seed(0)
-    state = setting.sampler.init(setting.start, generator)
+    streams = ParticleStreams(0)
+    state = setting.sampler.init(setting.start, streams)
     state, _ = setting.sampler.step(
         state,
         batch_of(setting.problem, P),
-        setting.sampler.draw_noise(state, generator),
+        setting.sampler.draw_noise(state, streams),
         setting.controls,
     )
     batch = batch_of(setting.problem, P, seed=1)
-    noise = setting.sampler.draw_noise(state, generator)
+    noise = setting.sampler.draw_noise(state, streams)
     together = setting.sampler.step(state, batch, noise, setting.controls)
 
     def own(tree: Any, i: int) -> Any:

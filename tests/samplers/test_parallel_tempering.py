@@ -7,12 +7,13 @@ import pytest
 import torch
 
 import particlevi as pvi
+from particlevi.streams import ParticleStreams
 from tests.stationarity.laws import controls_of, quadratic
 from tests.stationarity.test_minibatch import T2, conjugate, data_with_variance
 
 
 def step_of(sampler, position, u, h=0.0, steps=0):
-    state = sampler.init(position, torch.Generator())
+    state = sampler.init(position, ParticleStreams(0))
     memory = state.memory._replace(steps=torch.tensor(float(steps)))
     noise = (torch.zeros_like(position), u)
     return sampler.step(state._replace(memory=memory), None, (noise, ()), controls_of(sampler, h))
