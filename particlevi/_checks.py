@@ -14,6 +14,7 @@ from torch import Tensor
 __all__ = [
     "check_choice",
     "check_finite",
+    "check_flag",
     "check_fraction",
     "check_groups",
     "check_nonnegative",
@@ -58,6 +59,12 @@ def check_nonnegative(name: str, value: Any) -> None:
     """``value`` is a finite number of at least 0."""
     if not _is_finite(value) or value < 0:
         raise ValueError(f"{name} must be a finite number of at least 0, got {_shown(value)}.")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """``value`` is True or False, nothing that only counts as one."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {_shown(value)}.")
 
 
 def check_fraction(name: str, value: Any) -> None:

@@ -75,21 +75,24 @@ class Batch(NamedTuple):
 
 @runtime_checkable
 class Potential(Protocol):
-    """What is sampled: ``U(theta) = -log p(theta, data)`` in nats, total, not mean."""
+    """What is sampled: ``U(theta) = -log p(theta, data)`` in nats, total, not mean.
 
-    num_params: int
-    num_data: int | None
+    These three members are enough to sample. ``particlevi.potentials.protocol.as_potential`` lists
+    what else an object may have, and what is done without it.
+    """
+
+    @property
+    def num_params(self) -> int:
+        """D, the number of parameters in a particle."""
+        ...
+
+    @property
+    def num_data(self) -> int | None:
+        """N, or None for a density without data."""
+        ...
 
     def __call__(self, particles: Tensor, batch: Batch | None = None) -> Tensor:
         """Energies ``[P]`` of particles ``[P, D]``, unbiased on a minibatch."""
-        ...
-
-    def log_prior(self, particles: Tensor) -> Tensor:
-        """Log prior densities ``[P]``."""
-        ...
-
-    def log_likelihood(self, particles: Tensor, batch: Batch) -> Tensor:
-        """Log-likelihoods ``[P, B]``, one per particle and datum."""
         ...
 
 

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from particlevi._checks import (
-    check_choice,
-    check_finite,
-    check_positive_int,
-    check_seed,
-)
-from particlevi.data import Batching, Minibatches, as_data, as_particles
+from particlevi._checks import check_choice, check_positive_int, check_seed
+from particlevi.data import Batching, Minibatches, as_data
 from particlevi.data.minibatches import as_minibatches
 from particlevi.data.tensors import is_tensors
 from particlevi.draws import Draws
+from particlevi.potentials.arithmetic import pinned
+from particlevi.potentials.random import global_seed
+from particlevi.potentials.starts import starting_points
 from particlevi.running.loop import Loop
 from particlevi.running.monitor import Every, Monitor, Rule, as_monitor
 from particlevi.running.plan import Plan
@@ -32,10 +29,10 @@ from particlevi.storage.store import InMemory, Storage
 from particlevi.tuning.stability import check_before_run
 from particlevi.typing import Sampler, Schedule, Tuner
 
-__all__ = ["Start", "Watcher", "resume", "sample"]
+__all__ = ["Initial", "Watcher", "resume", "sample"]
 
-Start: TypeAlias = Literal["module", "prior", "current", "uniform", "default"]
-"""Ways to draw starting points, as far as the potential has them."""
+Initial: TypeAlias = Tensor | str | Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]] | Draws
+"""Starting points, the name of a way to draw them, parameters by name, or draws to go on from."""
 
 Watcher: TypeAlias = Monitor | Rule | Every | Sequence[Rule | Every]
 """A monitor, or the rules of one."""
@@ -48,7 +45,7 @@ def sample(
     step_size: float | Schedule | None = None,
     batch_size: int | None = None,
     num_particles: int | None = None,
-    initial: Tensor | Start | None = None,
+    initial: Initial | None = None,
     num_warmup: int = 0,
     num_draws: int = 1000,
     thin: int = 1,
@@ -78,9 +75,14 @@ def sample(
         step_size: h, a number or a schedule; its meaning is the sampler's. Absent, the tuner
             chooses it.
         batch_size: B; all data at every step if absent.
-        num_particles: P, unless ``initial`` is a tensor.
-        initial: starting points ``[P, D]``, or the name of a way to draw them: ``"module"``,
-            ``"prior"``, ``"current"``, as far as the potential has them.
+        num_particles: P, unless ``initial`` tells it.
+        initial: where particles start. By default those of a module start from its present weights
+            if it was trained, loaded or set by hand (the first exactly there, the others with 1 %
+            of noise), and each from a fresh initialisation otherwise; those of a Pyro model from
+            the prior. Or a name, ``"fresh"``, ``"current"``, ``"jittered"``, ``"prior"`` ..., as
+            far as the potential has it (``potential.starts.methods``); a tensor ``[P, D]``; a
+            ``state_dict`` (or values of Pyro's sites), or a list of them, one per particle; or
+            ``Draws``, whose chains are gone on with from their last draws.
         num_warmup: steps not kept.
         num_draws: T.
         thin: steps per draw; rounded up to a multiple of the steps after which the method has a
@@ -150,7 +152,7 @@ def sample(
         )
     if compile:
         _check_compilable(sampler)
-    start = _starting_points(sampler.potential, num_particles, initial, int(seed))
+    start = starting_points(sampler.potential, num_particles, initial, int(seed))
     saving = _saving(checkpoint)
     settings = Settings(
         num_particles=len(start),
@@ -169,7 +171,7 @@ def sample(
     folder = None if saving is None else Path(saving.folder)
     if folder is not None:
         _check_folder(folder)
-    with torch.no_grad(), _global_seed(int(seed), sampler.potential.device):
+    with torch.no_grad(), global_seed(int(seed)), pinned(sampler.potential.device):
         checked = as_data(data, sampler.potential)
         plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder)
         loop = Loop.start(plan, start)
@@ -235,7 +237,7 @@ def resume(
             f"{folder} is the checkpoint of a run on other data, so it is not resumed:\n  "
             + "\n  ".join(others)
         )
-    with torch.no_grad(), _global_seed(0, sampler.potential.device):
+    with torch.no_grad(), global_seed(0), pinned(sampler.potential.device):
         plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder)
         return Loop.restore(plan, saved).run(watcher, progress)
 
@@ -296,36 +298,3 @@ def _check_compilable(sampler: Sampler) -> None:
             "step. Leave compile out, or write the model as a module (from_module) or as a "
             "log-likelihood in torch operations (from_log_likelihood)."
         )
-
-
-def _starting_points(
-    potential: Any, num_particles: int | None, initial: Tensor | str | None, seed: int
-) -> Tensor:
-    if isinstance(initial, Tensor):
-        points = as_particles(initial, potential, potential.num_params, "initial")
-        check_finite("initial", points, "Choose finite starting points.")
-        if num_particles is not None and num_particles != len(initial):
-            raise ValueError(
-                f"initial holds {len(initial)} particles but num_particles is {num_particles}: "
-                "leave num_particles out."
-            )
-        return points
-    if initial is not None and not isinstance(initial, str):
-        raise TypeError(
-            "initial must be a tensor [P, D] or the name of a way to draw starting points, "
-            f"got {type(initial).__name__}."
-        )
-    if num_particles is None:
-        raise ValueError("Give num_particles, or starting points initial [P, D].")
-    check_positive_int("num_particles", num_particles)
-    generator = torch.Generator().manual_seed(seed)
-    start: Tensor = potential.init(int(num_particles), generator, initial or "default")
-    return start
-
-
-@contextmanager
-def _global_seed(seed: int, device: torch.device) -> Iterator[None]:
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        yield
