@@ -110,7 +110,6 @@ def test_other_particles_do_not_change_what_one_does(sampler, problem, options):
     case = SAMPLERS[sampler]
     options = {"step_size": case.step_size, "num_draws": 12, "progress": False, **options}
     few, many = (
-        pvi.sample(case(made.potential), made.data, num_particles=num, **options)
-        for num in (2, 5)
+        pvi.sample(case(made.potential), made.data, num_particles=num, **options) for num in (2, 5)
     )
     assert torch.equal(few.particles, many.particles[:2])

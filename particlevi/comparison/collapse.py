@@ -115,7 +115,7 @@ def check_collapse(
         batch_size=batch_size, num_particles=len(particles), shared=True
     )
     batch = source.next(ParticleStreams(seed, "batches", device=potential.device))
-    chosen = as_kernel(kernel).bind(potential.layout)
+    chosen = as_kernel(kernel).bind(potential)
     gradient = value_and_grad(potential, particles, batch, potential.chunk_size).gradient
     attraction, repulsion = chosen.direction(particles, -gradient)
     if step_size is None:

@@ -49,7 +49,7 @@ class _SelfAveraged(ABC):
                 f"The history's initial entries must be [S, {potential.num_params}], "
                 f"got {list(start.shape)}."
             )
-        self.partition = Partition(potential.groups(groups).to(potential.device))
+        self.partition = Partition(potential.groups(groups))
         self.prior_apart = potential.factorised_prior and potential.log_likelihood_fn is not None
 
     def __repr__(self) -> str:

@@ -281,8 +281,8 @@ class ModelPotential:
         return self.sites.constrain(self.unravel(particles))
 
     def groups(self, rule: Groups, seed: int = 0) -> Tensor:
-        """Group numbers ``[D]`` under a rule; see ``Layout.groups``."""
-        return self.layout.groups(rule, seed)
+        """Group numbers ``[D]`` under a rule, where the particles are; see ``Layout.groups``."""
+        return self.layout.groups(rule, seed).to(self.device)
 
     def target_check(self, particles: Tensor, batch: Batch) -> Callable[[Any], None]:
         """A check whether the targets in data ``(inputs, ..., targets)`` are possible.
