@@ -21,7 +21,7 @@ from torch import Tensor
 
 from particlevi._checks import check_seed
 
-__all__ = ["ParticleStreams"]
+__all__ = ["ParticleStreams", "calls_at_once"]
 
 _BLOCK = 4096
 _MOST_CALLS = 256
@@ -127,8 +127,7 @@ class ParticleStreams:
 
     def _drawn(self, key: _Key) -> _Block:
         num_particles, rest = key.shape[0], key.shape[1:]
-        size = max(1, torch.Size(rest).numel())
-        calls = min(max(1, _BLOCK // size), _MOST_CALLS)
+        calls = calls_at_once(torch.Size(rest).numel())
         values = torch.empty(num_particles, calls, *rest, dtype=key.dtype, device=self.device)
         rows = values.view(num_particles, -1).unbind(0)
         for row, generator in zip(rows, self._of_particles(num_particles), strict=True):
@@ -208,6 +207,11 @@ class _Shared:
     def shared(self) -> _Shared:
         """Itself."""
         return self
+
+
+def calls_at_once(size: int) -> int:
+    """For how many calls of so many numbers per particle a block is drawn."""
+    return min(max(1, _BLOCK // max(1, size)), _MOST_CALLS)
 
 
 def _fill(row: Tensor, key: _Key, generator: torch.Generator) -> None:

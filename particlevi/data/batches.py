@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from particlevi.data.indices import random_integers, random_orders, rows_at_once
 from particlevi.data.tensors import length_of
+from particlevi.streams import calls_at_once
 from particlevi.typing import Batch, BatchLaw, Streams
 
 __all__ = ["BatchSource", "Batching", "FullBatch", "Law", "NoBatches", "TensorBatches"]
@@ -239,10 +240,13 @@ class TensorBatches:
         """Batches and indices, or the keys that are sorted for random orders."""
         rows = 1 if self.shared else num_particles
         batch = rows * self.size * sum(x[0].numel() * x.element_size() for x in self.leaves)
-        # Keys, sorted keys and their order: 4 + 4 + 8 bytes each.
-        keys = 16 * min(rows, rows_at_once(self.total)) * self.total
-        drawn = batch if self.batching == "replacement" else max(batch, keys)
-        return int(batch + drawn + 8 * rows * self.size)
+        if self.batching == "replacement":
+            # A batch is gathered while a block of indices, for some steps to come, is there.
+            return int(2 * batch + 8 * rows * self.size * calls_at_once(self.size))
+        # Keys of all rows, 4 bytes each; sorted keys and their order of some, 4 + 8 bytes.
+        keys = 4 * rows * self.total * calls_at_once(self.total)
+        keys += 12 * min(rows, rows_at_once(self.total)) * self.total
+        return int(batch + max(batch, keys) + 8 * rows * self.size)
 
     def state(self) -> dict[str, Tensor]:
         """The order of the current epoch and the place in it."""

@@ -97,31 +97,11 @@ def test_chains_see_different_data_unless_they_share():
     assert torch.equal(shared[0], shared[1])
 
 
-class Streams:
-    """Particles ``first`` to ``first + count``, each with a generator of its own."""
-
-    def __init__(self, first, count):
-        self.generators = [torch.Generator().manual_seed(100 + first + k) for k in range(count)]
-        self.common = torch.Generator().manual_seed(7)
-
-    def integers(self, high, shape):
-        return torch.stack([torch.randint(high, shape, generator=g) for g in self.generators])
-
-    def uniform(self, shape):
-        return torch.stack([torch.rand(shape, generator=g) for g in self.generators])
-
-    @property
-    def shared(self):
-        alone = Streams(0, 0)
-        alone.generators = [self.common]
-        return alone
-
-
 @pytest.mark.parametrize("method", ["replacement", "subset", "epoch"])
 def test_batches_of_a_particle_do_not_depend_on_the_others(method):
     """From streams that belong to particles: 2 and 3 alone see what they see among five."""
-    together, streams = source(method, 4, particles=5), Streams(0, 5)
-    alone, own = source(method, 4, particles=2), Streams(2, 2)
+    together, streams = source(method, 4, particles=5), ParticleStreams(0)
+    alone, own = source(method, 4, particles=2), ParticleStreams(0, first=2)
     for _ in range(7):
         assert torch.equal(alone.next(own).data, together.next(streams).data[2:4])
 
@@ -129,8 +109,8 @@ def test_batches_of_a_particle_do_not_depend_on_the_others(method):
 @pytest.mark.parametrize("method", ["replacement", "subset", "epoch"])
 def test_shared_batches_take_from_the_shared_stream(method):
     """So they do not depend on how many particles there are."""
-    many, streams = source(method, 4, particles=5, shared=True), Streams(0, 5)
-    few, own = source(method, 4, particles=1, shared=True), Streams(3, 1)
+    many, streams = source(method, 4, particles=5, shared=True), ParticleStreams(0)
+    few, own = source(method, 4, particles=1, shared=True), ParticleStreams(0, first=3)
     for _ in range(7):
         batch = many.next(streams).data
         assert batch.shape == (4,)
@@ -139,7 +119,7 @@ def test_shared_batches_take_from_the_shared_stream(method):
 
 @pytest.mark.parametrize("method", ["replacement", "subset", "epoch"])
 def test_orders_and_integers_from_streams_are_uniform(method):
-    made, streams = source(method, 4), Streams(0, 3)
+    made, streams = source(method, 4), ParticleStreams(0)
     drawn = torch.stack([made.next(streams).data for _ in range(1000)]).long()
     counts = torch.bincount(drawn.flatten(), minlength=12)
     assert (counts - 1000).abs().max() < 5 * 1000**0.5
@@ -162,7 +142,7 @@ def test_each_source_declares_its_law(options, law, shared, size):
     made = source(options["method"], options["batch_size"])
     assert (made.law, made.shared, made.batch_size) == (law, shared, size)
     assert made.num_data == 12
-    batch = made.next(torch.Generator())
+    batch = made.next(ParticleStreams(0))
     assert batch.complete == (law == "all") and batch.scale is None
     assert source(options["method"], options["batch_size"], shared=True).shared
 
@@ -179,11 +159,12 @@ def test_planned_memory_is_what_a_batch_takes(method, shared, size, width):
     made = as_data(torch.zeros(num, width), potential).batches(
         batch_size=size, num_particles=particles, shared=shared, batching=method
     )
-    generator = torch.Generator().manual_seed(0)
-    before = made.next(generator)
+    streams = ParticleStreams(0)
+    before = made.next(streams)
     made.restore({"order": torch.empty(0, 0).long(), "cursor": torch.tensor(num)})
     with torch.profiler.profile(profile_memory=True) as profile:
-        after = made.next(generator)
+        streams = ParticleStreams(1)
+        after = made.next(streams)
     held = before.data.nbytes
     peak = held + _peak(profile)
     assert after.data.nbytes == held
