@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from particlevi._checks import check_choice, check_positive_int, check_seed
-from particlevi.data import Batching, Minibatches, as_data
+from particlevi.data import Batching, Minibatches, as_data, as_particles
 from particlevi.data.minibatches import as_minibatches
-from particlevi.data.tensors import is_tensors
 from particlevi.draws import Draws
 from particlevi.potentials.arithmetic import pinned
 from particlevi.potentials.random import global_seed
@@ -31,8 +31,15 @@ from particlevi.typing import Sampler, Schedule, Tuner
 
 __all__ = ["Initial", "Watcher", "resume", "sample"]
 
-Initial: TypeAlias = Tensor | str | Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]] | Draws
-"""Starting points, the name of a way to draw them, parameters by name, or draws to go on from."""
+Start: TypeAlias = Literal[
+    "default", "fresh", "current", "jittered", "prior", "uniform", "normal", "init"
+]
+"""Ways to choose starting points, as far as the potential has them."""
+
+Initial: TypeAlias = (
+    Tensor | Start | Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]] | Draws | None
+)
+"""What tells where particles start."""
 
 Watcher: TypeAlias = Monitor | Rule | Every | Sequence[Rule | Every]
 """A monitor, or the rules of one."""
@@ -45,7 +52,7 @@ def sample(
     step_size: float | Schedule | None = None,
     batch_size: int | None = None,
     num_particles: int | None = None,
-    initial: Initial | None = None,
+    initial: Initial = None,
     num_warmup: int = 0,
     num_draws: int = 1000,
     thin: int = 1,
@@ -145,13 +152,10 @@ def sample(
     schedule = None if step_size is None else as_schedule("step_size", step_size)
     tuner = _tuner(sampler, schedule, tuner, int(num_warmup))
     watcher, storage, batches = as_monitor(monitor), storage or InMemory(), as_minibatches(batching)
-    if batches.shared is False and data is not None and not is_tensors(data):
-        raise ValueError(
-            "Batches of a DataLoader are shared by all particles: leave shared out of Minibatches, "
-            "or pass tensors, from which each chain draws its own."
-        )
     if compile:
         _check_compilable(sampler)
+    if isinstance(initial, (Tensor, np.ndarray)):
+        initial = as_particles(initial, sampler.potential, sampler.potential.num_params, "initial")
     start = starting_points(sampler.potential, num_particles, initial, int(seed))
     saving = _saving(checkpoint)
     settings = Settings(
@@ -173,6 +177,11 @@ def sample(
         _check_folder(folder)
     with torch.no_grad(), global_seed(int(seed)), pinned(sampler.potential.device):
         checked = as_data(data, sampler.potential)
+        if batches.shared is False and not checked.own_batches:
+            raise ValueError(
+                "Batches of a DataLoader are shared by all particles: leave shared out of "
+                "Minibatches, or pass tensors, from which each chain draws its own."
+            )
         plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder)
         loop = Loop.start(plan, start)
         if schedule is not None:

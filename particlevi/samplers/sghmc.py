@@ -37,7 +37,7 @@ and Matthews, "Rational construction of stochastic numerical methods for molecul
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -54,7 +54,7 @@ from particlevi.samplers._assemble import (
     momenta,
 )
 from particlevi.samplers._noise import Average, Noise
-from particlevi.typing import Controls, Sampler, Schedule, Streams
+from particlevi.typing import Controls, Facts, Sampler, Schedule, Streams
 
 __all__ = ["Memory", "sghmc"]
 
@@ -155,6 +155,10 @@ def sghmc(
         spread = friction**2 - 4 * curvature
         return (friction - math.sqrt(max(spread, 0.0))) / curvature
 
+    kinetic: Literal["target", "below", "above"] = "below" if known.present else "target"
+    if integrator != "baoa":
+        kinetic = "above"
+
     return assemble(
         "sghmc",
         target,
@@ -171,4 +175,5 @@ def sghmc(
         shown=MOMENTUM_SHOWN | known.shown,
         max_step_size=max_step_size,
         warning=known.warning(compensable),
+        facts=Facts(kinetic=kinetic),
     )

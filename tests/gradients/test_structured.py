@@ -726,7 +726,7 @@ def test_memory_is_stated():
     potential = net_potential()
     memory = pvi.gradients.history(capacity=50, dtype=torch.bfloat16)
     estimator = pvi.structured(potential, "layer", num_history=3, history=memory)
-    state = estimator.init(potential.init(4), torch.Generator())
+    state = estimator.init(potential.init(4), ParticleStreams(0))
     drawn = 3 * 6 * 4 * 26 * 4  # masks, values and composites, float32
     assert estimator.nbytes(4) == state.values.nbytes + drawn
     stated = 26 * (50 * 2 + 3 * 6 * 4) / 1e6
