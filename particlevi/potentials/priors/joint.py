@@ -103,7 +103,8 @@ def joint_prior(
         if open_run:
             scale = torch.cat([scale for _, scale, _ in open_run])
             mean = torch.cat([mean for _, _, mean in open_run])
-            law = open_run[0][0].elementwise(scale, mean if bool(mean.any()) else None)
+            shifted = mean.is_meta or bool(mean.any())
+            law = open_run[0][0].elementwise(scale, mean if shifted else None)
             runs.append((len(sizes), law))
             sizes.append(len(scale))
             open_run.clear()
