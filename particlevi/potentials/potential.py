@@ -150,17 +150,30 @@ class ModelPotential:
         return self.sites.predict
 
     def __call__(self, particles: Tensor, batch: Batch | None = None) -> Tensor:
-        """Energies ``[P]``; on a minibatch of B data the likelihood is scaled by N/B."""
+        """Energies ``[P]``; on a minibatch the likelihood has the weight of the batch, else N/B."""
         if particles.ndim != 2 or particles.shape[1] != self.num_params:
             check_particles(particles, self.num_params)
         if self.energy_fn is not None:
-            with pinned(self.device):
-                return self.energy_fn(particles, batch)
+            return self._own_energy(particles, batch)
         energy = -self.log_prior(particles)
         if self.log_likelihood_fn is None:
             return energy
         log_likelihood = self.log_likelihood(particles, batch)
         return energy - self.scale(log_likelihood.shape[1], batch) * log_likelihood.sum(1)
+
+    def _own_energy(self, particles: Tensor, batch: Batch | None) -> Tensor:
+        """Of an object that weights a batch by N/B, prior and data together.
+
+        A batch of weight w counts ``w B / N`` times, which over an epoch is 1 on average.
+        """
+        assert self.energy_fn is not None
+        plain = batch if batch is None else batch._replace(scale=None)
+        with pinned(self.device):
+            energy = self.energy_fn(particles, plain)
+        if batch is None or batch.scale is None:
+            return energy
+        size = pytree.tree_leaves(batch.data)[0].shape[1 if batch.per_particle else 0]
+        return energy * (batch.scale / self.scale(size))
 
     def prior_energy(self, particles: Tensor) -> Tensor:
         """The part ``[P]`` of the energy that is there once."""
@@ -176,7 +189,7 @@ class ModelPotential:
         if self.energy_fn is None:
             return -self.log_likelihood(particles, batch).sum(1)
         size = pytree.tree_leaves(batch.data)[0].shape[1 if batch.per_particle else 0]
-        return self(particles, batch) / self.scale(size)
+        return self(particles, batch._replace(scale=None)) / self.scale(size)
 
     def scale(self, batch_size: int, batch: Batch | None = None) -> float | Tensor:
         """The weight of a batch's log-likelihood: the batch's own if it has one, else N/B.
