@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_choice, check_positive_int, check_seed
-from particlevi.data import Batching, Minibatches, as_data
+from particlevi._checks import (
+    check_choice,
+    check_positive_int,
+    check_seed,
+)
+from particlevi.data import Batching, Minibatches, as_data, as_particles
 from particlevi.data.minibatches import as_minibatches
 from particlevi.draws import Draws
 from particlevi.potentials.arithmetic import pinned
@@ -30,8 +35,15 @@ from particlevi.typing import Sampler, Schedule, Tuner
 
 __all__ = ["Start", "Watcher", "resume", "sample"]
 
-Start: TypeAlias = Tensor | str | Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]] | Draws
-"""Starting points ``[P, D]``, a way to draw them, named tensors, or draws to go on from."""
+Start: TypeAlias = Literal[
+    "default", "fresh", "current", "jittered", "prior", "uniform", "normal", "init"
+]
+"""Ways to choose starting points, as far as the potential has them."""
+
+Initial: TypeAlias = (
+    Tensor | Start | Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]] | Draws | None
+)
+"""What tells where particles start."""
 
 Watcher: TypeAlias = Monitor | Rule | Every | Sequence[Rule | Every]
 """A monitor, or the rules of one."""
@@ -58,7 +70,7 @@ def sample(
     step_size: float | Schedule | None = None,
     batch_size: int | None = None,
     num_particles: int | None = None,
-    initial: Start | None = None,
+    initial: Initial = None,
     num_warmup: int = 0,
     num_draws: int = 1000,
     thin: int = 1,
@@ -160,6 +172,8 @@ def sample(
     if compile:
         _check_compilable(sampler)
     seeds = _Seeds.of(int(seed))
+    if isinstance(initial, (Tensor, np.ndarray)):
+        initial = as_particles(initial, sampler.potential, sampler.potential.num_params, "initial")
     start = starting_points(sampler.potential, num_particles, initial, seeds.start)
     saving = _saving(checkpoint)
     settings = Settings(
@@ -179,8 +193,7 @@ def sample(
     folder = None if saving is None else Path(saving.folder)
     if folder is not None:
         _check_folder(folder)
-    device = sampler.potential.device
-    with torch.no_grad(), global_seed(seeds.everything_else), pinned(device):
+    with torch.no_grad(), global_seed(seeds.everything_else), pinned(sampler.potential.device):
         checked = as_data(data, sampler.potential)
         if batches.shared is False and not checked.own_batches:
             raise ValueError(
