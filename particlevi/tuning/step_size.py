@@ -23,7 +23,7 @@ from torch import Tensor
 
 from particlevi._checks import check_flag, check_positive
 from particlevi.curvature.largest import largest_curvature
-from particlevi.data import as_data
+from particlevi.data import as_data, as_particles
 from particlevi.gradients.minibatch import as_estimator
 from particlevi.noise.variance import gradient_variance
 from particlevi.potentials.potential import ModelPotential
@@ -96,7 +96,7 @@ def suggest_step_size(
     check_positive("friction", friction)
     model: ModelPotential = as_estimator(target).potential
     given = at is not None
-    points = model.init(2) if at is None else at
+    points = model.init(2) if at is None else as_particles(at, model, model.num_params, "at")
     checked = as_data(data, model)
     source = checked.batches(num_particles=len(points), batch_size=batch_size)
     curvature = largest_curvature(model, points, checked)
