@@ -86,7 +86,9 @@ def chains(potential, data, start, step_size, num_steps):
     states, accepted = [], []
     for _ in range(num_steps):
         noise = sampler.draw_noise(state, generator)
-        state, info = sampler.step(state, Batch(data, per_particle=True, law="all"), noise, controls)
+        state, info = sampler.step(
+            state, Batch(data, per_particle=True, law="all"), noise, controls
+        )
         states.append(state.position)
         accepted.append(info.acceptance.nan_to_num().mean())
     assert torch.stack(accepted).mean() > 0.6
