@@ -59,6 +59,16 @@ class _SelfAveraged(ABC):
         )
 
     @property
+    def groups(self) -> Tensor:
+        """Group numbers ``[D]``."""
+        return self.partition.groups
+
+    @property
+    def pooled(self) -> bool:
+        """Whether the history is that of all chains together."""
+        return self.history.pooled
+
+    @property
     def num_groups(self) -> int:
         """M."""
         return self.partition.num_groups

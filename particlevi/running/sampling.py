@@ -17,7 +17,6 @@ from particlevi._checks import (
 )
 from particlevi.data import Batching, Minibatches, as_data, as_particles
 from particlevi.data.minibatches import as_minibatches
-from particlevi.data.tensors import is_tensors
 from particlevi.draws import Draws
 from particlevi.potentials.arithmetic import pinned
 from particlevi.potentials.random import draw_seed, global_seed
@@ -170,11 +169,6 @@ def sample(
     schedule = None if step_size is None else as_schedule("step_size", step_size)
     tuner = _tuner(sampler, schedule, tuner, int(num_warmup))
     watcher, storage, batches = as_monitor(monitor), storage or InMemory(), as_minibatches(batching)
-    if batches.shared is False and data is not None and not is_tensors(data):
-        raise ValueError(
-            "Batches of a DataLoader are shared by all particles: leave shared out of Minibatches, "
-            "or pass tensors, from which each chain draws its own."
-        )
     if compile:
         _check_compilable(sampler)
     seeds = _Seeds.of(int(seed))
@@ -201,6 +195,11 @@ def sample(
         _check_folder(folder)
     with torch.no_grad(), global_seed(seeds.everything_else), pinned(sampler.potential.device):
         checked = as_data(data, sampler.potential)
+        if batches.shared is False and not checked.own_batches:
+            raise ValueError(
+                "Batches of a DataLoader are shared by all particles: leave shared out of "
+                "Minibatches, or pass tensors, from which each chain draws its own."
+            )
         plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder)
         loop = Loop.start(plan, start, seeds.noise, seeds.batches)
         if schedule is not None:

@@ -19,6 +19,7 @@ from particlevi.typing import (
     JSON,
     Batch,
     Controls,
+    Facts,
     Progress,
     Requirements,
     Sampler,
@@ -119,6 +120,7 @@ class Declared(TypedDict, total=False):
     draw_every: int
     max_step_size: Callable[[float], float]
     warning: Callable[[Any, Controls], str | None] | None
+    facts: Facts
 
 
 def assemble(
