@@ -115,7 +115,7 @@ def apply(mutant: Mutant, tree: Path) -> None:
 
 
 def stages(mutant: Mutant) -> list[list[str]]:
-    """Arguments of pytest: tests named like the file come first, then its room, then the contract."""
+    """Arguments of pytest: tests named like the file, then the contract, then the room."""
     room = mutant.file.relative_to(ROOT / "particlevi").parts[0]
     stem = mutant.file.stem.strip("_")
     own = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests").rglob(f"test_{stem}*.py"))
@@ -134,7 +134,7 @@ def lives(mutant: Mutant, tree: Path, seconds: int) -> bool:
         os.chdir(tree)
         sys.path.insert(0, str(tree))
         signal.alarm(seconds)
-        options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:doctest"]
+        options = ["-q", "-x", "-p", "no:cacheprovider"]
         codes = (pytest.main([*options, *paths]) for paths in stages(mutant))
         os._exit(int(any(code not in (0, 5) for code in codes)))
     _, status = os.waitpid(child, 0)
