@@ -123,7 +123,7 @@ def stages(mutant: Mutant) -> list[list[str]]:
     return [part for part in (own, [*CONTRACT, *key], TESTS[room]) if part]
 
 
-def lives(mutant: Mutant, tree: Path, seconds: int) -> bool:
+def verdict(mutant: Mutant, tree: Path, seconds: int) -> str:
     """Whether the tests pass on a change, in a child that has torch imported already."""
     apply(mutant, tree)
     child = os.fork()
@@ -139,7 +139,9 @@ def lives(mutant: Mutant, tree: Path, seconds: int) -> bool:
         os._exit(int(any(code not in (0, 5) for code in codes)))
     _, status = os.waitpid(child, 0)
     shutil.copy(mutant.file, tree / mutant.file.relative_to(ROOT))
-    return status == 0
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
+        return "TIME "
+    return "dies " if status else "LIVES"
 
 
 def main() -> None:
@@ -162,10 +164,10 @@ def main() -> None:
         for mutant in chosen:
             if time.monotonic() - began > options.budget:
                 break
-            alive = lives(mutant, tree, options.seconds)
-            tried, survivors = tried + 1, survivors + alive
+            found = verdict(mutant, tree, options.seconds)
+            tried, survivors = tried + (found != "TIME "), survivors + (found == "LIVES")
             where = f"{mutant.file.relative_to(ROOT)}:{mutant.line}"
-            line = f"{'LIVES' if alive else 'dies '} {where}  {mutant.before}  ->  {mutant.after}"
+            line = f"{found} {where}  {mutant.before}  ->  {mutant.after}"
             print(line, flush=True)
             if options.write:
                 with options.write.open("a") as out:
