@@ -38,6 +38,7 @@ FAMILIES: dict[str, tuple[str, list[str]]] = {
             "mams",
             "parallel_tempering",
             "sgd",
+            "optimizer",
         ],
     ),
     "stein": (

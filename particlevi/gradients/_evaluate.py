@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from particlevi.potentials.arithmetic import pinned
 from particlevi.potentials.chunks import chunks
+from particlevi.potentials.potential import Energy
 from particlevi.typing import Batch, Gradient
 
 __all__ = ["Energy", "value_and_grad", "values_and_grads"]
-
-Energy = Callable[[Tensor, Batch | None], Tensor]
-"""Particles ``[P, D]`` and a batch to energies ``[P]``; each depends on its own particle only."""
 
 
 def value_and_grad(
@@ -43,8 +42,13 @@ def values_and_grads(terms: Sequence[tuple[Energy, Tensor, Batch | None]]) -> li
             *[particles for _, particles, _ in terms]
         )
         return [Gradient(*pair) for pair in zip(gradients, values, strict=True)]
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "torch.inference_mode() is on, and under it nothing has a gradient: use "
+            "torch.no_grad() instead, or neither."
+        )
     points = [particles.detach().requires_grad_() for _, particles, _ in terms]
-    with torch.enable_grad():
+    with torch.enable_grad(), pinned(points[0].device):
         values = [
             energy(part, batch) for part, (energy, _, batch) in zip(points, terms, strict=True)
         ]

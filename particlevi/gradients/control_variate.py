@@ -14,6 +14,7 @@ from particlevi.data import as_data
 from particlevi.gradients._evaluate import value_and_grad
 from particlevi.gradients.full import likelihood_gradient
 from particlevi.potentials.potential import ModelPotential
+from particlevi.potentials.protocol import as_potential
 from particlevi.typing import JSON, Batch, Gradient, Progress
 
 __all__ = ["control_variate"]
@@ -79,10 +80,7 @@ class control_variate:
         return {"refresh": self.refresh}
 
     def __post_init__(self) -> None:
-        if not isinstance(self.potential, ModelPotential):
-            raise TypeError(
-                f"control_variate takes a potential, got {type(self.potential).__name__}."
-            )
+        object.__setattr__(self, "potential", as_potential(self.potential))
         if self.potential.log_likelihood_fn is None:
             raise ValueError("control_variate needs a potential with data, got one without.")
         check_positive_int("chunk_size", self.chunk_size)
@@ -110,10 +108,11 @@ class control_variate:
         check_finite("center", center, "Choose a point that training has reached.")
 
     def _likelihood_energy(self, particles: Tensor, batch: Batch | None) -> Tensor:
-        return -self.potential.log_likelihood(particles, batch).sum(1)
+        assert batch is not None
+        return self.potential.data_energy(particles, batch)
 
     def _prior_energy(self, particles: Tensor, batch: Batch | None) -> Tensor:
-        return -self.potential.log_prior(particles)
+        return self.potential.prior_energy(particles)
 
     def init(self, particles: Tensor, generator: torch.Generator) -> State:
         """One pass over the whole data at the centres."""

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from particlevi._checks import (
     check_choice,
-    check_finite,
     check_positive_int,
     check_seed,
 )
 from particlevi.data import Batching, Minibatches, as_data, as_particles
 from particlevi.data.minibatches import as_minibatches
-from particlevi.data.tensors import is_tensors
 from particlevi.draws import Draws
-from particlevi.potentials.random import draw_seed
+from particlevi.potentials.arithmetic import pinned
+from particlevi.potentials.random import draw_seed, global_seed
+from particlevi.potentials.starts import starting_points
 from particlevi.running.loop import Loop
 from particlevi.running.monitor import Every, Monitor, Rule, as_monitor
 from particlevi.running.plan import Plan
@@ -35,8 +35,15 @@ from particlevi.typing import Sampler, Schedule, Tuner
 
 __all__ = ["Start", "Watcher", "resume", "sample"]
 
-Start: TypeAlias = Literal["module", "prior", "current", "uniform", "default"]
-"""Ways to draw starting points, as far as the potential has them."""
+Start: TypeAlias = Literal[
+    "default", "fresh", "current", "jittered", "prior", "uniform", "normal", "init"
+]
+"""Ways to choose starting points, as far as the potential has them."""
+
+Initial: TypeAlias = (
+    Tensor | Start | Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]] | Draws | None
+)
+"""What tells where particles start."""
 
 Watcher: TypeAlias = Monitor | Rule | Every | Sequence[Rule | Every]
 """A monitor, or the rules of one."""
@@ -63,7 +70,7 @@ def sample(
     step_size: float | Schedule | None = None,
     batch_size: int | None = None,
     num_particles: int | None = None,
-    initial: Tensor | Start | None = None,
+    initial: Initial = None,
     num_warmup: int = 0,
     num_draws: int = 1000,
     thin: int = 1,
@@ -93,9 +100,14 @@ def sample(
         step_size: h, a number or a schedule; its meaning is the sampler's. Absent, the tuner
             chooses it.
         batch_size: B; all data at every step if absent.
-        num_particles: P, unless ``initial`` is a tensor.
-        initial: starting points ``[P, D]``, or the name of a way to draw them: ``"module"``,
-            ``"prior"``, ``"current"``, as far as the potential has them.
+        num_particles: P, unless ``initial`` tells it.
+        initial: where particles start. By default those of a module start from its present weights
+            if it was trained, loaded or set by hand (the first exactly there, the others with 1 %
+            of noise), and each from a fresh initialisation otherwise; those of a Pyro model from
+            the prior. Or a name, ``"fresh"``, ``"current"``, ``"jittered"``, ``"prior"`` ..., as
+            far as the potential has it (``potential.starts.methods``); a tensor ``[P, D]``; a
+            ``state_dict`` (or values of Pyro's sites), or a list of them, one per particle; or
+            ``Draws``, whose chains are gone on with from their last draws.
         num_warmup: steps not kept.
         num_draws: T.
         thin: steps per draw; rounded up to a multiple of the steps after which the method has a
@@ -157,15 +169,12 @@ def sample(
     schedule = None if step_size is None else as_schedule("step_size", step_size)
     tuner = _tuner(sampler, schedule, tuner, int(num_warmup))
     watcher, storage, batches = as_monitor(monitor), storage or InMemory(), as_minibatches(batching)
-    if batches.shared is False and data is not None and not is_tensors(data):
-        raise ValueError(
-            "Batches of a DataLoader are shared by all particles: leave shared out of Minibatches, "
-            "or pass tensors, from which each chain draws its own."
-        )
     if compile:
         _check_compilable(sampler)
     seeds = _Seeds.of(int(seed))
-    start = _starting_points(sampler.potential, num_particles, initial, seeds.start)
+    if isinstance(initial, (Tensor, np.ndarray)):
+        initial = as_particles(initial, sampler.potential, sampler.potential.num_params, "initial")
+    start = starting_points(sampler.potential, num_particles, initial, seeds.start)
     saving = _saving(checkpoint)
     settings = Settings(
         num_particles=len(start),
@@ -184,8 +193,13 @@ def sample(
     folder = None if saving is None else Path(saving.folder)
     if folder is not None:
         _check_folder(folder)
-    with torch.no_grad(), _global_seed(seeds.everything_else, sampler.potential.device):
+    with torch.no_grad(), global_seed(seeds.everything_else), pinned(sampler.potential.device):
         checked = as_data(data, sampler.potential)
+        if batches.shared is False and not checked.own_batches:
+            raise ValueError(
+                "Batches of a DataLoader are shared by all particles: leave shared out of "
+                "Minibatches, or pass tensors, from which each chain draws its own."
+            )
         plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder)
         loop = Loop.start(plan, start, seeds.noise, seeds.batches)
         if schedule is not None:
@@ -250,7 +264,7 @@ def resume(
             f"{folder} is the checkpoint of a run on other data, so it is not resumed:\n  "
             + "\n  ".join(others)
         )
-    with torch.no_grad(), _global_seed(0, sampler.potential.device):
+    with torch.no_grad(), global_seed(0), pinned(sampler.potential.device):
         plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder)
         return Loop.restore(plan, saved).run(watcher, progress)
 
@@ -311,36 +325,3 @@ def _check_compilable(sampler: Sampler) -> None:
             "step. Leave compile out, or write the model as a module (from_module) or as a "
             "log-likelihood in torch operations (from_log_likelihood)."
         )
-
-
-def _starting_points(
-    potential: Any, num_particles: int | None, initial: Tensor | str | None, seed: int
-) -> Tensor:
-    if isinstance(initial, Tensor):
-        points = as_particles(initial, potential, potential.num_params, "initial")
-        check_finite("initial", points, "Choose finite starting points.")
-        if num_particles is not None and num_particles != len(initial):
-            raise ValueError(
-                f"initial holds {len(initial)} particles but num_particles is {num_particles}: "
-                "leave num_particles out."
-            )
-        return points
-    if initial is not None and not isinstance(initial, str):
-        raise TypeError(
-            "initial must be a tensor [P, D] or the name of a way to draw starting points, "
-            f"got {type(initial).__name__}."
-        )
-    if num_particles is None:
-        raise ValueError("Give num_particles, or starting points initial [P, D].")
-    check_positive_int("num_particles", num_particles)
-    generator = torch.Generator().manual_seed(seed)
-    start: Tensor = potential.init(int(num_particles), generator, initial or "default")
-    return start
-
-
-@contextmanager
-def _global_seed(seed: int, device: torch.device) -> Iterator[None]:
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        yield

@@ -19,6 +19,7 @@ from particlevi.typing import (
     JSON,
     Batch,
     Controls,
+    Facts,
     Progress,
     Requirements,
     Sampler,
@@ -120,6 +121,7 @@ class Declared(TypedDict, total=False):
     energy_error: Callable[[Any], Tensor] | None
     max_step_size: Callable[[float], float]
     warning: Callable[[Any, Controls], str | None] | None
+    facts: Facts
 
 
 def assemble(
