@@ -86,7 +86,7 @@ class _SelfAveraged(ABC):
 
     @property
     def mask_noise(self) -> float:
-        """The masks are gradient noise of about this times ``l T`` at curvature l, temperature T."""
+        """The masks are gradient noise of about this times ``l T``, l the curvature."""
         return 0.0 if self._plain() else self._mask_noise()
 
     def _mask_noise(self) -> float:

@@ -9,10 +9,10 @@ gradient, averaged over parameters,
     momentum (sghmc ...)      stable for h^2 l < 4;   the noise adds about h s^2 / (2 f T)
 
 so the suggestions are ``h = min(a 2 / l, 2 b T / s^2)`` and ``h = min(a 2 / sqrt(l), 2 b f T /
-s^2)``, with the fraction ``a`` of the stable range (0.025 overdamped, where SGLD's variance is 2.6 %
-too large in the stiffest direction; 0.25 for momentum methods) and the tolerated excess ``b = 0.1``
-of the temperature. The masks of structured dropout are noise too: of variance ``k l T`` in the
-stiffest direction, with the estimator's ``k = Var r^2 / (L (E r)^2)``.
+s^2)``, with the fraction ``a`` of the stable range (0.025 overdamped, where SGLD's variance is
+2.6 % too large in the stiffest direction; 0.25 for momentum methods) and the tolerated excess
+``b = 0.1`` of the temperature. The masks of structured dropout are noise too: of variance
+``k l T`` in the stiffest direction, with the estimator's ``k = Var r^2 / (L (E r)^2)``.
 """
 
 from __future__ import annotations
