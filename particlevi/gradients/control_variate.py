@@ -15,7 +15,7 @@ from particlevi.gradients._evaluate import value_and_grad
 from particlevi.gradients.full import likelihood_gradient
 from particlevi.potentials.potential import ModelPotential
 from particlevi.potentials.protocol import as_potential
-from particlevi.typing import JSON, Batch, Gradient, Progress
+from particlevi.typing import JSON, Batch, Gradient, Progress, Streams
 
 __all__ = ["control_variate"]
 
@@ -114,7 +114,7 @@ class control_variate:
     def _prior_energy(self, particles: Tensor, batch: Batch | None) -> Tensor:
         return self.potential.prior_energy(particles)
 
-    def init(self, particles: Tensor, generator: torch.Generator) -> State:
+    def init(self, particles: Tensor, streams: Streams) -> State:
         """One pass over the whole data at the centres."""
         if self.center is None:
             return self._at(particles.clone())
@@ -125,7 +125,7 @@ class control_variate:
         found = likelihood_gradient(self.potential, centers, self.data, self.chunk_size)
         return State(centers, found.gradient, found.potential)
 
-    def draw_noise(self, state: State, generator: torch.Generator) -> tuple[()]:
+    def draw_noise(self, state: State, streams: Streams) -> tuple[()]:
         """No randomness beside the batch."""
         return ()
 

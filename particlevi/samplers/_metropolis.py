@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from particlevi.samplers._gradient_at import GradientAt
-from particlevi.typing import Gradient, Requirements
+from particlevi.typing import Gradient, Requirements, Streams
 
 __all__ = ["EXACT_ENERGY", "chosen", "kinetic_energy", "leapfrog", "metropolis", "uniforms"]
 
@@ -44,8 +44,6 @@ def chosen(accepted: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return torch.where(accepted if new.ndim == 1 else accepted.unsqueeze(-1), new, old)
 
 
-def uniforms(position: Tensor, num: int, generator: torch.Generator) -> Tensor:
+def uniforms(position: Tensor, num: int, streams: Streams) -> Tensor:
     """Uniform numbers in [0, 1), ``[P, num]``."""
-    return torch.rand(
-        len(position), num, generator=generator, dtype=position.dtype, device=position.device
-    )
+    return streams.uniform((len(position), num), position.dtype)

@@ -41,7 +41,7 @@ from particlevi.samplers._metropolis import (
     metropolis,
     uniforms,
 )
-from particlevi.typing import Controls, Sampler, SamplerState, Schedule
+from particlevi.typing import Controls, Sampler, SamplerState, Schedule, Streams
 
 __all__ = ["Info", "Memory", "hmc"]
 
@@ -95,13 +95,13 @@ def hmc(
     check_positive_int("num_leapfrog", num_leapfrog)
     check_fraction("jitter", jitter)
 
-    def memory(position: Tensor, generator: torch.Generator) -> Memory:
+    def memory(position: Tensor, streams: Streams) -> Memory:
         potential = position.new_zeros(len(position))
         return Memory(torch.zeros_like(position), potential, position.new_zeros(()))
 
-    def noise(state: SamplerState, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def noise(state: SamplerState, streams: Streams) -> tuple[Tensor, Tensor]:
         position = state.position
-        return standard_normal(position, generator), uniforms(position, 2, generator)
+        return standard_normal(position, streams), uniforms(position, 2, streams)
 
     def transition(
         position: Tensor, memory: Memory, gradient_at: GradientAt, noise: Any, controls: Controls

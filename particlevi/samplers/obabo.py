@@ -53,7 +53,15 @@ from particlevi.samplers._metropolis import (
     uniforms,
 )
 from particlevi.samplers.baoab import Memory
-from particlevi.typing import Controls, Gradient, Requirements, Sampler, SamplerState, Schedule
+from particlevi.typing import (
+    Controls,
+    Gradient,
+    Requirements,
+    Sampler,
+    SamplerState,
+    Schedule,
+    Streams,
+)
 
 __all__ = ["AdjustedInfo", "AdjustedMemory", "Memory", "obabo"]
 
@@ -116,15 +124,15 @@ def obabo(
     adjusted = metropolis_every is not None
     length = int(metropolis_every or 1)
 
-    def memory(position: Tensor, generator: torch.Generator) -> Memory | AdjustedMemory:
-        p, zeros = momenta(position, generator, temperature), torch.zeros_like(position)
+    def memory(position: Tensor, streams: Streams) -> Memory | AdjustedMemory:
+        p, zeros = momenta(position, streams, temperature), torch.zeros_like(position)
         if not adjusted:
             return Memory(p, zeros)
         return AdjustedMemory(p, zeros, zeros[:, 0].clone(), position.new_zeros(()))
 
-    def noise(state: SamplerState, generator: torch.Generator) -> tuple[Tensor, ...]:
-        normal = [standard_normal(state.position, generator) for _ in range(2 * length)]
-        uniform = [uniforms(state.position, 1, generator)] if adjusted else []
+    def noise(state: SamplerState, streams: Streams) -> tuple[Tensor, ...]:
+        normal = [standard_normal(state.position, streams) for _ in range(2 * length)]
+        uniform = [uniforms(state.position, 1, streams)] if adjusted else []
         return (*normal, *uniform)
 
     def move(

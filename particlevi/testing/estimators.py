@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch.utils import _pytree as pytree
 
+from particlevi.streams import ParticleStreams
 from particlevi.testing._expect import equal, expect, slopes, unchanged
 from particlevi.testing.problems import PROBLEMS, Problem
 from particlevi.typing import Gradient, GradientEstimator, Progress
@@ -47,13 +48,13 @@ def check_estimator(
 
 
 def _check(estimator: GradientEstimator, problem: Problem) -> None:
-    points, generator = problem.start(NUM_PARTICLES), torch.Generator().manual_seed(0)
+    points, streams = problem.start(NUM_PARTICLES), ParticleStreams(0)
     expect(estimator.potential is problem.potential, "estimator.potential is not what was given")
     expect(estimator.gradients >= 1, "an estimate takes at least one gradient")
     expect(estimator.nbytes(NUM_PARTICLES) >= 0, "memory is negative")
-    state = estimator.init(points, generator)
+    state = estimator.init(points, streams)
     expect(hasattr(state, "_fields"), "the state is no NamedTuple")
-    noise, batch = estimator.draw_noise(state, generator), problem.batch(NUM_PARTICLES)
+    noise, batch = estimator.draw_noise(state, streams), problem.batch(NUM_PARTICLES)
     arguments = (state, points, batch, noise)
     found = unchanged(lambda: estimator(*arguments), arguments, "an estimate")
     expect(isinstance(found, Gradient), f"an estimate is no Gradient but {type(found)}")

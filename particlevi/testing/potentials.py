@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from particlevi.data.reading import as_data
 from particlevi.gradients.minibatch import as_estimator
+from particlevi.streams import ParticleStreams
 from particlevi.testing._expect import equal, expect, slopes, unchanged
 from particlevi.typing import Batch, Potential
 
@@ -51,9 +52,9 @@ def check_potential(potential: Potential, data: Any = None, *, particles: Tensor
     tolerance = {"rtol": 1e-10, "atol": 1e-10} if exact else {"rtol": 1e-4, "atol": 1e-4}
     alone = torch.cat([potential(one, batch) for one in particles.split(1)])
     equal(energy, alone, "a particle's energy depends on the others", **tolerance)
-    generator = torch.Generator().manual_seed(0)
-    state = estimator.init(particles, generator)
-    noise = estimator.draw_noise(state, generator)
+    streams = ParticleStreams(0)
+    state = estimator.init(particles, streams)
+    noise = estimator.draw_noise(state, streams)
     gradient = estimator(state, particles, batch, noise).gradient
     expect(bool(torch.isfinite(gradient).all()), "a gradient is not finite at the particles given")
     if exact:

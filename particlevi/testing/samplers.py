@@ -10,6 +10,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from particlevi.gradients.minibatch import minibatch
+from particlevi.streams import ParticleStreams
 from particlevi.testing._expect import equal, expect, unchanged
 from particlevi.testing.problems import PROBLEMS, Problem
 from particlevi.typing import (
@@ -72,11 +73,11 @@ class Setting:
     ) -> list[tuple[SamplerState, Any]]:
         """The states and infos of a few steps."""
         step = step or self.sampler.step
-        generator = torch.Generator().manual_seed(seed)
-        state = self.sampler.init(self.start, generator)
+        streams = ParticleStreams(seed)
+        state = self.sampler.init(self.start, streams)
         path = []
         for k in range(NUM_STEPS):
-            noise = self.sampler.draw_noise(state, generator)
+            noise = self.sampler.draw_noise(state, streams)
             state, info = step(state, self.batch(seed + k), noise, self.controls)
             path.append((state, info))
             copy = pytree.tree_map(torch.clone, state)
@@ -120,11 +121,11 @@ def check_protocol(setting: Setting) -> None:
 
 def check_purity(setting: Setting) -> None:
     """A step is a function of its arguments: it leaves them alone and repeats bit for bit."""
-    sampler, generator = setting.sampler, torch.Generator().manual_seed(0)
+    sampler, streams = setting.sampler, ParticleStreams(0)
     start = setting.start.clone()
-    state, batch = sampler.init(setting.start, generator), setting.batch()
+    state, batch = sampler.init(setting.start, streams), setting.batch()
     for _ in range(2):
-        arguments = (state, batch, sampler.draw_noise(state, generator), setting.controls)
+        arguments = (state, batch, sampler.draw_noise(state, streams), setting.controls)
         state, _ = unchanged(partial(sampler.step, *arguments), arguments, "a step")
         again, _ = sampler.step(*arguments)
         equal(again, state, "a step with the same arguments ends elsewhere")
@@ -143,8 +144,8 @@ def check_seed(setting: Setting) -> None:
     """The seed decides the draws, and nothing else does."""
     first, same, other = (setting.run(seed=seed) for seed in (0, 0, 100))
     equal(first, same, "two runs with one seed differ")
-    generator = torch.Generator().manual_seed(0)
-    noise = setting.sampler.draw_noise(setting.sampler.init(setting.start, generator), generator)
+    streams = ParticleStreams(0)
+    noise = setting.sampler.draw_noise(setting.sampler.init(setting.start, streams), streams)
     random = bool(pytree.tree_leaves(noise)) or setting.problem.data is not None
     if random and not setting.sampler.interacting and not setting.sampler.requires.all_data:
         differ = not torch.equal(first[-1][0].position, other[-1][0].position)
@@ -156,12 +157,12 @@ def check_independence(setting: Setting) -> None:
     sampler = setting.sampler
     if sampler.interacting or setting.estimator.interacting or sampler.draws != slice(None):
         return
-    generator = torch.Generator().manual_seed(0)
-    state = sampler.init(setting.start, generator)
+    streams = ParticleStreams(0)
+    state = sampler.init(setting.start, streams)
     state, _ = sampler.step(
-        state, setting.batch(), sampler.draw_noise(state, generator), setting.controls
+        state, setting.batch(), sampler.draw_noise(state, streams), setting.controls
     )
-    batch, noise = setting.batch(1), sampler.draw_noise(state, generator)
+    batch, noise = setting.batch(1), sampler.draw_noise(state, streams)
     together = sampler.step(state, batch, noise, setting.controls)
 
     def own(tree: Any, i: int) -> Any:

@@ -8,6 +8,7 @@ import torch
 import particlevi as pvi
 from particlevi.gradients._partition import Partition
 from particlevi.storage import checkpoint as files
+from particlevi.streams import ParticleStreams
 from particlevi.typing import Progress
 
 D64 = torch.float64
@@ -76,7 +77,7 @@ def test_first_entries_are_those_given():
 def test_rows_are_the_chains_own_unless_pooled(pooled, steps):
     options = pvi.gradients.history(capacity=4, thin=1, pooled=pooled)
     bank = filled(options, steps)
-    entries = options.draw(bank, 80, 1, torch.Generator().manual_seed(0))
+    entries = options.draw(bank, 80, 1, ParticleStreams(0))
     rows = options.rows(bank, entries)
     drawn = bank.values.flatten(0, 1)[rows.flatten()].view(2, 80).T
     kept = set(range(max(1, steps - 3), steps + 1))
@@ -104,9 +105,9 @@ def test_dtype_of_the_bank(dtype):
     potential = pvi.from_log_density(lambda theta: -0.5 * theta @ theta, 3)
     options = pvi.gradients.history(dtype=dtype, initial=torch.full((2, 3), 1 / 3))
     estimator = pvi.structured(potential, "parameter", history=options)
-    state = estimator.init(torch.zeros(4, 3), torch.Generator())
+    state = estimator.init(torch.zeros(4, 3), ParticleStreams(0))
     assert state.values.dtype == dtype
-    _, entries = estimator.draw_noise(state, torch.Generator())
+    _, entries = estimator.draw_noise(state, ParticleStreams(0))
     values = estimator._values(state, entries)
     assert values.dtype == torch.float32
     assert (values == torch.tensor(1 / 3, dtype=dtype).float()).all()
