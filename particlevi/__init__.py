@@ -3,17 +3,44 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from particlevi import curvature, diagnostics, gradients, kernels, noise, schedules, tuning, typing
+from particlevi import (
+    curvature,
+    data,
+    diagnostics,
+    gradients,
+    kernels,
+    noise,
+    running,
+    schedules,
+    storage,
+    tuning,
+    typing,
+)
 from particlevi.draws import Draws
 from particlevi.errors import DivergenceError, ParticleviError, ParticleviWarning
 from particlevi.gradients import control_variate, structured, structured_dropout
 from particlevi.loading import load
 from particlevi.potentials.function import from_log_density, from_log_likelihood
-from particlevi.potentials.likelihoods import Bernoulli, Categorical, Gaussian, Poisson
+from particlevi.potentials.likelihoods import (
+    Bernoulli,
+    Categorical,
+    Gaussian,
+    MeanScaleGaussian,
+    NegativeBinomial,
+    Ordinal,
+    Poisson,
+    StudentT,
+)
 from particlevi.potentials.module import from_module
-from particlevi.potentials.priors import Laplace, Normal
+from particlevi.potentials.priors import (
+    Correlated,
+    Flat,
+    Hierarchical,
+    Horseshoe,
+    Laplace,
+    Normal,
+)
 from particlevi.potentials.pyro import from_pyro
-from particlevi.potentials.student_t import StudentT
 from particlevi.running.sampling import resume, sample
 from particlevi.samplers.baoab import baoab
 from particlevi.samplers.hmc import hmc
@@ -44,11 +71,18 @@ __version__ = "0.1.0"
 __all__ = [
     "Bernoulli",
     "Categorical",
+    "Correlated",
     "DivergenceError",
     "Draws",
+    "Flat",
     "Gaussian",
+    "Hierarchical",
+    "Horseshoe",
     "Laplace",
+    "MeanScaleGaussian",
+    "NegativeBinomial",
     "Normal",
+    "Ordinal",
     "ParticleviError",
     "ParticleviWarning",
     "Poisson",
@@ -59,6 +93,7 @@ __all__ = [
     "comparison",
     "control_variate",
     "curvature",
+    "data",
     "diagnostics",
     "from_log_density",
     "from_log_likelihood",
@@ -84,6 +119,7 @@ __all__ = [
     "randomized_hmc",
     "repulsive_langevin",
     "resume",
+    "running",
     "sample",
     "schedules",
     "sgd",
@@ -91,6 +127,7 @@ __all__ = [
     "sghmc",
     "sgld",
     "sgnht",
+    "storage",
     "structured",
     "structured_dropout",
     "suggest_step_size",

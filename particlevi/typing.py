@@ -76,21 +76,24 @@ class Batch(NamedTuple):
 
 @runtime_checkable
 class Potential(Protocol):
-    """What is sampled: ``U(theta) = -log p(theta, data)`` in nats, total, not mean."""
+    """What is sampled: ``U(theta) = -log p(theta, data)`` in nats, total, not mean.
 
-    num_params: int
-    num_data: int | None
+    These three members are enough to sample. ``particlevi.potentials.protocol.as_potential`` lists
+    what else an object may have, and what is done without it.
+    """
+
+    @property
+    def num_params(self) -> int:
+        """D, the number of parameters in a particle."""
+        ...
+
+    @property
+    def num_data(self) -> int | None:
+        """N, or None for a density without data."""
+        ...
 
     def __call__(self, particles: Tensor, batch: Batch | None = None) -> Tensor:
         """Energies ``[P]`` of particles ``[P, D]``, unbiased on a minibatch."""
-        ...
-
-    def log_prior(self, particles: Tensor) -> Tensor:
-        """Log prior densities ``[P]``."""
-        ...
-
-    def log_likelihood(self, particles: Tensor, batch: Batch) -> Tensor:
-        """Log-likelihoods ``[P, B]``, one per particle and datum."""
         ...
 
 
@@ -343,6 +346,8 @@ class Sampler:
         draws: the particles whose states are draws of the posterior: all, or those that stand for
             the target.
         draw_every: a state is a draw of the posterior only after a multiple of so many steps.
+        energy_error: ``info -> [P]``, the change of the energy over the last trajectory, in nats;
+            one beyond 1000 is a divergent transition.
         observe: ``state -> statistics [P] by name``, read off the states of the kept draws only.
         gradients_per_step: gradients of the potential on a batch that a step takes per particle.
         max_step_size: beyond which it is unstable on a Gaussian, as a function of the largest
@@ -366,6 +371,7 @@ class Sampler:
     shown: Mapping[str, str] = field(default_factory=dict)
     draws: slice = field(default_factory=lambda: slice(None))
     draw_every: int = 1
+    energy_error: Callable[[Any], Tensor] | None = None
     observe: Callable[[SamplerState], Mapping[str, Tensor]] = lambda state: {}
     gradients_per_step: int = 1
     max_step_size: Callable[[float], float] | None = None

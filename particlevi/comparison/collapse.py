@@ -150,7 +150,7 @@ def check_collapse(
     particles = _particles(draws).to(potential.device, potential.dtype)
     source = checked.batches(batch_size=batch_size, num_particles=len(particles), shared=True)
     batch = source.next(torch.Generator(potential.device).manual_seed(seed))
-    chosen = as_kernel(kernel).bind(potential.layout)
+    chosen = as_kernel(kernel).bind(potential)
     gradient = value_and_grad(potential, particles, batch, potential.chunk_size).gradient
     attraction, repulsion = chosen.direction(particles, -gradient)
     if step_size is None:

@@ -13,7 +13,7 @@ from particlevi._checks import check_particles
 from particlevi.gradients.minibatch import Target, as_estimator
 from particlevi.samplers._gradient_at import GradientAt
 from particlevi.samplers._metric import Metric
-from particlevi.samplers._requirements import check_batch, check_estimator
+from particlevi.samplers.requirements import check_batch, check_estimator
 from particlevi.schedules import as_schedule, describe
 from particlevi.typing import (
     JSON,

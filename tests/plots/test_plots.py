@@ -115,9 +115,11 @@ def test_temperatures():
     assert axes.texts[0].get_text() == f"{found['kinetic'].inside:.1%}"
     assert "set to 2" in axes.get_title()
     ladder = pvi.sample(pvi.parallel_tempering(target), num_draws=8, **run)
+    assert plots.temperatures(ladder, axes=axes) is axes
+    levels = torch.tensor([1.0, 2.0, 4.0, 8.0, 1.0], dtype=torch.float64).view(5, 1).expand(5, 8)
+    mixed = replace(ladder, stats={**ladder.stats, "replica_temperature": levels})
     with pytest.raises(ValueError, match=r"from 1 to 8.*draws\.select"):
-        plots.temperatures(ladder)
-    assert plots.temperatures(ladder.select(slice(0, None, 4)), axes=axes) is axes
+        plots.temperatures(mixed)
 
 
 def test_given_axes_are_used(runs):

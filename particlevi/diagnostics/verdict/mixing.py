@@ -20,11 +20,11 @@ MIN_ESS = 400.0
 LEVEL = 0.01
 MAX_COORDINATES = 200
 _PROJECTIONS = 50
-_ESS_ERROR = 0.15
+_ESS_ERROR = 0.16
 """Relative standard error of an ESS near 400, over AR(1) chains of many kinds."""
 
 
-def least_ess(num: int, level: float = 0.05) -> float:
+def least_ess(num: int, level: float = 0.03) -> float:
     """What the smallest of ``num`` estimates of an ESS of 400 exceeds with chance ``1 - level``."""
     from scipy.special import ndtri
 
