@@ -9,6 +9,7 @@ import numpy as np
 
 from particlevi.diagnostics import arviz
 from particlevi.diagnostics._agreement import agreement
+from particlevi.diagnostics.convergence import ESS_ERROR
 from particlevi.diagnostics.verdict.findings import Verdict
 from particlevi.diagnostics.views import View, series
 from particlevi.drawset import DrawSet
@@ -20,15 +21,13 @@ MIN_ESS = 400.0
 LEVEL = 0.01
 MAX_COORDINATES = 200
 _PROJECTIONS = 50
-_ESS_ERROR = 0.16
-"""Relative standard error of an ESS near 400, over AR(1) chains of many kinds."""
 
 
 def least_ess(num: int, level: float = 0.03) -> float:
     """What the smallest of ``num`` estimates of an ESS of 400 exceeds with chance ``1 - level``."""
     from scipy.special import ndtri
 
-    return MIN_ESS * max(0.25, 1 + _ESS_ERROR * float(ndtri(level / max(num, 1))))
+    return MIN_ESS * max(0.25, 1 + ESS_ERROR * float(ndtri(level / max(num, 1))))
 
 
 def check_mixing(draws: DrawSet, inputs: Any, verdict: Verdict) -> None:
@@ -56,8 +55,8 @@ def check_mixing(draws: DrawSet, inputs: Any, verdict: Verdict) -> None:
     sizes = arviz.ess(values).ravel()
     moving = sizes[~np.isnan(sizes)]
     ess, total = float(moving.min(initial=math.inf)), chains * length
-    verdict.note("smallest ESS", ess, _ESS_ERROR * ess)
-    verdict.note("smallest ESS per second", ess / draws.seconds, _ESS_ERROR * ess / draws.seconds)
+    verdict.note("smallest ESS", ess, ESS_ERROR * ess)
+    verdict.note("smallest ESS per second", ess / draws.seconds, ESS_ERROR * ess / draws.seconds)
     if chains > 1:
         rhat = float(np.nanmax(np.append(arviz.rhat(values), 1.0)))
         chance = agreement(values)
