@@ -11,6 +11,7 @@ from particlevi import (
     kernels,
     noise,
     running,
+    samplers,
     schedules,
     storage,
     tuning,
@@ -49,6 +50,7 @@ from particlevi.samplers.mams import mams
 from particlevi.samplers.mclmc import mclmc
 from particlevi.samplers.nvgd import nvgd
 from particlevi.samplers.obabo import obabo
+from particlevi.samplers.optimizer import optimizer
 from particlevi.samplers.parallel_tempering import parallel_tempering
 from particlevi.samplers.psghmc import psghmc
 from particlevi.samplers.psgld import psgld
@@ -63,7 +65,7 @@ from particlevi.storage.recording import outputs_at
 from particlevi.tuning import suggest_step_size
 
 if TYPE_CHECKING:
-    from particlevi import comparison, optim, plots, sgdvi
+    from particlevi import comparison, optim, plots, sgdvi, testing
     from particlevi.comparison import check_collapse, compare
 
 __version__ = "0.1.0"
@@ -111,6 +113,7 @@ __all__ = [
     "nvgd",
     "obabo",
     "optim",
+    "optimizer",
     "outputs_at",
     "parallel_tempering",
     "plots",
@@ -121,6 +124,7 @@ __all__ = [
     "resume",
     "running",
     "sample",
+    "samplers",
     "schedules",
     "sgd",
     "sgdvi",
@@ -132,6 +136,7 @@ __all__ = [
     "structured_dropout",
     "suggest_step_size",
     "svgd",
+    "testing",
     "tuning",
     "typing",
 ]
@@ -144,6 +149,7 @@ _LAZY = {
     "optim": "optim",
     "plots": "plots",
     "sgdvi": "sgdvi",
+    "testing": "testing",
 }
 
 

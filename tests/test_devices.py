@@ -19,6 +19,7 @@ from particlevi.gradients import _partition
 from particlevi.gradients.full import full_gradient
 from particlevi.kernels import grouped
 from particlevi.potentials.potential import ModelPotential
+from particlevi.streams import ParticleStreams
 from particlevi.tuning.stability import curvature_at
 from particlevi.typing import Batch
 from tests import registry
@@ -144,7 +145,7 @@ def test_a_step_of_mixed_devices_fails():
     there = density(META)
     shift = torch.ones(3, dtype=F64)
     mixed = pvi.from_log_density(lambda theta: -(theta - shift).square().sum(), 3, dtype=F64)
-    state = moved(pvi.sgld(mixed).init(torch.zeros(2, 3, dtype=F64), torch.Generator()))
+    state = moved(pvi.sgld(mixed).init(torch.zeros(2, 3, dtype=F64), ParticleStreams(0)))
     noise = torch.empty(2, 3, dtype=F64, device=META)
     controls = {name: torch.tensor(0.1, device=META) for name in ("step_size", "temperature")}
     assert on_meta(pvi.sgld(there.potential).step(state, None, noise, controls))
@@ -159,7 +160,7 @@ def test_data_are_placed_once_and_stay():
     assert on_meta(data.take(torch.tensor([3, 1])).data)
     for batching in ("replacement", "subset", "epoch"):
         source = data.batches(num_particles=3, batch_size=4, batching=batching)
-        batch = source.next(torch.Generator())
+        batch = source.next(ParticleStreams(0))
         assert on_meta(batch.data) and batch.data[0].dtype == F64
     loader = [registry._data(torch.float32)]
     assert on_meta([batch.data for batch in as_data(loader, place).chunks(7)])

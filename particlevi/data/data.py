@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from particlevi._checks import check_choice, check_flag, check_positive_int
 from particlevi.data.batches import Batching, BatchSource, FullBatch, NoBatches, TensorBatches
 from particlevi.data.fingerprint import checksum
-from particlevi.data.isolated import Streams
+from particlevi.data.isolated import GlobalStreams
 from particlevi.data.placing import Placed, place
 from particlevi.data.tensors import length_of
 from particlevi.typing import JSON, Batch
@@ -99,12 +99,17 @@ class Data(ABC):
         """Whether ``take`` reads only what it returns."""
         return True
 
+    @property
+    def own_batches(self) -> bool:
+        """Whether each particle can draw minibatches of its own."""
+        return True
+
     def isolated(self, seed: int = 0) -> AbstractContextManager[None]:
         """Inside, random streams of torch, numpy, python and the loader start from a seed.
 
         Afterwards they are as they were.
         """
-        return Streams.seeded(self.loader, seed).inside()
+        return GlobalStreams.seeded(self.loader, seed).inside()
 
     @property
     def loader(self) -> Any:

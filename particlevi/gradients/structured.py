@@ -20,7 +20,7 @@ from particlevi.potentials.chunks import chunks
 from particlevi.potentials.layout import Groups
 from particlevi.potentials.potential import ModelPotential
 from particlevi.potentials.protocol import as_potential
-from particlevi.typing import JSON, Batch, Gradient, Progress
+from particlevi.typing import JSON, Batch, Gradient, Progress, Streams
 
 __all__ = ["structured", "structured_dropout"]
 
@@ -100,11 +100,11 @@ class _SelfAveraged(ABC):
             "history": dict(self.history.settings),
         }
 
-    def init(self, particles: Tensor, generator: torch.Generator) -> Bank:
+    def init(self, particles: Tensor, streams: Streams) -> Bank:
         """The bank."""
         return self.history.init(particles)
 
-    def draw_noise(self, state: Bank, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw_noise(self, state: Bank, streams: Streams) -> tuple[Tensor, Tensor]:
         """Masks of S composites, and the entries ``[P, S, M]`` that they take their values from.
 
         Masks are ``[P, S, M]``, or ``[1, S, M]`` without randomness. S is 0 for a plain step:
@@ -114,8 +114,8 @@ class _SelfAveraged(ABC):
         if self._plain() or int(state.seen) == 0:
             nothing = torch.empty(num_particles, 0, 1, device=self.potential.device)
             return nothing, nothing
-        masks = self._masks(num_particles, generator)
-        return masks, self.history.draw(state, self.num_composites, self.num_groups, generator)
+        masks = self._masks(num_particles, streams)
+        return masks, self.history.draw(state, self.num_composites, self.num_groups, streams)
 
     def __call__(
         self, state: Bank, particles: Tensor, batch: Batch | None, noise: tuple[Tensor, Tensor]
@@ -149,7 +149,7 @@ class _SelfAveraged(ABC):
         """Whether nothing is ever replaced."""
 
     @abstractmethod
-    def _masks(self, num_particles: int, generator: torch.Generator) -> Tensor:
+    def _masks(self, num_particles: int, streams: Streams) -> Tensor:
         """Masks of S composites."""
 
     def _values(self, state: Bank, entries: Tensor) -> Tensor:
@@ -286,7 +286,7 @@ class structured(_SelfAveraged):
         like = {"dtype": self.potential.dtype, "device": self.potential.device}
         return torch.eye(self.num_groups, **like).repeat(self.num_history, 1).unsqueeze(0)
 
-    def _masks(self, num_particles: int, generator: torch.Generator) -> Tensor:
+    def _masks(self, num_particles: int, streams: Streams) -> Tensor:
         return self.one_hot
 
 
@@ -357,15 +357,13 @@ class structured_dropout(_SelfAveraged):
     def _plain(self) -> bool:
         return self.keep is not None and (self.keep == 1 or self.num_groups == 1)
 
-    def _masks(self, num_particles: int, generator: torch.Generator) -> Tensor:
+    def _masks(self, num_particles: int, streams: Streams) -> Tensor:
         shape = (num_particles, self.num_composites, self.num_groups)
-        dtype, device = self.potential.dtype, self.potential.device
+        dtype = self.potential.dtype
         if isinstance(self.mask, tuple):
-            return _beta(*self.mask[1:], shape, generator, device).to(dtype)
-        masks = torch.empty(shape, dtype=dtype, device=device)
-        if self.keep is None:
-            return masks.uniform_(generator=generator)
-        return masks.bernoulli_(self.keep, generator=generator)
+            return _beta(*self.mask[1:], shape, streams).to(dtype)
+        uniform = streams.uniform(shape, dtype)
+        return uniform if self.keep is None else (uniform < self.keep).to(dtype)
 
 
 def _checked_mask(
@@ -397,15 +395,12 @@ def _mean(mask: str | tuple[str, float, float], keep: float | None) -> float:
     return mask[1] / (mask[1] + mask[2]) if isinstance(mask, tuple) else 0.5
 
 
-def _beta(
-    a: float, b: float, shape: tuple[int, ...], generator: torch.Generator, device: torch.device
-) -> Tensor:
+def _beta(a: float, b: float, shape: tuple[int, ...], streams: Streams) -> Tensor:
     """Beta draws in float64, by gamma draws in log space, where small a and b do not underflow."""
 
     def log_gamma_draw(shape_parameter: float) -> Tensor:
-        concentration = torch.full(shape, shape_parameter + 1, dtype=torch.float64, device=device)
-        gamma = torch._standard_gamma(concentration, generator=generator)
-        uniform = torch.rand(shape, generator=generator, dtype=torch.float64, device=device)
+        gamma = streams.gamma(shape_parameter + 1, shape)
+        uniform = streams.uniform(shape, torch.float64)
         return gamma.log() + torch.log1p(-uniform) / shape_parameter
 
     return torch.sigmoid(log_gamma_draw(a) - log_gamma_draw(b))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from particlevi._checks import check_positive_int
+from particlevi.typing import Streams
 
 __all__ = ["Adam", "Witness", "adam_step", "stein_loss", "value_and_gradient"]
 
@@ -79,15 +80,13 @@ class Witness:
                 f"from [2, {dim}]."
             )
 
-    def init(self, like: Tensor, generator: torch.Generator) -> Tensor:
+    def init(self, like: Tensor, streams: Streams) -> Tensor:
         """Parameters ``[W]`` to start from, in the dtype and on the device of ``like``."""
         parts = []
         for name, value in self.network.named_parameters():
             start = value.detach()
             if self.own and value.ndim == 2:
-                noise = torch.randn(
-                    value.shape, generator=generator, dtype=like.dtype, device=generator.device
-                )
+                noise = streams.shared.normal(value.shape, like.dtype)
                 start = noise * (2 / value.shape[1]) ** 0.5
             elif self.own and name.endswith("bias"):
                 start = torch.zeros_like(value)

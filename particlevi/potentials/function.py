@@ -14,7 +14,7 @@ from particlevi.potentials.layout import Layout
 from particlevi.potentials.potential import Evaluation, ModelPotential
 from particlevi.potentials.starts import Starts
 from particlevi.potentials.vectorize import Vectorized, explained
-from particlevi.typing import Batch
+from particlevi.typing import Batch, Streams
 
 __all__ = ["from_log_density", "from_log_likelihood"]
 
@@ -162,7 +162,7 @@ def _per_particle(values: Any, particles: Tensor, name: str, vectorized: bool) -
 
 
 def _standard_normal(num_params: int) -> Any:
-    def init(num_particles: int, generator: torch.Generator) -> Tensor:
-        return torch.randn(num_particles, num_params, generator=generator)
+    def init(num_particles: int, streams: Streams) -> Tensor:
+        return streams.normal((num_particles, num_params))
 
     return init

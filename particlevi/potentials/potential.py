@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,9 +15,19 @@ from particlevi.potentials.arithmetic import pinned
 from particlevi.potentials.layout import Groups, Layout
 from particlevi.potentials.likelihoods import Likelihood, check_targets
 from particlevi.potentials.starts import Starts
-from particlevi.typing import JSON, Batch
+from particlevi.streams import ParticleStreams
+from particlevi.typing import JSON, Batch, Streams
 
-__all__ = ["Evaluation", "ModelPotential", "Outputs", "Sites"]
+__all__ = ["Energy", "Evaluation", "ModelPotential", "Outputs", "Sites"]
+
+Energy: TypeAlias = Callable[[Tensor, Batch | None], Tensor]
+"""Particles ``[P, D]`` and a batch to energies ``[P]``; each depends on its own particle only."""
+
+
+def _length(batch: Batch) -> int:
+    """B."""
+    size: int = pytree.tree_leaves(batch.data)[0].shape[1 if batch.per_particle else 0]
+    return size
 
 
 def _identity(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -103,7 +113,7 @@ class ModelPotential:
     starts: Starts
     device: torch.device
     dtype: torch.dtype
-    energy_fn: Callable[[Tensor, Batch | None], Tensor] | None = None
+    energy_fn: Energy | None = None
     model: Outputs | None = None
     sites: Sites = field(default_factory=Sites)
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -154,8 +164,7 @@ class ModelPotential:
         if particles.ndim != 2 or particles.shape[1] != self.num_params:
             check_particles(particles, self.num_params)
         if self.energy_fn is not None:
-            with pinned(self.device):
-                return self.energy_fn(particles, batch)
+            return self._whole(self.energy_fn, particles, batch)
         energy = -self.log_prior(particles)
         if self.log_likelihood_fn is None:
             return energy
@@ -175,8 +184,17 @@ class ModelPotential:
         """
         if self.energy_fn is None:
             return -self.log_likelihood(particles, batch).sum(1)
-        size = pytree.tree_leaves(batch.data)[0].shape[1 if batch.per_particle else 0]
-        return self(particles, batch) / self.scale(size)
+        plain = batch._replace(scale=None)
+        return self(particles, plain) / self.scale(_length(batch))
+
+    def _whole(self, energy: Energy, particles: Tensor, batch: Batch | None) -> Tensor:
+        """An energy that is given as it is; its data weighted as the batch says."""
+        with pinned(self.device):
+            values = energy(particles, batch)
+        if batch is None or batch.scale is None:
+            return values
+        prior = -self.log_prior(particles)
+        return prior + batch.scale / self.scale(_length(batch)) * (values - prior)
 
     def scale(self, batch_size: int, batch: Batch | None = None) -> float | Tensor:
         """The weight of a batch's log-likelihood: the batch's own if it has one, else N/B.
@@ -245,13 +263,13 @@ class ModelPotential:
         }
 
     def init(
-        self, num_particles: int, generator: torch.Generator | None = None, method: str = "default"
+        self, num_particles: int, streams: Streams | None = None, method: str = "default"
     ) -> Tensor:
         """Starting points ``[P, D]``, one independent draw per particle.
 
         Args:
             num_particles: P.
-            generator: source of the randomness; a generator seeded with 0 if absent.
+            streams: of random numbers; those of seed 0 if absent.
             method: one of ``potential.starts.methods``. Of a module: ``"fresh"`` (the module's own
                 initialisation, drawn anew), ``"current"`` (its present weights in every particle),
                 ``"jittered"`` (the same with 1 % of noise in all particles but the first) and
@@ -259,10 +277,11 @@ class ModelPotential:
                 (-2, 2)); of a function ``"normal"``. ``"default"`` is the potential's choice.
         """
         check_positive_int("num_particles", num_particles)
-        generator = generator or torch.Generator().manual_seed(0)
         check_choice("method", method, ["default", *self.starts.methods])
         chosen = self.starts.default() if method == "default" else method
-        particles = self.starts.methods[chosen](num_particles, generator)
+        particles = self.starts.methods[chosen](
+            num_particles, streams or ParticleStreams(0, "start")
+        )
         return particles.to(self.device, self.dtype)
 
     def ravel(self, tensors: Mapping[str, Tensor]) -> Tensor:

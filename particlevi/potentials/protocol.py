@@ -10,9 +10,10 @@ from torch import Tensor
 
 from particlevi._checks import check_particles, is_integer
 from particlevi.potentials.layout import Layout
-from particlevi.potentials.potential import Evaluation, ModelPotential, Sites
+from particlevi.potentials.potential import Energy, Evaluation, ModelPotential, Sites
+from particlevi.potentials.random import draw_seeds
 from particlevi.potentials.starts import Starts
-from particlevi.typing import JSON, Batch, Potential
+from particlevi.typing import JSON, Batch, Potential, Streams
 
 __all__ = ["as_potential", "is_potential", "probe_values"]
 
@@ -122,9 +123,7 @@ def _viewed(candidate: Any) -> ModelPotential:
     )
 
 
-def _log_prior(
-    candidate: Any, name: str, energy: Callable[[Tensor, Batch | None], Tensor]
-) -> Callable[[Tensor], Tensor]:
+def _log_prior(candidate: Any, name: str, energy: Energy) -> Callable[[Tensor], Tensor]:
     given: Callable[[Tensor], Tensor] | None = getattr(candidate, "log_prior", None)
     if given is not None:
         return given
@@ -157,14 +156,15 @@ def _log_likelihood(candidate: Any, name: str) -> Callable[[Tensor, Batch], Tens
 def _starts(candidate: Any, name: str, num_params: int) -> dict[str, Any]:
     given = getattr(candidate, "init", None)
 
-    def normal(num_particles: int, generator: torch.Generator) -> Tensor:
-        return torch.randn(num_particles, num_params, generator=generator)
+    def normal(num_particles: int, streams: Streams) -> Tensor:
+        return streams.normal((num_particles, num_params))
 
     if given is None:
         return {"normal": normal}
 
-    def init(num_particles: int, generator: torch.Generator) -> Tensor:
-        points: Tensor = given(num_particles, generator)
+    def init(num_particles: int, streams: Streams) -> Tensor:
+        (seed,) = draw_seeds(streams, 1)
+        points: Tensor = given(num_particles, torch.Generator().manual_seed(seed))
         check_particles(points, num_params, f"the result of {name}.init")
         return points
 
@@ -172,7 +172,7 @@ def _starts(candidate: Any, name: str, num_params: int) -> dict[str, Any]:
 
 
 def _values(
-    energy: Callable[[Tensor, Batch | None], Tensor],
+    energy: Energy,
     num_params: int,
     dtype: torch.dtype,
     device: torch.device,

@@ -75,7 +75,7 @@ class ControlRoom:
         return any(_differ(before.get(name), self._chosen.get(name)) for name in _METRIC)
 
     def metric(self) -> Tensor | None:
-        """The scale ``[D]`` or factor ``[D, D]`` of the coordinates in which the method moves."""
+        """The linear map to theta from the coordinates in which the method moves, if any."""
         return next((self._chosen[name] for name in _METRIC if name in self._chosen), None)
 
     def report(self) -> Mapping[str, JSON] | None:

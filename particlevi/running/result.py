@@ -29,7 +29,7 @@ def draws_of(
     ended_by: str,
     tuning: Mapping[str, JSON] | None,
     metric: Tensor | None,
-    position: Tensor,
+    end: Tensor | None,
 ) -> Draws:
     """The first ``count`` draws of the chains that were not lost.
 
@@ -43,10 +43,11 @@ def draws_of(
         seconds: that they took.
         ended_by: what ended the run.
         tuning: the tuner's report.
-        metric: of the coordinates in which the method moved.
-        position: of all particles at the end ``[P, D]``.
+        metric: the map to theta from the coordinates in which the method moved.
+        end: positions of all particles ``[P, D]``, where the draws are fewer.
     """
     sampler, settings, recorder = plan.sampler, plan.settings, plan.recorder
+    estimator = sampler.estimator
     rows = plan.rows
     places = [k for k, row in enumerate(rows) if row not in left_out]
     warm = min(plan.num_warmup_draws, count)
@@ -60,9 +61,7 @@ def draws_of(
 
     particles, stats = part(warm, count)
     warmup, warmup_stats = part(0, warm) if settings.keep_warmup else (None, {})
-    step_size, estimator = plan.schedules.get("step_size"), sampler.estimator
-    kept_all = recorder.columns is None and recorder.inputs is None
-    ends_in_draws = kept_all and len(rows) == settings.num_particles
+    step_size = plan.schedules.get("step_size")
     return Draws(
         particles=particles,
         stats=stats,
@@ -79,10 +78,10 @@ def draws_of(
         shapes=dict(sampler.potential.layout.shapes),
         facts=sampler.facts,
         gradients=float(settings.num_particles * num_steps * sampler.gradients_per_step),
-        groups=estimator.groups.cpu() if isinstance(estimator, Grouped) else None,
+        groups=estimator.groups if isinstance(estimator, Grouped) else None,
         pooled=isinstance(estimator, Grouped) and estimator.pooled,
-        metric=None if metric is None else metric.detach().cpu(),
-        end=None if ends_in_draws else position[_alive(len(position), left_out)].cpu(),
+        metric=metric,
+        end=end,
         attrs={
             **identity_of_sampler(sampler),
             **asdict(settings),
@@ -94,7 +93,3 @@ def draws_of(
         fingerprint=dict(sampler.potential.fingerprint),
         potential=sampler.potential,
     )
-
-
-def _alive(num_particles: int, left_out: Mapping[int, int]) -> list[int]:
-    return [row for row in range(num_particles) if row not in left_out]

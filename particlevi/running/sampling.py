@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from particlevi._checks import check_choice, check_positive_int, check_seed
-from particlevi.data import Batching, Minibatches, as_data
+from particlevi.data import Batching, Minibatches, as_data, as_particles
 from particlevi.data.minibatches import as_minibatches
-from particlevi.data.tensors import is_tensors
 from particlevi.draws import Draws
 from particlevi.potentials.arithmetic import pinned
-from particlevi.potentials.random import draw_seed, global_seed
+from particlevi.potentials.random import global_seed
 from particlevi.potentials.starts import starting_points
 from particlevi.running.loop import Loop
 from particlevi.running.monitor import Every, Monitor, Rule, as_monitor
@@ -29,27 +29,20 @@ from particlevi.storage.store import InMemory, Storage
 from particlevi.tuning.stability import check_before_run
 from particlevi.typing import Sampler, Schedule, Tuner
 
-__all__ = ["Start", "Watcher", "resume", "sample"]
+__all__ = ["Initial", "Watcher", "resume", "sample"]
 
-Start: TypeAlias = Tensor | str | Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]] | Draws
-"""Starting points ``[P, D]``, a way to draw them, named tensors, or draws to go on from."""
+Start: TypeAlias = Literal[
+    "default", "fresh", "current", "jittered", "prior", "uniform", "normal", "init"
+]
+"""Ways to choose starting points, as far as the potential has them."""
+
+Initial: TypeAlias = (
+    Tensor | Start | Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]] | Draws | None
+)
+"""What tells where particles start."""
 
 Watcher: TypeAlias = Monitor | Rule | Every | Sequence[Rule | Every]
 """A monitor, or the rules of one."""
-
-
-class _Seeds(NamedTuple):
-    """Seeds of independent streams, so that runs with one seed see the data in one order."""
-
-    start: int
-    batches: int
-    noise: int
-    everything_else: int
-
-    @classmethod
-    def of(cls, seed: int) -> _Seeds:
-        generator = torch.Generator().manual_seed(seed)
-        return cls(*(draw_seed(generator) for _ in cls._fields))
 
 
 def sample(
@@ -59,7 +52,7 @@ def sample(
     step_size: float | Schedule | None = None,
     batch_size: int | None = None,
     num_particles: int | None = None,
-    initial: Start | None = None,
+    initial: Initial = None,
     num_warmup: int = 0,
     num_draws: int = 1000,
     thin: int = 1,
@@ -102,8 +95,9 @@ def sample(
         thin: steps per draw; rounded up to a multiple of the steps after which the method has a
             draw at all.
         seed: of all randomness of the run. Starting points, minibatches and noise have streams of
-            their own, so that different samplers with one seed see the data in one order. Torch's
-            global generator is seeded inside and left as it was.
+            their own, one per particle: different samplers with one seed see the data in one
+            order, and other particles do not change what one of them does. Torch's global
+            generator is seeded inside and left as it was.
         compile: compile the whole step with ``torch.compile``: the same draws up to rounding. Not
             for Pyro models.
         progress: show a progress bar.
@@ -158,15 +152,11 @@ def sample(
     schedule = None if step_size is None else as_schedule("step_size", step_size)
     tuner = _tuner(sampler, schedule, tuner, int(num_warmup))
     watcher, storage, batches = as_monitor(monitor), storage or InMemory(), as_minibatches(batching)
-    if batches.shared is False and data is not None and not is_tensors(data):
-        raise ValueError(
-            "Batches of a DataLoader are shared by all particles: leave shared out of Minibatches, "
-            "or pass tensors, from which each chain draws its own."
-        )
     if compile:
         _check_compilable(sampler)
-    seeds = _Seeds.of(int(seed))
-    start = starting_points(sampler.potential, num_particles, initial, seeds.start)
+    if isinstance(initial, (Tensor, np.ndarray)):
+        initial = as_particles(initial, sampler.potential, sampler.potential.num_params, "initial")
+    start = starting_points(sampler.potential, num_particles, initial, int(seed))
     saving = _saving(checkpoint)
     settings = Settings(
         num_particles=len(start),
@@ -185,11 +175,15 @@ def sample(
     folder = None if saving is None else Path(saving.folder)
     if folder is not None:
         _check_folder(folder)
-    device = sampler.potential.device
-    with torch.no_grad(), global_seed(seeds.everything_else), pinned(device):
+    with torch.no_grad(), global_seed(int(seed)), pinned(sampler.potential.device):
         checked = as_data(data, sampler.potential)
+        if batches.shared is False and not checked.own_batches:
+            raise ValueError(
+                "Batches of a DataLoader are shared by all particles: leave shared out of "
+                "Minibatches, or pass tensors, from which each chain draws its own."
+            )
         plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder)
-        loop = Loop.start(plan, start, seeds.noise, seeds.batches)
+        loop = Loop.start(plan, start)
         if schedule is not None:
             check_before_run(sampler, start, checked, plan.source, schedule, plan.num_steps)
         return loop.run(watcher, progress)

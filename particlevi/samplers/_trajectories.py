@@ -27,7 +27,7 @@ from particlevi.samplers._assemble import (
     standard_normal,
 )
 from particlevi.samplers._microcanonical import Flow, Point
-from particlevi.typing import Controls, SamplerState
+from particlevi.typing import Controls, SamplerState, Streams
 
 __all__ = ["Info", "Memory", "draw_noise", "first_memory", "num_steps", "transition"]
 
@@ -94,13 +94,11 @@ def first_memory(position: Tensor) -> Memory:
     )
 
 
-def draw_noise(state: SamplerState, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw_noise(state: SamplerState, streams: Streams) -> tuple[Tensor, Tensor]:
     """Normal numbers ``[P, D]`` of the velocity; uniform ones ``[P, 2]``, length and test."""
     position = state.position
-    uniform = torch.rand(
-        len(position), 2, generator=generator, dtype=position.dtype, device=position.device
-    )
-    return standard_normal(position, generator), uniform
+    uniform = streams.uniform((len(position), 2), position.dtype)
+    return standard_normal(position, streams), uniform
 
 
 def transition(

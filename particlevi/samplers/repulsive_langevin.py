@@ -24,7 +24,7 @@ from torch import Tensor
 from particlevi._checks import check_nonnegative
 from particlevi.kernels.kernels import Radial, as_radial
 from particlevi.samplers._assemble import GradientAt, Target, assemble, gaussian
-from particlevi.typing import Controls, Facts, Sampler, Schedule
+from particlevi.typing import Controls, Facts, Sampler, Schedule, Streams
 
 __all__ = ["Info", "Memory", "repulsive_langevin"]
 
@@ -76,7 +76,7 @@ def repulsive_langevin(
     check_nonnegative("jitter", jitter)
     chosen = as_radial(kernel)
 
-    def memory(position: Tensor, generator: torch.Generator) -> Memory:
+    def memory(position: Tensor, streams: Streams) -> Memory:
         return Memory(chosen.width(position))
 
     def transition(

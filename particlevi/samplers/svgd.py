@@ -25,7 +25,7 @@ from particlevi.gradients.minibatch import as_estimator
 from particlevi.kernels.grouped import graphical
 from particlevi.kernels.kernels import Kernel, Radial, as_kernel, as_radial
 from particlevi.samplers._assemble import GradientAt, Target, assemble
-from particlevi.typing import Controls, Sampler, Schedule
+from particlevi.typing import Controls, Sampler, Schedule, Streams
 
 __all__ = ["Info", "Memory", "message_passing_svgd", "svgd"]
 
@@ -81,7 +81,7 @@ def svgd(
     check_choice("optimizer", optimizer, ["plain", "adagrad", "rmsprop", "adam"])
     chosen = as_kernel(kernel).bind(as_estimator(target).potential)
 
-    def memory(position: Tensor, generator: torch.Generator) -> Memory:
+    def memory(position: Tensor, streams: Streams) -> Memory:
         empty = position.new_zeros((0,)) if optimizer == "plain" else torch.zeros_like(position)
         first = torch.zeros_like(position) if optimizer == "adam" else position.new_zeros((0,))
         return Memory(first, empty, position.new_zeros(()))

@@ -12,6 +12,7 @@ from torch import nn
 import particlevi as pvi
 from particlevi.potentials.random import global_seed
 from particlevi.potentials.shells import Shells
+from particlevi.streams import ParticleStreams
 
 THREADS = 6
 N = 24
@@ -92,7 +93,7 @@ def test_starts_in_threads_are_those_of_runs_alone():
 
     def starts(seed):
         return [
-            target.init(20, torch.Generator().manual_seed(seed), method)
+            target.init(20, ParticleStreams(seed), method)
             for method in ("fresh", "prior", "jittered")
         ]
 

@@ -17,10 +17,13 @@ from particlevi.drawset import DrawSet
 __all__ = ["check_mixing", "least_ess"]
 
 MAX_RHAT = 1.01
+GROSS_RHAT = 1.1
+"""More than chance gives right chains that are worth 400 draws, whatever their number."""
 MIN_ESS = 400.0
 LEVEL = 0.01
 MAX_COORDINATES = 200
 _PROJECTIONS = 50
+_MIN_LENGTH = 20
 
 
 def least_ess(num: int, level: float = 0.03) -> float:
@@ -34,8 +37,8 @@ def check_mixing(draws: DrawSet, inputs: Any, verdict: Verdict) -> None:
     """Whether chains agree, by more than R-hat 1.01, and whether 400 independent draws are there.
 
     Not converged: R-hat is above 1.01 and the chains differ by more than their memory explains
-    (``particlevi.diagnostics.agreement``, at a level of 1 %). Too few: the smallest ESS is below
-    400 by more than the error of such an estimate.
+    (``particlevi.diagnostics.agreement``, at a level of 1 %), or R-hat is above 1.1. Too few: the
+    smallest ESS is below 400 by more than the error of such an estimate.
     """
     chains, length, size = draws.particles.shape
     if length < arviz.MIN_DRAWS:
@@ -62,12 +65,18 @@ def check_mixing(draws: DrawSet, inputs: Any, verdict: Verdict) -> None:
         chance = agreement(values)
         verdict.note("largest R-hat", rhat)
         verdict.note("p of one law", chance)
-        if rhat > MAX_RHAT and chance < LEVEL:
+        gross = rhat > GROSS_RHAT and length >= _MIN_LENGTH
+        if gross or (rhat > MAX_RHAT and chance < LEVEL):
+            why = (
+                "their memory may be longer than the run"
+                if chance >= LEVEL
+                else f"more than their memory explains (p = {chance:.1g})"
+            )
             verdict.add(
                 "not converged",
                 "wrong",
-                f"Not converged: R-hat of the {view} reaches {rhat:.3f}, and chains or their "
-                f"halves differ by more than their memory explains (p = {chance:.1g}).",
+                f"Not converged: R-hat of the {view} reaches {rhat:.3f}: chains or their halves "
+                f"differ, {why}.",
                 "Raise num_warmup and num_draws, or start from a trained point. Of a net, judge "
                 "predictions (inputs=...): weights need not agree between chains.",
                 rhat=rhat,

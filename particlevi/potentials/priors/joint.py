@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from particlevi.potentials.priors.base import Block, PriorLike, by_pattern
-from particlevi.potentials.random import draw_seed, seeded
+from particlevi.potentials.random import draw_seeds, seeded
+from particlevi.typing import Streams
 
 __all__ = ["JointPrior", "joint_prior"]
 
@@ -62,15 +63,22 @@ class JointPrior:
             total = total + term
         return total
 
-    def sample(self, num_particles: int, generator: torch.Generator) -> Tensor:
+    def sample(self, num_particles: int, streams: Streams) -> Tensor:
         """Draws ``[P, D]``."""
+        rows = []
+        for seed in draw_seeds(streams, num_particles):
+            with seeded(seed):
+                rows.append(self._one())
+        return torch.cat(rows)
+
+    def _one(self) -> Tensor:
+        """One draw ``[1, D]``, from torch's global generator."""
         pieces: dict[int, Tensor] = {}
-        with seeded(draw_seed(generator)):
-            for i, law in self.runs:
-                shape = (num_particles,) if law.batch_shape else (num_particles, self.sizes[i])
-                pieces[i] = law.sample(shape).view(num_particles, self.sizes[i])
-            for where, block in self.blocks:
-                pieces.update(zip(where, block.sample(num_particles), strict=True))
+        for i, law in self.runs:
+            shape = (1,) if law.batch_shape else (1, self.sizes[i])
+            pieces[i] = law.sample(shape).view(1, self.sizes[i])
+        for where, block in self.blocks:
+            pieces.update(zip(where, block.sample(1), strict=True))
         return torch.cat([pieces[i] for i in range(len(self.sizes))], dim=-1)
 
 
@@ -97,14 +105,16 @@ def joint_prior(
     sizes: list[int] = []
     runs: list[tuple[int, Any]] = []
     blocks: list[tuple[tuple[str, int], Block]] = []
-    open_run: list[tuple[Any, Tensor, Tensor]] = []
+    open_run: list[tuple[Any, Tensor, Tensor | None]] = []
 
     def close() -> None:
         if open_run:
             scale = torch.cat([scale for _, scale, _ in open_run])
-            mean = torch.cat([mean for _, _, mean in open_run])
-            law = open_run[0][0].elementwise(scale, mean if bool(mean.any()) else None)
-            runs.append((len(sizes), law))
+            mean = None
+            if any(part is not None for _, _, part in open_run):
+                means = [torch.zeros_like(s) if m is None else m for _, s, m in open_run]
+                mean = torch.cat(means)
+            runs.append((len(sizes), open_run[0][0].elementwise(scale, mean)))
             sizes.append(len(scale))
             open_run.clear()
 
@@ -164,8 +174,10 @@ class _Used:
                 )
 
 
-def _filled(mean: Any, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """A mean as one number per element."""
+def _filled(mean: Any, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor | None:
+    """A mean as one number per element; None for zero."""
+    if not isinstance(mean, Tensor) and mean == 0.0:
+        return None
     if isinstance(mean, Tensor):
         if mean.shape != shape:
             raise ValueError(
