@@ -38,9 +38,13 @@ def costs(num_probes: int = 20) -> list[Score]:
         return Estimate(value, ESS_ERROR * value)
 
     def per_second(subject: Subject, reference: Subject) -> Estimate | None:
-        found = size(subject, reference)
+        estimate = size(subject, reference)
         seconds = subject.draws.seconds
-        return None if found is None else Estimate(found.value / seconds, found.error / seconds)
+        return (
+            None
+            if estimate is None
+            else Estimate(estimate.value / seconds, estimate.error / seconds)
+        )
 
     def seconds(subject: Subject, reference: Subject) -> Estimate:
         return Estimate(subject.draws.seconds, 0.0)
