@@ -62,8 +62,8 @@ def build(
             are kept as they are; groups without variables are left out.
         coords: labels along named dimensions.
         dims: names of the dimensions of ``shape``, by variable.
-        attrs: of the container. Values that netCDF cannot hold (booleans, None, lists, dicts) become
-            JSON.
+        attrs: of the container. Values that netCDF cannot hold (booleans, None, lists, dicts)
+            become JSON.
 
     Raises:
         ValueError: names that netCDF cannot hold, or arrays without chains and draws.
