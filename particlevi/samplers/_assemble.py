@@ -118,6 +118,7 @@ class Declared(TypedDict, total=False):
     shown: Mapping[str, str]
     draws: slice
     draw_every: int
+    energy_error: Callable[[Any], Tensor] | None
     max_step_size: Callable[[float], float]
     warning: Callable[[Any, Controls], str | None] | None
     facts: Facts

@@ -58,11 +58,15 @@ class Memory(NamedTuple):
 
 
 class Info(NamedTuple):
-    """Potential and configurational temperature at the end of the step, acceptance ``[P]``."""
+    """Potential and configurational temperature at the end of the step, acceptance ``[P]``.
+
+    ``energy_error`` is that of the trajectory, in nats, whether it was accepted or not.
+    """
 
     potential: Tensor
     configurational_temperature: Tensor
     acceptance: Tensor
+    energy_error: Tensor
 
 
 def hmc(
@@ -117,7 +121,8 @@ def hmc(
         position = chosen(accepted, end, position)
         g = chosen(accepted, g, memory.gradient)
         potential = chosen(accepted, potential, memory.potential)
-        info = Info(potential, configurational_temperature(position, g), probability)
+        error = torch.where(first, 0.0, error)
+        info = Info(potential, configurational_temperature(position, g), probability, error)
         return position, Memory(g, potential, torch.ones_like(begun)), info
 
     return assemble(
@@ -131,5 +136,6 @@ def hmc(
         gradients=num_leapfrog,
         requires=EXACT_ENERGY,
         shown=SHOWN | {"acceptance": "accepted"},
+        energy_error=lambda info: info.energy_error,
         max_step_size=lambda curvature: 2 / curvature**0.5,
     )

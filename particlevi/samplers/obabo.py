@@ -79,12 +79,13 @@ class AdjustedMemory(NamedTuple):
 
 
 class AdjustedInfo(NamedTuple):
-    """As ``MomentumInfo``, with the probability of acceptance, ``[P]``."""
+    """As ``MomentumInfo``, with the probability of acceptance and the energy error, ``[P]``."""
 
     potential: Tensor
     configurational_temperature: Tensor
     kinetic_temperature: Tensor
     acceptance: Tensor
+    energy_error: Tensor
 
 
 def obabo(
@@ -180,7 +181,8 @@ def obabo(
         g = chosen(accepted, g, memory.gradient)
         potential = chosen(accepted, potential, memory.potential)
         configurational = configurational_temperature(position, g)
-        info = AdjustedInfo(potential, configurational, p.square().mean(-1), probability)
+        error = torch.where(first, 0.0, error)
+        info = AdjustedInfo(potential, configurational, p.square().mean(-1), probability, error)
         return position, AdjustedMemory(p, g, potential, torch.ones_like(memory.begun)), info
 
     return assemble(
@@ -194,5 +196,6 @@ def obabo(
         gradients=length,
         requires=EXACT_ENERGY if adjusted else Requirements(),
         shown=MOMENTUM_SHOWN | ({"acceptance": "accepted"} if adjusted else {}),
+        energy_error=(lambda info: info.energy_error) if adjusted else None,
         max_step_size=lambda curvature: 2 / curvature**0.5,
     )
