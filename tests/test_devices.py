@@ -119,9 +119,9 @@ def test_a_step_stays_on_its_device(sampler, estimator, problem, numbered, monke
     options = OPTIONS.get(sampler, case.options)
     here = make("cpu")
     one = case.factory(ESTIMATORS[estimator].make(here), **options)
-    generator = torch.Generator().manual_seed(0)
-    state = one.init(here.potential.init(4), generator)
-    noise = one.draw_noise(state, generator)
+    streams = ParticleStreams(0)
+    state = one.init(here.potential.init(4), streams)
+    noise = one.draw_noise(state, streams)
     batch = registry.batch_of(here, None if one.interacting else 4)
     controls = {"step_size": torch.tensor(case.step_size, dtype=F64)} | {
         name: torch.tensor(float(schedule(0)), dtype=F64)

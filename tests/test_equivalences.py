@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -220,7 +221,7 @@ def test_chunks_change_nothing(name, shared):
     potential = pvi.from_module(
         net, pvi.Gaussian(scale=0.5), pvi.Normal(1.0), num_data=20, chunk_size=2
     )
-    chunked = registry.Problem(potential, whole.data, whole.center)
+    chunked = replace(whole, potential=potential)
     found = []
     for problem in (whole, chunked):
         estimator = registry.ESTIMATORS[name].make(problem)

@@ -36,11 +36,13 @@ class control_variate:
     """``g(theta) = grad V(c) - grad log p(theta) + (N/B) sum_b [grad u_b(theta) - grad u_b(c)]``.
 
     ``u_b = -log p(x_b | theta)``, ``V = sum_n u_n`` over the whole data, evaluated once, and ``c``
-    a centre near the mode. The potential that is reported is the one with this gradient,
-    ``V(c) - log p(theta) + (N/B) sum_b [u_b(theta) - u_b(c)] + (theta - c) . (grad V(c) - (N/B)
-    sum_b grad u_b(c))``, unbiased too. The gradient is unbiased; its variance is
-    O(|theta - c|^2), zero at the centre, and zero everywhere when all ``u_b`` are quadratic with
-    one Hessian. A step costs two gradients.
+    a centre near the mode. Unbiased; its variance is ``O(|theta - c|^2)``, zero at the centre, and
+    zero everywhere when all ``u_b`` are quadratic with one Hessian. A step costs two gradients.
+
+    The potential that is reported is the one with this gradient, and unbiased too::
+
+        V(c) - log p(theta) + (N/B) sum_b [u_b(theta) - u_b(c)]
+            + (theta - c) . [grad V(c) - (N/B) sum_b grad u_b(c)]
 
     With ``refresh=m`` (SVRG) each particle has a centre of its own, which is moved to where the
     particle is after every m-th step, by a pass over all the data.

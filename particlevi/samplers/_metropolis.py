@@ -30,8 +30,12 @@ def kinetic_energy(p: Tensor) -> Tensor:
 
 
 def metropolis(energy_error: Tensor, temperature: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether a path is accepted and the probability ``min(1, exp(-dE / T))``, ``[P]`` each."""
+    """Whether a path is accepted and the probability ``min(1, exp(-dE / T))``, ``[P]`` each.
+
+    A path whose energy is not finite is rejected.
+    """
     probability = (-energy_error / temperature).exp().clamp(max=1)
+    probability = torch.where(torch.isfinite(energy_error), probability, 0.0)
     return u < probability, probability
 
 

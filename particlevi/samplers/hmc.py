@@ -58,9 +58,9 @@ class Memory(NamedTuple):
 
 
 class Info(NamedTuple):
-    """Potential and configurational temperature at the end of the step, acceptance ``[P]``.
+    """Potential and configurational temperature at the end of the step, ``[P]``.
 
-    ``energy_error`` is that of the trajectory, in nats, whether it was accepted or not.
+    The probability of acceptance and the energy error in nats are those of the trajectory.
     """
 
     potential: Tensor
@@ -135,7 +135,7 @@ def hmc(
         noise=noise,
         gradients=num_leapfrog,
         requires=EXACT_ENERGY,
-        shown=SHOWN | {"acceptance": "accepted"},
         energy_error=lambda info: info.energy_error,
+        shown=SHOWN | {"acceptance": "accepted"},
         max_step_size=lambda curvature: 2 / curvature**0.5,
     )

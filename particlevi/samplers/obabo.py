@@ -79,7 +79,7 @@ class AdjustedMemory(NamedTuple):
 
 
 class AdjustedInfo(NamedTuple):
-    """As ``MomentumInfo``, with the probability of acceptance and the energy error, ``[P]``."""
+    """As ``MomentumInfo``, with probability of acceptance and energy error in nats, ``[P]``."""
 
     potential: Tensor
     configurational_temperature: Tensor
@@ -195,7 +195,7 @@ def obabo(
         schedules={"temperature": temperature},
         gradients=length,
         requires=EXACT_ENERGY if adjusted else Requirements(),
-        shown=MOMENTUM_SHOWN | ({"acceptance": "accepted"} if adjusted else {}),
         energy_error=(lambda info: info.energy_error) if adjusted else None,
+        shown=MOMENTUM_SHOWN | ({"acceptance": "accepted"} if adjusted else {}),
         max_step_size=lambda curvature: 2 / curvature**0.5,
     )

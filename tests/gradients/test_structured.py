@@ -743,3 +743,12 @@ def test_composites_larger_than_memory():
     estimator = pvi.structured(wide, "parameter", history=pvi.gradients.history(capacity=1))
     with pytest.raises(MemoryError, match="fewer groups or masks"):
         pvi.sample(pvi.sgld(estimator), step_size=0.1, num_particles=1, num_draws=1, progress=False)
+
+
+def test_units_of_layers_of_one_size_are_groups_of_their_own():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 3))
+    potential = pvi.from_module(net, pvi.Gaussian(scale=1.0), pvi.Normal(1.0), num_data=5)
+    first = [0, 0, 1, 1, 2, 2, 0, 1, 2]
+    second = [3, 3, 3, 4, 4, 4, 5, 5, 5, 3, 4, 5]
+    assert potential.groups("neuron").tolist() == first + second
+    assert pvi.structured(potential, "neuron").num_groups == 6

@@ -145,7 +145,7 @@ class TestMinibatches:
             thin=10,
             progress=False,
         )
-        means = lam * (draws.particles[::2] - mean).square().mean((1, 2))
+        means = lam * (draws.particles - mean).square().mean((1, 2))
         return float(means.mean()), float(means.std()) / math.sqrt(len(means))
 
     def test_noise_of_the_energy_is_found_and_does_not_widen_the_law(self):
