@@ -20,6 +20,7 @@ from particlevi.gradients.full import full_gradient
 from particlevi.kernels import grouped
 from particlevi.potentials.potential import ModelPotential
 from particlevi.streams import ParticleStreams
+from particlevi.testing.problems import _data
 from particlevi.tuning.stability import curvature_at
 from particlevi.typing import Batch
 from tests import registry
@@ -44,14 +45,14 @@ def density(device: torch.device | str) -> Problem:
     potential = pvi.from_log_density(
         lambda theta: -0.5 * theta @ (precision @ theta), 3, dtype=F64, device=device
     )
-    return Problem(potential, None, torch.zeros(3, dtype=F64, device=device))
+    return Problem("density", potential, None, torch.zeros(3, dtype=F64, device=device))
 
 
 def module(device: torch.device | str) -> Problem:
     net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1)).to(device, F64)
     potential = pvi.from_module(net, pvi.Gaussian(scale=0.5), pvi.Normal(1.0), num_data=20)
-    data = moved(registry._data(F64), device)
-    return Problem(potential, data, torch.zeros(26, dtype=F64, device=device))
+    data = moved(_data(F64), device)
+    return Problem("module", potential, data, torch.zeros(26, dtype=F64, device=device))
 
 
 def bank(problem: Problem) -> pvi.gradients.history:
@@ -155,14 +156,14 @@ def test_a_step_of_mixed_devices_fails():
 
 def test_data_are_placed_once_and_stay():
     place = Place(META, F64, num_data=20)
-    data = as_data(registry._data(torch.float32), place)
+    data = as_data(_data(torch.float32), place)
     assert on_meta([batch.data for batch in data.chunks(7)])
     assert on_meta(data.take(torch.tensor([3, 1])).data)
     for batching in ("replacement", "subset", "epoch"):
         source = data.batches(num_particles=3, batch_size=4, batching=batching)
         batch = source.next(ParticleStreams(0))
         assert on_meta(batch.data) and batch.data[0].dtype == F64
-    loader = [registry._data(torch.float32)]
+    loader = [_data(torch.float32)]
     assert on_meta([batch.data for batch in as_data(loader, place).chunks(7)])
 
 
