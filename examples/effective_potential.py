@@ -167,7 +167,7 @@ def noise(module: nn.Module, model: Any, train: Any, path: Tensor, say: Report) 
 
 def potential(model: Any, train: Any, draws: Tensor, say: Report, folder: Path) -> None:
     say("", "## 2. The effective potential Phi, from the draws alone", "")
-    temperature = pvi.noise.scalings(RATE, BATCH).chaudhari_soatto
+    temperature = pvi.noise.temperature(RATE, BATCH)
     center, loss = draws.mean((0, 1)), sgdvi.mean_loss(model, train)
     around = draws - center
     here = pvi.noise.measure(model, train, position=center)

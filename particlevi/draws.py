@@ -19,7 +19,7 @@ from particlevi._checks import (
     is_integer,
     is_number,
 )
-from particlevi.data.batches import as_tensors
+from particlevi.data.tensors import as_tensors
 from particlevi.diagnostics.predictive import Prediction, predict_outputs, predict_sites
 from particlevi.potentials.layout import Groups
 from particlevi.potentials.potential import ModelPotential

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 __all__ = [
     "JSON",
     "Batch",
+    "BatchLaw",
     "Controls",
     "Gradient",
     "GradientEstimator",
@@ -34,6 +35,9 @@ JSON: TypeAlias = bool | int | float | str | list["JSON"] | dict[str, "JSON"] | 
 Schedule: TypeAlias = Callable[[int], float]
 """A scalar as a function of the step, counted from 0 and including warm-up."""
 
+BatchLaw: TypeAlias = Literal["all", "independent", "subset", "epoch", "loader"]
+"""How the data of a batch were drawn: see ``Batch``."""
+
 Controls: TypeAlias = Mapping[str, Tensor]
 """What may change between steps without compiling anew, by name.
 
@@ -50,10 +54,22 @@ class Batch(NamedTuple):
         data: a tensor, or a tuple, list or dict of them. Leaves are ``[P, B, ...]`` when every
             particle has its own minibatch, ``[B, ...]`` when all share one.
         per_particle: which of the two.
+        scale: the weight of the batch's log-likelihood, 0-d; N/B if absent.
+        law: how its data were drawn. ``"all"``: every datum once, so that the energy is exact.
+            ``"independent"``: with replacement. ``"subset"``: a random choice, fresh at every step.
+            ``"epoch"``: without replacement over many steps. ``"loader"``: as a loader gives them.
+            None if whoever made it does not say; it is then taken for independent.
     """
 
     data: Any
     per_particle: bool = False
+    scale: Tensor | None = None
+    law: BatchLaw | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether these are all the data, each once, so that the energy is exact."""
+        return self.law == "all"
 
 
 @runtime_checkable
@@ -101,14 +117,17 @@ class Requirements:
             energy.
         energy: the value of the potential is used and not only its gradient, so that the gradient
             must be that of the value.
-        independent_data: the data of a batch are drawn independently of each other and of other
-            steps, since the method reads the noise of the gradient off parts of the batch.
+        independent_data: the batches of different steps are independent, since the method takes
+            the noise of the gradient for independent from step to step.
+        own_batches: particles do not share a minibatch, since the method takes the noise of their
+            energies for independent of each other.
         chains: particles must not see each other.
     """
 
     all_data: bool = False
     energy: bool = False
     independent_data: bool = False
+    own_batches: bool = False
     chains: bool = False
 
 
@@ -142,6 +161,11 @@ class GradientEstimator(Protocol):
     @property
     def conservative(self) -> bool:
         """Whether the gradient is that of the potential which comes with it."""
+        ...
+
+    @property
+    def interacting(self) -> bool:
+        """Whether the estimate for a particle depends on the others."""
         ...
 
     def init(self, particles: Tensor, generator: torch.Generator) -> Any:
@@ -253,10 +277,6 @@ class SamplerState(NamedTuple):
     estimator: Any
 
 
-def _position(state: SamplerState) -> Tensor:
-    return state.position
-
-
 def _potential(info: Any, controls: Controls) -> Tensor:
     potential: Tensor = info.potential
     return potential
@@ -283,8 +303,8 @@ class Sampler:
         watched: ``(info, controls) -> [P]``, the potential that the particles feel, by which the
             loop tells a chain that runs away.
         shown: fields of info that the progress line shows, with their labels.
-        draws: ``state -> [Q, D]``, the states that are draws of the posterior: the position of
-            every particle, or of those that stand for the target.
+        draws: the particles whose states are draws of the posterior: all, or those that stand for
+            the target.
         draw_every: a state is a draw of the posterior only after a multiple of so many steps.
         observe: ``state -> statistics [P] by name``, read off the states of the kept draws only.
         gradients_per_step: gradients of the potential on a batch that a step takes per particle.
@@ -306,7 +326,7 @@ class Sampler:
     requires: Requirements = Requirements()
     watched: Callable[[Any, Controls], Tensor] = _potential
     shown: Mapping[str, str] = field(default_factory=dict)
-    draws: Callable[[SamplerState], Tensor] = _position
+    draws: slice = field(default_factory=lambda: slice(None))
     draw_every: int = 1
     observe: Callable[[SamplerState], Mapping[str, Tensor]] = lambda state: {}
     gradients_per_step: int = 1

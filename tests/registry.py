@@ -43,6 +43,7 @@ class SamplerCase:
         options: arguments other than the target.
         independent: particles that are chains move as each would alone.
         all_data: it refuses minibatches.
+        energy: it refuses estimators whose gradient is not that of their potential.
     """
 
     factory: Callable[..., Sampler]
@@ -50,6 +51,7 @@ class SamplerCase:
     options: Mapping[str, Any] = field(default_factory=dict)
     independent: bool = True
     all_data: bool = False
+    energy: bool = False
 
     def __call__(self, target: Any) -> Sampler:
         """The sampler of a potential or an estimator."""
@@ -65,12 +67,14 @@ class EstimatorCase:
         make: the estimator of a problem.
         needs_data: it makes no sense for a density without data.
         independent: a particle's estimate depends on that particle alone.
+        conservative: its gradient is that of its potential.
     """
 
     factory: Callable[..., Any]
     make: Callable[[Problem], GradientEstimator]
     needs_data: bool = False
     independent: bool = True
+    conservative: bool = True
 
 
 SAMPLERS = {
@@ -89,18 +93,24 @@ SAMPLERS = {
     "leimkuhler_matthews": SamplerCase(pvi.leimkuhler_matthews, 1e-3),
     "baoab": SamplerCase(pvi.baoab, 1e-2),
     "obabo": SamplerCase(pvi.obabo, 1e-2),
-    "obabo_metropolis": SamplerCase(pvi.obabo, 1e-2, {"metropolis_every": 2}, all_data=True),
-    "hmc": SamplerCase(pvi.hmc, 1e-2, {"num_leapfrog": 3}, all_data=True),
+    "obabo_metropolis": SamplerCase(
+        pvi.obabo, 1e-2, {"metropolis_every": 2}, all_data=True, energy=True
+    ),
+    "hmc": SamplerCase(pvi.hmc, 1e-2, {"num_leapfrog": 3}, all_data=True, energy=True),
     "mclmc": SamplerCase(pvi.mclmc, 1e-2),
     "mclmc_leapfrog": SamplerCase(pvi.mclmc, 1e-2, {"integrator": "leapfrog"}),
-    "mams": SamplerCase(pvi.mams, 1e-2, {"trajectory_length": 2e-2}, all_data=True),
+    "mams": SamplerCase(pvi.mams, 1e-2, {"trajectory_length": 2e-2}, all_data=True, energy=True),
     "randomized_hmc": SamplerCase(
-        pvi.randomized_hmc, 1e-2, {"trajectory_length": 2e-2}, all_data=True
+        pvi.randomized_hmc, 1e-2, {"trajectory_length": 2e-2}, all_data=True, energy=True
     ),
     "sgnht": SamplerCase(pvi.sgnht, 1e-2),
     "psghmc": SamplerCase(pvi.psghmc, 1e-2, {"update_every": 2}),
     "parallel_tempering": SamplerCase(
-        pvi.parallel_tempering, 1e-2, {"temperatures": [1.0, 2.0, 4.0]}, independent=False
+        pvi.parallel_tempering,
+        1e-2,
+        {"temperatures": [1.0, 2.0, 4.0]},
+        independent=False,
+        energy=True,
     ),
     "svgd": SamplerCase(pvi.svgd, 1e-2),
     "svgd_adagrad": SamplerCase(pvi.svgd, 1e-2, {"optimizer": "adagrad"}),
@@ -142,12 +152,14 @@ ESTIMATORS = {
         lambda problem: pvi.structured(
             problem.potential, ("random", 2), num_history=2, history=_history(problem)
         ),
+        conservative=False,
     ),
     "structured_dropout": EstimatorCase(
         pvi.structured_dropout,
         lambda problem: pvi.structured_dropout(
             problem.potential, ("random", 2), keep=0.5, history=_history(problem)
         ),
+        conservative=False,
     ),
 }
 
@@ -230,6 +242,7 @@ def grid() -> list[tuple[str, str, str]]:
         for problem in PROBLEMS
         if not (case.needs_data and problem == "density")
         and not (SAMPLERS[sampler].all_data and problem != "density")
+        and not (SAMPLERS[sampler].energy and not case.conservative)
     ]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from particlevi._checks import check_positive, check_positive_int
 from particlevi.curvature import largest_curvature
-from particlevi.data.batches import as_source
+from particlevi.data import as_data
 from particlevi.draws import Draws
 from particlevi.gradients._evaluate import value_and_grad
 from particlevi.kernels.kernels import Kernel, as_kernel
@@ -110,13 +110,8 @@ def check_collapse(
         )
     whole = draws.particles[:, -1].to(potential.device, potential.dtype)
     particles = whole[:_MAX_PARTICLES]
-    source = as_source(
-        data,
-        potential,
-        batch_size=batch_size,
-        num_particles=len(particles),
-        shared=True,
-        method="replacement",
+    source = as_data(data, potential).batches(
+        batch_size=batch_size, num_particles=len(particles), shared=True
     )
     batch = source.next(torch.Generator(potential.device).manual_seed(seed))
     chosen = as_kernel(kernel).bind(potential.layout)

@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from particlevi._checks import check_choice, check_positive_int
-from particlevi.data.batches import as_tensors
+from particlevi.curvature.hessian import dense_hessian, potential_energy
+from particlevi.data.tensors import as_tensors
 from particlevi.diagnostics.calibration import calibration_error
 from particlevi.draws import Draws
 from particlevi.gradients._evaluate import value_and_grad
@@ -179,7 +180,8 @@ def compare(
     kernel = rbf(float(between.median())) if len(between) and between.median() > 0 else rbf()
     if train_data is not None and model.num_params <= max_hessian:
         train = as_tensors(train_data, model)
-        hessian = _hessian(model, _center(model, parameters[reference], train), train)
+        center = _center(model, parameters[reference], train)
+        hessian = dense_hessian(potential_energy(model, center, train))
         eigenvalues, vectors = torch.linalg.eigh(hessian)
         spreads = {name: _within_chains(each, thin, vectors) for name, each in draws.items()}
         base_spread = spreads[reference]
@@ -397,19 +399,3 @@ def _center(model: ModelPotential, particles: Tensor, data: Any) -> Tensor:
     with torch.no_grad():
         energy = torch.cat([model(p[None].to(model.dtype), Batch(data)) for p in points])
     return points[energy.argmin()].to(model.dtype)
-
-
-def _hessian(model: ModelPotential, position: Tensor, data: Any) -> Tensor:
-    """Of the potential, ``[D, D]`` in float64, by rows of backward passes over the gradient."""
-
-    def energy(theta: Tensor) -> Tensor:
-        return model(theta[None], Batch(data))[0]
-
-    theta = position.detach().clone().requires_grad_()
-    with torch.enable_grad():
-        (gradient,) = torch.autograd.grad(energy(theta), theta, create_graph=True)
-        rows = [
-            torch.autograd.grad(g, theta, retain_graph=True)[0].double() for g in gradient.unbind()
-        ]
-    matrix = torch.stack(rows)
-    return (matrix + matrix.T) / 2

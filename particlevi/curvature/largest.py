@@ -2,41 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from particlevi._checks import check_particles, check_positive
-from particlevi.gradients.full import pieces, whole
+from particlevi._checks import check_positive
+from particlevi.curvature.hessian import hessian_product, potential_energy
+from particlevi.curvature.lanczos import top_eigenpairs
+from particlevi.data import as_data, as_particles
 from particlevi.potentials.potential import ModelPotential
 
 __all__ = ["largest_curvature"]
-
-
-def _hessian_product(model: ModelPotential, point: Tensor, data: Any, chunk_size: int) -> Any:
-    def product(vector: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        direction = torch.as_tensor(vector, dtype=point.dtype, device=point.device).view(1, -1)
-        total = torch.zeros_like(point)
-
-        def add(energy: Any) -> None:
-            leaf = point.detach().requires_grad_()
-            with torch.enable_grad():
-                (gradient,) = torch.autograd.grad(energy(leaf).sum(), leaf, create_graph=True)
-                along = (gradient * direction).sum()
-                if along.requires_grad:
-                    (part,) = torch.autograd.grad(along, leaf, allow_unused=True)
-                    if part is not None:
-                        total.add_(part)
-
-        add(lambda leaf: -model.log_prior(leaf))
-        if model.log_likelihood_fn is not None:
-            for batch in pieces(data, model.num_data or 0, chunk_size, point.device):
-                add(lambda leaf, batch=batch: -model.log_likelihood(leaf, batch).sum(1))
-        return total.double().cpu().numpy().ravel()
-
-    return product
 
 
 def largest_curvature(
@@ -56,26 +33,24 @@ def largest_curvature(
         chunk_size: data evaluated at once.
         tolerance: relative error of the eigenvalue.
 
-    >>> import particlevi as pvi
-    >>> bowl = pvi.from_log_density(lambda x: -x[0] ** 2 - 3 * x[1] ** 2, num_params=2)
-    >>> round(largest_curvature(bowl, torch.zeros(1, 2)), 3)
-    6.0
-    """
-    from scipy.sparse.linalg import LinearOperator, eigsh
+    Raises:
+        ValueError: data that do not fit, a curvature that is not finite, or a model with an
+            operation that has no second derivative.
 
-    check_particles(particles, potential.num_params)
+    Examples:
+        >>> import torch
+        >>> import particlevi as pvi
+        >>> bowl = pvi.from_log_density(lambda x: -x[0] ** 2 - 3 * x[1] ** 2, num_params=2)
+        >>> round(largest_curvature(bowl, torch.zeros(1, 2)), 3)
+        6.0
+    """
+    points = as_particles(particles, potential, potential.num_params)
     check_positive("tolerance", tolerance)
-    tensors = whole(data, potential)
-    size = potential.num_params
+    held = as_data(data, potential).held()
     found = []
-    for particle in particles.to(potential.device, potential.dtype):
-        product = _hessian_product(potential, particle.view(1, -1), tensors, chunk_size)
-        if size <= 3:
-            dense = np.stack([product(column) for column in np.eye(size)])
-            found.append(float(np.linalg.eigvalsh(0.5 * (dense + dense.T)).max()))
-            continue
-        operator = LinearOperator((size, size), matvec=product, dtype=np.float64)
-        start = np.random.default_rng(0).normal(size=size)
-        top = eigsh(operator, k=1, which="LA", v0=start, tol=tolerance, return_eigenvectors=False)
-        found.append(float(top[0]))
+    for particle in points:
+        energy = potential_energy(potential, particle, held, chunk_size)
+        product = partial(hessian_product, energy)
+        top = top_eigenpairs(product, potential.num_params, 1, tolerance=tolerance)
+        found.append(float(top.values[0]))
     return max(found)

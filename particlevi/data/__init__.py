@@ -1,1 +1,20 @@
 """Data as every part of the package takes them, and how minibatches are drawn."""
+
+from particlevi.data.batches import Batching, BatchSource, Law
+from particlevi.data.data import Data
+from particlevi.data.indices import RandomSource
+from particlevi.data.placing import Place, Placed, as_particles, place
+from particlevi.data.reading import as_data
+
+__all__ = [
+    "BatchSource",
+    "Batching",
+    "Data",
+    "Law",
+    "Place",
+    "Placed",
+    "RandomSource",
+    "as_data",
+    "as_particles",
+    "place",
+]

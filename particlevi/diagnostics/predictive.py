@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from particlevi.data.batches import as_tensors
+from particlevi.data.tensors import as_tensors
 from particlevi.potentials.potential import ModelPotential
 from particlevi.typing import Batch
 

@@ -28,8 +28,9 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_fraction, check_positive, check_positive_int
+from particlevi.data import as_data
 from particlevi.diagnostics import arviz
-from particlevi.gradients.full import full_gradient, whole
+from particlevi.gradients.full import full_gradient
 
 __all__ = [
     "Temperature",
@@ -145,7 +146,7 @@ def configurational(
         raise ValueError("These draws lack their potential: pvi.load(path, potential=...).")
     if draws.coordinates is not None or draws.output_shape is not None:
         raise ValueError("A configurational temperature needs all parameters to be kept.")
-    data = whole(data, model)
+    data = as_data(data, model)
     kept = draws.particles[:, ::thin].to(model.device, model.dtype)
     chains, length, size = kept.shape
     flat = kept.reshape(-1, size)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_finite, check_positive_int
-from particlevi.data.batches import as_tensors
+from particlevi.data import as_data
 from particlevi.gradients._evaluate import value_and_grad
 from particlevi.gradients.full import likelihood_gradient
 from particlevi.potentials.potential import ModelPotential
@@ -35,8 +35,11 @@ class control_variate:
     """``g(theta) = grad V(c) - grad log p(theta) + (N/B) sum_b [grad u_b(theta) - grad u_b(c)]``.
 
     ``u_b = -log p(x_b | theta)``, ``V = sum_n u_n`` over the whole data, evaluated once, and ``c``
-    a centre near the mode. Unbiased; its variance is O(|theta - c|^2), zero at the centre, and
-    zero everywhere when all ``u_b`` are quadratic with one Hessian. A step costs two gradients.
+    a centre near the mode. The potential that is reported is the one with this gradient,
+    ``V(c) - log p(theta) + (N/B) sum_b [u_b(theta) - u_b(c)] + (theta - c) . (grad V(c) - (N/B)
+    sum_b grad u_b(c))``, unbiased too. The gradient is unbiased; its variance is
+    O(|theta - c|^2), zero at the centre, and zero everywhere when all ``u_b`` are quadratic with
+    one Hessian. A step costs two gradients.
 
     With ``refresh=m`` (SVRG) each particle has a centre of its own, which is moved to where the
     particle is after every m-th step, by a pass over all the data.
@@ -47,7 +50,7 @@ class control_variate:
 
     Args:
         potential: a potential with data.
-        data: the whole data, as they are given to ``sample``.
+        data: all the data of the potential, as they are given to ``sample``.
         center: one parameter vector ``[D]``, for instance the best iterate of ``sgd``; with
             ``refresh``, the starting points if absent.
         chunk_size: data per evaluation in the full pass.
@@ -65,7 +68,8 @@ class control_variate:
     refresh: int | None = None
     name: str = field(default="control_variate", init=False)
     gradients: int = field(default=2, init=False)
-    conservative: bool = field(default=False, init=False)
+    conservative: bool = field(default=True, init=False)
+    interacting: bool = field(default=False, init=False)
 
     @property
     def settings(self) -> Mapping[str, JSON]:
@@ -81,7 +85,7 @@ class control_variate:
             raise ValueError("control_variate needs a potential with data, got one without.")
         check_positive_int("chunk_size", self.chunk_size)
         object.__setattr__(self, "chunk_size", int(self.chunk_size))
-        object.__setattr__(self, "data", as_tensors(self.data, self.potential))
+        object.__setattr__(self, "data", as_data(self.data, self.potential))
         if self.refresh is not None:
             check_positive_int("refresh", self.refresh)
             object.__setattr__(self, "refresh", int(self.refresh))
@@ -92,12 +96,6 @@ class control_variate:
             )
         if self.center is not None:
             self._check_center(self.center)
-        length = len(torch.utils._pytree.tree_leaves(self.data)[0])
-        if length != self.potential.num_data:
-            raise ValueError(
-                f"control_variate needs all {self.potential.num_data} data of the potential, "
-                f"got {length}."
-            )
 
     def _check_center(self, center: Any) -> None:
         if not isinstance(center, Tensor):
@@ -140,15 +138,17 @@ class control_variate:
         there = value_and_grad(self._likelihood_energy, center, batch, size)
         prior = value_and_grad(self._prior_energy, particles, batch, size)
         scale = self._scale(batch)
+        slope = state.gradient - scale * there.gradient
+        value = state.potential + ((particles - center) * slope).sum(1)
         return Gradient(
             state.gradient + prior.gradient + scale * (here.gradient - there.gradient),
-            state.potential + prior.potential + scale * (here.potential - there.potential),
+            value + prior.potential + scale * (here.potential - there.potential),
         )
 
-    def _scale(self, batch: Batch | None) -> float:
+    def _scale(self, batch: Batch | None) -> float | Tensor:
         assert batch is not None
         leaf = torch.utils._pytree.tree_leaves(batch.data)[0]
-        return self.potential.scale(leaf.shape[1 if batch.per_particle else 0])
+        return self.potential.scale(leaf.shape[1 if batch.per_particle else 0], batch)
 
     def record(self, state: State, particles: Tensor, progress: Progress) -> State:
         """The centre stays, or every ``refresh``-th step moves to the particle."""

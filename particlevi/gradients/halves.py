@@ -1,11 +1,11 @@
-"""A gradient estimate together with its variance, from the two halves of its batch.
+"""An estimate together with its variance, from the two halves of its batch.
 
 A batch of B data is cut into halves of ``B_1`` and ``B_2`` data. With the estimates ``g_1`` and
 ``g_2`` on each, the estimate on the batch and an unbiased estimate of its variance are::
 
     g = (B_1 g_1 + B_2 g_2) / B,        v = (B_1 B_2 / B^2) (g_1 - g_2)^2
 
-for data drawn with replacement; for a random subset of N data v is too large by ``N / (N - B)``.
+for data drawn with replacement; for a random subset of N data it is ``(1 - B/N) v``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from torch import Tensor
+import torch
 from torch.utils import _pytree as pytree
 
 from particlevi.typing import Batch, Gradient
@@ -22,10 +22,13 @@ __all__ = ["Halves", "in_halves"]
 
 
 class Halves(NamedTuple):
-    """An estimate, and one of its variance per parameter ``[P, D]``, of one degree of freedom."""
+    """An estimate, and the variances of its gradient ``[P, D]`` and of its potential ``[P]``.
+
+    The variances are estimates of one degree of freedom.
+    """
 
     found: Gradient
-    variance: Tensor
+    variance: Gradient
 
 
 def in_halves(
@@ -36,14 +39,19 @@ def in_halves(
     It sees the noise of the batch, not that of masks or other random numbers of the estimator,
     which both halves share.
 
+    Args:
+        estimate: the estimate on a part of the batch.
+        batch: what is halved.
+        num_data: N, for batches whose data are drawn without replacement.
+
     Raises:
         ValueError: a batch of one datum.
     """
-    axis = 1 if batch is not None and batch.per_particle else 0
-    size = 0 if batch is None else pytree.tree_leaves(batch.data)[0].shape[axis]
-    if batch is None or (size == num_data and not batch.per_particle):
+    if batch is None or batch.complete:
         found = estimate(batch)
-        return Halves(found, found.gradient.new_zeros(found.gradient.shape))
+        return Halves(found, Gradient(*(torch.zeros_like(value) for value in found)))
+    axis = 1 if batch.per_particle else 0
+    size = pytree.tree_leaves(batch.data)[0].shape[axis]
     if size < 2:
         raise ValueError(
             "The noise of a gradient is estimated from the two halves of its batch, got a batch of "
@@ -53,9 +61,16 @@ def in_halves(
 
     def part(start: int, stop: int) -> Gradient:
         data = pytree.tree_map(lambda leaf: leaf.narrow(axis, start, stop - start), batch.data)
-        return estimate(Batch(data, batch.per_particle))
+        scale = None if batch.scale is None else batch.scale * (size / (stop - start))
+        return estimate(batch._replace(data=data, scale=scale))
 
     first, second = part(0, cut), part(cut, size)
     share = cut / size
-    found = Gradient(*(share * a + (1 - share) * b for a, b in zip(first, second, strict=True)))
-    return Halves(found, share * (1 - share) * (first.gradient - second.gradient).square())
+    factor = share * (1 - share)
+    if batch.law not in (None, "independent") and num_data is not None:
+        factor *= 1 - size / num_data
+    pairs = list(zip(first, second, strict=True))
+    return Halves(
+        Gradient(*(share * a + (1 - share) * b for a, b in pairs)),
+        Gradient(*(factor * (a - b).square() for a, b in pairs)),
+    )

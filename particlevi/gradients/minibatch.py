@@ -39,6 +39,7 @@ class minibatch:
     settings: Mapping[str, JSON] = field(default_factory=dict, init=False)
     gradients: int = field(default=1, init=False)
     conservative: bool = field(default=True, init=False)
+    interacting: bool = field(default=False, init=False)
 
     def init(self, particles: Tensor, generator: torch.Generator) -> Stateless:
         """Nothing to remember."""

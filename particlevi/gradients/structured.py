@@ -71,6 +71,16 @@ class _SelfAveraged(ABC):
         """Gradients of the potential on a batch that one estimate takes."""
         return 1 if self._plain() else self.num_composites
 
+    @property
+    def conservative(self) -> bool:
+        """Only where nothing is replaced: else the potential is a mean, the gradient a sum."""
+        return self._plain()
+
+    @property
+    def interacting(self) -> bool:
+        """Whether chains draw from each other's past."""
+        return self.history.pooled and not self.history.frozen
+
     def _common_settings(self, groups: Groups) -> dict[str, JSON]:
         rule: JSON
         if isinstance(groups, Tensor):
@@ -144,8 +154,9 @@ class _SelfAveraged(ABC):
 
     def _likelihood_energy(self, particles: Tensor, batch: Batch | None) -> Tensor:
         values: Tensor = self.potential.log_likelihood(particles, batch)
-        scale: float = self.potential.scale(values.shape[1])
-        return -scale * values.sum(1)
+        scale = self.potential.scale(values.shape[1], batch)
+        energy: Tensor = -scale * values.sum(1)
+        return energy
 
     def _prior_energy(self, particles: Tensor, batch: Batch | None) -> Tensor:
         values: Tensor = self.potential.log_prior(particles)
@@ -189,7 +200,7 @@ def _repeated(batch: Batch | None, times: int) -> Batch | None:
     def repeat(leaf: Tensor) -> Tensor:
         return leaf.unsqueeze(1).expand(-1, times, *leaf.shape[1:]).flatten(0, 1)
 
-    return Batch(pytree.tree_map(repeat, batch.data), True)
+    return batch._replace(data=pytree.tree_map(repeat, batch.data))
 
 
 class structured(_SelfAveraged):
@@ -244,7 +255,6 @@ class structured(_SelfAveraged):
     """
 
     name = "structured"
-    conservative = False
 
     def __init__(
         self,
@@ -314,7 +324,6 @@ class structured_dropout(_SelfAveraged):
     """
 
     name = "structured_dropout"
-    conservative = False
 
     def __init__(
         self,

@@ -28,8 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from particlevi._checks import check_finite, check_positive_int
+from particlevi.curvature.second_order import second_order
 from particlevi.noise.persample import PerSample, of_module, of_potential
-from particlevi.noise.scalings import batch_factor
+from particlevi.noise.scalings import Batching, batch_factor
 from particlevi.noise.spectrum import Spectrum, covariance_spectrum, gram_spectrum, top_spectrum
 from particlevi.potentials.layout import Layout
 from particlevi.potentials.potential import ModelPotential
@@ -107,9 +108,9 @@ class GradientNoise:
         samples = self.samples.restrict(self.position, columns, Layout(shapes))
         return replace(self, samples=samples, position=self.position[columns])
 
-    def batch_factor(self, batch_size: int, replacement: bool = True) -> float:
+    def batch_factor(self, batch_size: int, batching: Batching = "replacement") -> float:
         """What ``C`` is multiplied with to give the covariance of a batch's mean gradient."""
-        return batch_factor(batch_size, self.num_data, replacement)
+        return batch_factor(batch_size, self.num_data, batching)
 
     @property
     def _rows_size(self) -> int:
@@ -143,23 +144,24 @@ class GradientNoise:
 
     def _backward(self, start: int, stop: int, weights: Tensor) -> Tensor:
         theta = self.position.detach().requires_grad_()
-        with torch.enable_grad():
+        with second_order(), torch.enable_grad():
             losses = self.samples.losses(theta, start, stop)
             (found,) = torch.autograd.grad(losses, theta, grad_outputs=weights)
         return found
 
     def slopes(self, vector: Tensor) -> Tensor:
         """``g_k . v`` for every datum ``[N]``, by one forward-mode pass over the data."""
-        direction = vector.to(self.position)
-        if direction.shape != self.position.shape:
+        if not isinstance(vector, Tensor) or vector.shape != self.position.shape:
+            got = list(vector.shape) if isinstance(vector, Tensor) else type(vector).__name__
             raise ValueError(
-                f"A vector has shape [{self.num_params}], got {list(direction.shape)}; matmat "
-                "takes columns."
+                f"A vector has shape [{self.num_params}], got {got}; matmat takes columns."
             )
+        direction = vector.to(self.position)
         parts = []
         for start, stop in self._ranges(self._pass_size, "forward mode"):
             losses = partial(self.samples.losses, start=start, stop=stop)
-            parts.append(torch.func.jvp(losses, (self.position,), (direction,))[1].detach())
+            with second_order():
+                parts.append(torch.func.jvp(losses, (self.position,), (direction,))[1].detach())
         return torch.cat(parts)
 
     def matvec(self, vector: Tensor, centered: bool = True) -> Tensor:
@@ -173,7 +175,16 @@ class GradientNoise:
         return (total / self.num_data).to(self.position.dtype)
 
     def matmat(self, vectors: Tensor, centered: bool = True) -> Tensor:
-        """``C V [D, K]`` for columns ``V [D, K]``; one pass of per-sample gradients for all."""
+        """``C V [D, K]`` for columns ``V [D, K]``; one pass of per-sample gradients for all.
+
+        In the dtype and on the device of the position, whatever those of the columns are.
+        """
+        if not isinstance(vectors, Tensor) or vectors.ndim != 2 or len(vectors) != self.num_params:
+            got = list(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
+            raise ValueError(
+                f"vectors must be columns [{self.num_params}, K], got {got}; matvec takes one."
+            )
+        vectors = vectors.to(self.position)
         total = torch.zeros_like(vectors)
         mean = self.gradient if centered else torch.zeros_like(self.position)
         for rows in self.per_sample():
@@ -300,13 +311,16 @@ def measure(
             whose mean loss is that of ``loss_fn``.
         data: ``(inputs, ..., targets)``, as given to ``sample``.
         position: ``theta [D]``; the module's own parameters if absent.
-        loss_fn: of a module, such as ``torch.nn.functional.cross_entropy``.
+        loss_fn: of a module, such as ``torch.nn.functional.cross_entropy``. With weights or
+            ignored targets take ``reduction="none"`` or ``"sum"``; see ``Raises``.
         mode: of a module, ``"eval"`` or ``"train"``.
         chunk_size: data evaluated at once.
         progress: show progress bars.
 
     Raises:
-        ValueError: a missing or superfluous argument, or data that do not fit.
+        ValueError: a missing or superfluous argument, data that do not fit, or a loss whose value
+            on a batch is neither the mean nor the sum of its data's losses, as that of
+            ``CrossEntropyLoss(weight=w)``, where the weight of a single datum cancels.
 
     >>> _ = torch.manual_seed(0)
     >>> net, x = nn.Linear(2, 1), torch.randn(50, 2)
@@ -330,9 +344,7 @@ def measure(
         own = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
         start = samples.layout.ravel(own)
     else:
-        raise TypeError(
-            f"gradient_noise takes a potential or a module, got {type(model).__name__}."
-        )
+        raise TypeError(f"measure takes a potential or a module, got {type(model).__name__}.")
     noise = GradientNoise(samples, start.clone(), chunk_size, progress)
     return noise if position is None else noise.at(position)
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,13 +15,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from particlevi._checks import check_choice, check_finite
-from particlevi.data.batches import as_tensors
+from particlevi.curvature.second_order import second_order
+from particlevi.data.tensors import as_tensors
+from particlevi.noise.reductions import check_reduction
 from particlevi.potentials.layout import Layout
 from particlevi.potentials.potential import ModelPotential
 from particlevi.potentials.random import seeded
 from particlevi.typing import Batch
 
 __all__ = ["PerSample", "of_module", "of_potential"]
+
+_CHECKED = 1024
 
 Loss = Callable[[Tensor, Any], Tensor]
 
@@ -37,6 +42,8 @@ class PerSample:
         dtype, device: of ``theta``.
         random: whether a loss draws random numbers (dropout masks); each datum then has masks of
             its own, the same at every evaluation.
+        looping: whether gradients are taken one datum at a time, because an operation of the model
+            (LSTM, GRU) cannot be vectorised over data.
     """
 
     one: Loss
@@ -46,6 +53,7 @@ class PerSample:
     dtype: torch.dtype
     device: torch.device
     random: bool = False
+    looping: bool = False
 
     @property
     def num_data(self) -> int:
@@ -63,13 +71,12 @@ class PerSample:
 
     def gradients(self, theta: Tensor, start: int, stop: int) -> Tensor:
         """``g_k(theta)`` for data ``start`` to ``stop``, ``[n, D]``."""
-        each = torch.func.vmap(
-            torch.func.grad(self.one),
-            in_dims=(None, 0),
-            randomness="different" if self.random else "error",
-        )
-        with seeded(start) if self.random else nullcontext():
-            found: Tensor = each(theta, self.piece(start, stop))
+        slope = torch.func.grad(self.one)
+        randomness = "different" if self.random else "error"
+        each = torch.func.vmap(slope, in_dims=(None, 0), randomness=randomness)
+        piece = self.piece(start, stop)
+        with second_order(), seeded(start) if self.random else nullcontext():
+            found: Tensor = _stacked(slope, theta, piece) if self.looping else each(theta, piece)
         return found.detach()
 
     def restrict(self, theta: Tensor, columns: Tensor, layout: Layout) -> PerSample:
@@ -121,10 +128,11 @@ def of_potential(potential: ModelPotential, data: Any) -> PerSample:
         device=potential.device,
         random=random,
     )
+    start = potential.init(1)[0]
     # Outside of torch.func's transforms, a function that cannot be vectorised finds that out.
     with torch.no_grad(), seeded(0):
-        many(potential.init(1)[0], found.piece(0, 2))
-    return found
+        many(start, found.piece(0, 2))
+    return found if _vectorises(found, start) else replace(found, looping=True)
 
 
 def of_module(
@@ -134,14 +142,17 @@ def of_module(
 
     Args:
         module: it is copied.
-        loss_fn: outputs ``[1, ...]`` and targets ``[1, ...]`` to one loss; any reduction.
+        loss_fn: outputs ``[n, ...]`` and targets ``[n, ...]`` to a loss: one value per datum, or
+            their mean or sum; ``f`` is the mean in any case. The loss of a batch must be made of
+            those of its data, which is checked in one pass: weights and ignored targets take
+            ``reduction="none"`` or ``"sum"``.
         data: ``(inputs, ..., targets)``, tensors with first dimension N.
         mode: ``"eval"`` or ``"train"``, in which dropout draws a mask per datum. Batch
             normalisation has no per-sample gradients in training mode.
 
     Raises:
         ValueError: an unknown mode, batch normalisation in training mode, no trainable
-            parameters, or data of unequal lengths.
+            parameters, data of unequal lengths, or a loss that is not made of its data's.
     """
     check_choice("mode", mode, ["eval", "train"])
     module = copy.deepcopy(module).train(mode == "train")
@@ -170,7 +181,7 @@ def of_module(
         outputs = torch.func.functional_call(module, layout.unravel(theta), tuple(inputs[:-1]))
         return loss_fn(outputs, inputs[-1]).sum()
 
-    return PerSample(
+    found = PerSample(
         one=one,
         many=_lifted(one),
         data=tensors,
@@ -179,6 +190,37 @@ def of_module(
         device=like.device,
         random=mode == "train",
     )
+    with torch.no_grad(), seeded(0):
+        for start in range(0, lengths[0], _CHECKED):
+            *inputs, targets = found.piece(start, start + _CHECKED)
+            outputs = module(*inputs)
+            if not isinstance(outputs, Tensor) or len(outputs) != len(targets):
+                got = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+                raise ValueError(
+                    f"The module must give one output per datum: {got} for {len(targets)} data."
+                )
+            check_reduction(loss_fn, outputs, targets)
+    point = layout.ravel(trainable)
+    if _vectorises(found, point):
+        return found
+    return replace(found, looping=True, many=partial(_stacked, one))
+
+
+def _stacked(one: Loss, theta: Tensor, data: Any) -> Tensor:
+    """``one`` of each datum in turn, ``[n, ...]``."""
+    leaves, structure = pytree.tree_flatten(data)
+    rows = zip(*(leaf.unbind() for leaf in leaves), strict=True)
+    return torch.stack([one(theta, pytree.tree_unflatten(list(row), structure)) for row in rows])
+
+
+def _vectorises(samples: PerSample, theta: Tensor) -> bool:
+    """Whether gradients can be taken of several data at once; errors of the model pass through."""
+    try:
+        samples.gradients(theta, 0, 2)
+    except (RuntimeError, ValueError):
+        replace(samples, looping=True).gradients(theta, 0, 1)
+        return False
+    return True
 
 
 def _lifted(one: Loss) -> Loss:

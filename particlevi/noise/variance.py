@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_particles, check_positive_int
-from particlevi.data.batches import as_source
+from particlevi._checks import check_positive_int, check_seed
+from particlevi.data import Batching, as_data, as_particles
 from particlevi.gradients.minibatch import Target, as_estimator
 from particlevi.typing import Batch
 
@@ -20,9 +20,9 @@ def gradient_variance(
     particles: Tensor,
     data: Any,
     *,
-    batch_size: int,
+    batch_size: int | None = None,
     num_batches: int = 32,
-    batching: str = "replacement",
+    batching: Batching = "replacement",
     seed: int = 0,
 ) -> Tensor:
     """Variance of the gradient estimate over minibatches, per parameter, ``[D]``.
@@ -36,8 +36,9 @@ def gradient_variance(
     Args:
         target: a potential, or a gradient estimator.
         particles: where, ``[P, D]``.
-        data: as given to ``sample``.
-        batch_size: B.
+        data: as given to ``sample``. The batches of a loader are those of its first epochs; they
+            are shared by the particles.
+        batch_size: B; a loader has its own.
         num_batches: at least 2.
         batching: as for ``sample``.
         seed: of the minibatches.
@@ -45,18 +46,12 @@ def gradient_variance(
     check_positive_int("num_batches", num_batches, minimum=2)
     estimator = as_estimator(target)
     model = estimator.potential
-    check_particles(particles, model.num_params)
-    particles = particles.to(model.device, model.dtype)
+    check_seed("seed", seed)
+    particles = as_particles(particles, model, model.num_params)
     generator = torch.Generator(model.device).manual_seed(seed)
-    source = as_source(
-        data,
-        model,
-        batch_size=batch_size,
-        num_particles=len(particles),
-        shared=False,
-        method=batching,
-    )
-    with torch.no_grad():
+    checked = as_data(data, model)
+    source = checked.batches(batch_size=batch_size, num_particles=len(particles), batching=batching)
+    with torch.no_grad(), checked.isolated(seed):
         state = estimator.init(particles, generator)
         mean = torch.zeros_like(particles, dtype=torch.float64)
         square = torch.zeros_like(mean)

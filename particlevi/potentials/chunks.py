@@ -23,6 +23,6 @@ def chunks(
         stop = start + chunk_size
         if batch is not None and batch.per_particle:
             part = pytree.tree_map(lambda leaf, a=start, b=stop: leaf[a:b], batch.data)
-            yield particles[start:stop], Batch(part, True)
+            yield particles[start:stop], batch._replace(data=part)
         else:
             yield particles[start:stop], batch

@@ -87,10 +87,10 @@ class ModelPotential:
         if self.log_likelihood_fn is None:
             return energy
         log_likelihood = self.log_likelihood(particles, batch)
-        return energy - self.scale(log_likelihood.shape[1]) * log_likelihood.sum(1)
+        return energy - self.scale(log_likelihood.shape[1], batch) * log_likelihood.sum(1)
 
-    def scale(self, batch_size: int) -> float:
-        """N/B.
+    def scale(self, batch_size: int, batch: Batch | None = None) -> float | Tensor:
+        """The weight of a batch's log-likelihood: the batch's own if it has one, else N/B.
 
         Raises:
             ValueError: a batch of more than N data, or of none.
@@ -101,6 +101,8 @@ class ModelPotential:
                 f"A batch holds 1 to num_data={num_data} data, got {batch_size}: num_data must be "
                 "the size of the whole training set."
             )
+        if batch is not None and batch.scale is not None:
+            return batch.scale
         return num_data / batch_size
 
     def log_prior(self, particles: Tensor) -> Tensor:

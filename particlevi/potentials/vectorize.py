@@ -23,7 +23,8 @@ def explained(what: str, particles: Tensor, batch: Batch | None) -> Iterator[Non
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        shapes = [f"{leaf.dtype} {list(leaf.shape)}" for leaf in pytree.tree_leaves(batch)[:-1]]
+        leaves = [] if batch is None else pytree.tree_leaves(batch.data)
+        shapes = [f"{leaf.dtype} {list(leaf.shape)}" for leaf in leaves]
         given = f" and data {', '.join(shapes).replace('torch.', '')}" if batch is not None else ""
         raise ValueError(
             f"{what} failed on particles {list(particles.shape)}{given}: "

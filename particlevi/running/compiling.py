@@ -28,7 +28,8 @@ def compiled(sampler: Sampler, example: Batch | None) -> Callable[..., Any]:
     one compilation only the tensors' shapes can change, so only they are guarded. Call it inside
     ``static_shapes()``.
     """
-    kind = f"{pytree.tree_structure(example)} {example is not None and example.per_particle}"
+    fixed = None if example is None else (example.per_particle, example.scale is None)
+    kind = f"{pytree.tree_structure(example)} {fixed} {example is not None and example.law}"
     compilations = _compiled_steps.setdefault(sampler, {})
     if kind not in compilations:
         step = sampler.step

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_nonnegative
-from particlevi.data.batches import BatchSource, as_source, fingerprint
+from particlevi.data import BatchSource, Data
 from particlevi.draws import Draws
 from particlevi.errors import DivergenceError
 from particlevi.potentials.chunks import chunks
@@ -64,7 +64,7 @@ class Run:
     def __init__(
         self,
         sampler: Sampler,
-        data: Any,
+        data: Data,
         settings: Settings,
         step_size: Schedule,
         keep: Any,
@@ -76,14 +76,12 @@ class Run:
         self.batch_generator = torch.Generator(self.potential.device)
         self.settings = settings
         self.folder = folder
-        self.identity = identity(sampler, data)
-        self.source: BatchSource = as_source(
-            data,
-            self.potential,
+        self.identity = {**identity(sampler), "data": data.fingerprint()}
+        self.source: BatchSource = data.batches(
             batch_size=settings.batch_size,
             num_particles=settings.num_particles,
             shared=settings.shared_batch,
-            method=settings.batching,
+            batching=settings.batching,  # type: ignore[arg-type]
         )
         self.schedules: dict[str, Schedule] = {"step_size": step_size, **sampler.schedules}
         self.scalars: dict[str, float] = {}
@@ -100,6 +98,7 @@ class Run:
                     settings.num_particles
                 ),
                 "the order of the data": self.source.nbytes(),
+                "minibatches": self.source.batch_nbytes(settings.num_particles),
             }
         )
         self.kept_steps = _kept_steps(settings, self.schedules)
@@ -372,8 +371,8 @@ class Run:
         )
 
 
-def identity(sampler: Sampler, data: Any) -> dict[str, Any]:
-    """What two runs must share for one to go on with the other's checkpoint."""
+def identity(sampler: Sampler) -> dict[str, Any]:
+    """What two runs must share, beside the data, for one to resume the other's checkpoint."""
     return {
         "potential": dict(sampler.potential.fingerprint),
         "sampler": {
@@ -382,7 +381,6 @@ def identity(sampler: Sampler, data: Any) -> dict[str, Any]:
             "estimator": sampler.estimator.name,
             "estimator_settings": dict(sampler.estimator.settings),
         },
-        "data": fingerprint(data),
     }
 
 

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_finite, check_particles, check_positive_int, check_seed
-from particlevi.data.batches import is_tensors
+from particlevi._checks import check_finite, check_positive_int, check_seed
+from particlevi.data import as_data, as_particles
+from particlevi.data.tensors import is_tensors
 from particlevi.draws import Draws
 from particlevi.potentials.random import draw_seed
 from particlevi.running.run import STATE_FILE, Run, Settings, identity
@@ -178,9 +179,10 @@ def sample(
     if folder is not None and folder.exists() and not folder.is_dir():
         raise FileExistsError(f"checkpoint must be a folder, got the file {folder}.")
     with torch.no_grad(), _global_seed(seeds.everything_else, potential.device):
-        run = Run(sampler, data, settings, schedule, keep, folder)
+        checked = as_data(data, potential)
+        run = Run(sampler, checked, settings, schedule, keep, folder)
         run.start(start, seeds.noise, seeds.batches)
-        check_before_run(sampler, start, data, run.source, schedule, run.num_steps)
+        check_before_run(sampler, start, checked, run.source, schedule, run.num_steps)
         return run.loop(progress)
 
 
@@ -217,7 +219,9 @@ def resume(
         )
     folder = Path(checkpoint)
     tensors, meta = files.read(folder / STATE_FILE)
-    found = files.differences(meta["identity"], identity(sampler, data), "the run's")
+    saved = dict(meta["identity"])
+    saved_data = saved.pop("data")
+    found = files.differences(saved, identity(sampler), "the run's")
     if step_size is not None:
         given = describe(as_schedule("step_size", step_size))
         found += files.differences(meta["step_size"], given, "the run's step_size")
@@ -226,6 +230,13 @@ def resume(
         raise ValueError(
             f"{folder} is a checkpoint of another run, so it is not resumed:\n  "
             + "\n  ".join(found)
+        )
+    checked = as_data(data, sampler.potential)
+    others = files.differences(saved_data, checked.fingerprint(), "the run's data")
+    if others:
+        raise ValueError(
+            f"{folder} is the checkpoint of a run on other data, so it is not resumed:\n  "
+            + "\n  ".join(others)
         )
     schedule = restore(meta["step_size"])
     if schedule is None and step_size is None:
@@ -236,7 +247,7 @@ def resume(
     chosen = as_schedule("step_size", step_size) if step_size is not None else schedule
     assert chosen is not None
     with torch.no_grad(), _global_seed(0, sampler.potential.device):
-        run = Run(sampler, data, settings, chosen, keep, folder)
+        run = Run(sampler, checked, settings, chosen, keep, folder)
         run.restore(tensors, meta)
         return run.loop(progress)
 
@@ -245,14 +256,14 @@ def _starting_points(
     potential: Any, num_particles: int | None, initial: Tensor | str | None, seed: int
 ) -> Tensor:
     if isinstance(initial, Tensor):
-        check_particles(initial, potential.num_params, "initial")
-        check_finite("initial", initial, "Choose finite starting points.")
+        points = as_particles(initial, potential, potential.num_params, "initial")
+        check_finite("initial", points, "Choose finite starting points.")
         if num_particles is not None and num_particles != len(initial):
             raise ValueError(
                 f"initial holds {len(initial)} particles but num_particles is {num_particles}: "
                 "leave num_particles out."
             )
-        return initial.detach().to(potential.device, potential.dtype)
+        return points
     if initial is not None and not isinstance(initial, str):
         raise TypeError(
             "initial must be a tensor [P, D] or the name of a way to draw starting points, "

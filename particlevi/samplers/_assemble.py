@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from particlevi._checks import check_particles
-from particlevi.gradients.halves import in_halves
 from particlevi.gradients.minibatch import Target, as_estimator
+from particlevi.samplers._gradient_at import GradientAt
 from particlevi.samplers._metric import Metric
+from particlevi.samplers._requirements import check_batch, check_estimator
 from particlevi.schedules import as_schedule, describe
 from particlevi.typing import (
     JSON,
     Batch,
     Controls,
-    Gradient,
     Progress,
     Requirements,
     Sampler,
@@ -28,6 +27,9 @@ from particlevi.typing import (
 )
 
 __all__ = [
+    "MOMENTUM_SHOWN",
+    "SHOWN",
+    "Declared",
     "GradientAt",
     "Info",
     "MomentumInfo",
@@ -40,11 +42,12 @@ __all__ = [
     "standard_normal",
 ]
 
-GradientAt = Callable[[Tensor], Gradient]
-"""The gradient estimate of this step at any particles ``[P, D]``."""
-
 Transition = Callable[[Tensor, Any, GradientAt, Any, Controls], tuple[Tensor, Any, Any]]
 """``(position, memory, gradient_at, noise, controls) -> (position, memory, info)``."""
+
+
+SHOWN = {"configurational_temperature": "T_conf"}
+MOMENTUM_SHOWN = SHOWN | {"kinetic_temperature": "T_kin"}
 
 
 class Nothing(NamedTuple):
@@ -68,9 +71,6 @@ class MomentumInfo(NamedTuple):
     potential: Tensor
     configurational_temperature: Tensor
     kinetic_temperature: Tensor
-
-
-_NOTHING_REQUIRED = Requirements()
 
 
 def no_memory(position: Tensor, generator: torch.Generator) -> Nothing:
@@ -108,15 +108,17 @@ def configurational_temperature(position: Tensor, gradient: Tensor) -> Tensor:
     return (position * gradient).mean(-1)
 
 
-def _check_full(batch: Batch | None, num_data: int | None, name: str) -> None:
-    if batch is None or num_data is None:
-        return
-    size = tree_leaves(batch.data)[0].shape[1 if batch.per_particle else 0]
-    if size != num_data:
-        raise ValueError(
-            f"{name} accepts or rejects by the energy of all {num_data} data, got a batch of "
-            f"{size}: leave batch_size out."
-        )
+class Declared(TypedDict, total=False):
+    """What a sampler says of itself: fields of ``Sampler``, documented there."""
+
+    interacting: bool
+    requires: Requirements
+    watched: Callable[[Any, Controls], Tensor]
+    shown: Mapping[str, str]
+    draws: slice
+    draw_every: int
+    max_step_size: Callable[[float], float]
+    warning: Callable[[Any, Controls], str | None] | None
 
 
 def assemble(
@@ -124,18 +126,13 @@ def assemble(
     target: Target,
     transition: Transition,
     *,
-    settings: Mapping[str, JSON],
-    schedules: Mapping[str, float | Schedule] | None = None,
     memory: Callable[[Tensor, torch.Generator], Any] = no_memory,
     noise: Callable[[SamplerState, torch.Generator], Any] = no_noise,
     remember: Callable[[Any, Progress], Any] | None = None,
-    interacting: bool = False,
-    full_batch: bool = False,
-    halves: bool = False,
-    requires: Requirements = _NOTHING_REQUIRED,
+    settings: Mapping[str, JSON] | None = None,
+    schedules: Mapping[str, float | Schedule] | None = None,
     gradients: int = 1,
-    max_step_size: Callable[[float], float] | None = None,
-    warning: Callable[[Any, Controls], str | None] | None = None,
+    **declared: Unpack[Declared],
 ) -> Sampler:
     """A sampler from its transition; the estimator's state and noise are threaded through.
 
@@ -143,23 +140,26 @@ def assemble(
         name: the method.
         target: a potential or a gradient estimator.
         transition: ``(position, memory, gradient_at, noise, controls) -> (position, memory,
-            info)``; ``gradient_at(theta)`` is this step's estimate at ``theta``.
+            info)``, a pure function of tensors. ``gradient_at(theta)`` is this step's estimate at
+            ``theta``, and ``gradient_at.with_variance(theta)`` tells its noise too. ``info`` is a
+            NamedTuple of ``[P]`` tensors whose first field is ``potential``.
+        memory: the method's first memory, a NamedTuple of tensors, from the starting points. What
+            is called ``momentum`` in it has unit mass; its temperature in each tensor is observed
+            at every draw.
+        noise: the method's random numbers of one step.
+        remember: ``(memory, progress) -> memory`` between steps.
         settings: the method's arguments, for the record.
         schedules: its scheduled scalars; they reach the transition in ``controls``.
-        memory: the method's first memory from the starting points. What is called ``momentum`` in
-            it has unit mass; its temperature in each tensor is observed at every draw.
-        noise: the method's random numbers.
-        remember: ``(memory, progress) -> memory`` between steps.
-        interacting: whether particles see each other.
-        full_batch: whether the method is wrong on anything but all the data at every step, so that
-            a minibatch is an error.
-        halves: whether ``gradient_at`` gives ``Halves``, with the variance of the estimate.
-        requires: as in ``Sampler``.
         gradients: how often a step evaluates the estimate.
-        max_step_size: as in ``Sampler``.
-        warning: as in ``Sampler``.
+        **declared: what the method requires and what its states are, as in ``Sampler``.
+
+    Raises:
+        TypeError: a target that is neither a potential nor an estimator.
+        ValueError: an estimator that breaks what the method requires.
     """
     estimator = as_estimator(target)
+    requires = declared.get("requires", Requirements())
+    check_estimator(name, requires, estimator)
     scheduled = {key: as_schedule(key, value) for key, value in (schedules or {}).items()}
 
     def init(particles: Tensor, generator: torch.Generator) -> SamplerState:
@@ -176,31 +176,13 @@ def assemble(
         state: SamplerState, batch: Batch | None, noise: Any, controls: Controls
     ) -> tuple[SamplerState, Any]:
         own, masks = noise
-        if full_batch:
-            _check_full(batch, estimator.potential.num_data, name)
-
-        def gradient_at(particles: Tensor) -> Any:
-            def estimate(part: Batch | None) -> Gradient:
-                return estimator(state.estimator, particles, part, masks)
-
-            if halves:
-                return in_halves(estimate, batch, estimator.potential.num_data)
-            return estimate(batch)
-
+        check_batch(name, requires, batch, estimator.potential.num_data)
         metric = Metric.of(controls)
-        if metric is None:
-            position, memory, info = transition(
-                state.position, state.memory, gradient_at, own, controls
-            )
-            return SamplerState(position, memory, state.estimator), info
-        z, memory, info = transition(
-            metric.whiten(state.position),
-            state.memory,
-            metric.pulled_back(gradient_at),
-            own,
-            controls,
-        )
-        return SamplerState(metric.unwhiten(z), memory, state.estimator), info
+        gradient_at = GradientAt(estimator, state.estimator, batch, masks, metric)
+        z = state.position if metric is None else metric.whiten(state.position)
+        z, memory, info = transition(z, state.memory, gradient_at, own, controls)
+        position = z if metric is None else metric.unwhiten(z)
+        return SamplerState(position, memory, state.estimator), info
 
     def record(state: SamplerState, progress: Progress) -> SamplerState:
         memory = state.memory if remember is None else remember(state.memory, progress)
@@ -227,11 +209,11 @@ def assemble(
         step=step,
         record=record,
         schedules=scheduled,
-        settings={**settings, **{key: describe(value) for key, value in scheduled.items()}},
-        interacting=interacting,
-        requires=requires,
+        settings={
+            **(settings or {}),
+            **{key: describe(value) for key, value in scheduled.items()},
+        },
         observe=observe,
         gradients_per_step=gradients * estimator.gradients,
-        max_step_size=max_step_size,
-        warning=warning,
+        **declared,
     )

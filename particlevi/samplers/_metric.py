@@ -8,14 +8,11 @@ methods, a preconditioner ``L L'`` for overdamped ones. No method needs to know 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from particlevi.gradients.halves import Halves
 from particlevi.typing import Controls, Gradient
 
 __all__ = ["Metric"]
@@ -57,32 +54,22 @@ class Metric:
         assert self.factor is not None
         return z @ self.factor.mT
 
-    def slope(self, gradient: Tensor) -> Tensor:
-        """The gradient by z, ``[P, D]``, of the gradient by theta."""
+    def slope(self, found: Gradient) -> Gradient:
+        """The gradient by z of a gradient by theta, ``[P, D]``."""
         if self.scale is not None:
-            return gradient * self.scale
+            return found._replace(gradient=found.gradient * self.scale)
         assert self.factor is not None
-        return gradient @ self.factor
+        return found._replace(gradient=found.gradient @ self.factor)
 
-    def pulled_back(self, gradient_at: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
-        """``gradient_at`` as a function of z, with gradients by z.
+    def variance(self, variance: float | Tensor) -> float | Tensor:
+        """The variance of each coordinate of the gradient by z, from that of the one by theta.
 
         Raises:
-            ValueError: a dense metric under an estimate of the noise of each coordinate alone.
+            ValueError: a dense metric, under which the noise of coordinates mixes.
         """
-
-        def at(z: Tensor) -> Any:
-            found = gradient_at(self.unwhiten(z))
-            if isinstance(found, Halves):
-                if self.scale is None:
-                    raise ValueError(
-                        'gradient_noise="online" takes out the noise of each parameter alone, so '
-                        "it goes with a diagonal metric only: use scale in place of factor."
-                    )
-                return Halves(at_z(found.found), found.variance * self.scale.square())
-            return at_z(found)
-
-        def at_z(found: Gradient) -> Gradient:
-            return Gradient(self.slope(found.gradient), found.potential)
-
-        return at
+        if self.scale is None:
+            raise ValueError(
+                "gradient_noise is known for each parameter alone, so it goes with a diagonal "
+                "metric only: use scale in place of factor, or leave gradient_noise out."
+            )
+        return variance * self.scale.square()

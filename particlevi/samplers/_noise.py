@@ -19,9 +19,17 @@ from torch import Tensor
 from particlevi._checks import check_choice, check_finite, check_nonnegative
 from particlevi.gradients.minibatch import as_estimator
 from particlevi.samplers._assemble import MomentumInfo, Nothing, Target
-from particlevi.typing import JSON, Controls, Gradient
+from particlevi.samplers._gradient_at import GradientAt
+from particlevi.typing import JSON, Controls, Gradient, Requirements
 
-__all__ = ["MOST_CLIPPED", "Average", "CompensatedInfo", "CompensatedMomentumInfo", "Noise"]
+__all__ = [
+    "MOST_CLIPPED",
+    "Average",
+    "CompensatedInfo",
+    "CompensatedMomentumInfo",
+    "Noise",
+    "averaged",
+]
 
 ONLINE = "online"
 FORGETTING = 4
@@ -30,7 +38,7 @@ MOST_CLIPPED = 0.05
 
 
 class Average(NamedTuple):
-    """Average variance of the gradient noise ``[P, D]``, and the steps it rests on, 0-d."""
+    """Average variance ``[P, D]`` or ``[P]`` of an estimate, and the steps it rests on, 0-d."""
 
     variance: Tensor
     steps: Tensor
@@ -57,6 +65,13 @@ class CompensatedMomentumInfo(NamedTuple):
     kinetic_temperature: Tensor
     gradient_noise: Tensor
     clipped: Tensor
+
+
+def averaged(memory: Average, variance: Tensor) -> Average:
+    """The average with one more estimate."""
+    weight = (FORGETTING / (memory.steps + FORGETTING)).clamp(min=1 / HORIZON)
+    average = memory.variance + weight * (variance - memory.variance)
+    return Average(average, memory.steps + 1)
 
 
 class Noise:
@@ -93,15 +108,24 @@ class Noise:
         return Average(torch.zeros_like(position), position.new_zeros(()))
 
     def __call__(
-        self, gradient_at: Callable[[Tensor], Any], position: Tensor, memory: Any
+        self, gradient_at: GradientAt, position: Tensor, memory: Any
     ) -> tuple[Gradient, float | Tensor, Any]:
         """The gradient at the position, the variance to take out, and what to remember."""
         if not self.online:
-            return gradient_at(position), self.known, memory
-        found, variance = gradient_at(position)
-        weight = (FORGETTING / (memory.steps + FORGETTING)).clamp(min=1 / HORIZON)
-        average = memory.variance + weight * (variance - memory.variance)
-        return found, memory.variance, Average(average, memory.steps + 1)
+            known = gradient_at.variance(self.known) if self.present else 0.0
+            return gradient_at(position), known, memory
+        found, variance = gradient_at.with_variance(position)
+        return found, gradient_at.variance(memory.variance), averaged(memory, variance.gradient)
+
+    @property
+    def requires(self) -> Requirements:
+        """Batches that are independent, if anything is taken out."""
+        return Requirements(independent_data=self.present)
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """What the progress line shows beside the temperatures."""
+        return {"clipped": "clipped"} if self.present else {}
 
     def report(
         self, info: Any, variance: float | Tensor, injected: Tensor, position: Tensor

@@ -8,10 +8,10 @@ length over the step size. Every chain has its own n, so that no gradient is was
 The position of a chain is where it last accepted. Since n is drawn without looking at the position,
 that position follows ``exp(-U)`` exactly after any number of steps, not only after tests.
 
-A flight that leaves the support, or ends with an energy that is not finite, is rejected at its end:
-the time at which a chain tests must not depend on where it is. While step sizes are tuned it may, so
-that a step far too long is known at once: a tuner may give the control ``patience``, the summed
-energy change in nats beyond which a flight is given up, infinite after the warm-up.
+A flight that leaves the support, or ends with an energy that is not finite, is rejected at its
+end: the time at which a chain tests must not depend on where it is. While step sizes are tuned it
+may, so that a step far too long is known at once: a tuner may give the control ``patience``, the
+summed energy change in nats beyond which a flight is given up, infinite after the warm-up.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from particlevi._checks import check_positive
 from particlevi.samplers._assemble import (
+    MOMENTUM_SHOWN,
     GradientAt,
     MomentumInfo,
     Target,
@@ -40,9 +41,9 @@ from particlevi.samplers._assemble import (
     gaussian,
     momenta,
 )
-from particlevi.typing import Controls, Gradient, Sampler, Schedule
+from particlevi.typing import Controls, Sampler, Schedule
 
-__all__ = ["Memory", "baoab", "move"]
+__all__ = ["Memory", "baoab", "drift"]
 
 
 class Memory(NamedTuple):
@@ -52,22 +53,13 @@ class Memory(NamedTuple):
     gradient: Tensor
 
 
-def move(
-    position: Tensor,
-    memory: Memory,
-    gradient_at: GradientAt,
-    noise: Tensor,
-    h: Tensor,
-    c: Tensor,
-    temperature: Tensor,
-) -> tuple[Tensor, Memory, Gradient]:
-    """One step; the temperature is 0-d, or ``[P, 1]``."""
-    p = memory.momentum - 0.5 * h * memory.gradient
+def drift(
+    position: Tensor, p: Tensor, noise: Tensor, h: Tensor, c: Tensor, temperature: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A O A: what lies between two kicks. The temperature is 0-d, or ``[P, 1]``."""
     position = position + 0.5 * h * p
     p = c * p + (temperature * (1 - c**2)).sqrt() * noise
-    position = position + 0.5 * h * p
-    found = gradient_at(position)
-    return position, Memory(p - 0.5 * h * found.gradient, found.gradient), found
+    return position + 0.5 * h * p, p
 
 
 def baoab(target: Target, friction: float = 1.0, temperature: float | Schedule = 1.0) -> Sampler:
@@ -100,12 +92,13 @@ def baoab(target: Target, friction: float = 1.0, temperature: float | Schedule =
     ) -> tuple[Tensor, Memory, MomentumInfo]:
         h, temperature = controls["step_size"], controls["temperature"]
         c = (-friction * h).exp()
-        position, memory, (g, potential) = move(
-            position, memory, gradient_at, noise, h, c, temperature
-        )
-        kinetic = memory.momentum.square().mean(-1)
+        p = memory.momentum - 0.5 * h * memory.gradient
+        position, p = drift(position, p, noise, h, c, temperature)
+        g, potential = gradient_at(position)
+        p = p - 0.5 * h * g
         configurational = configurational_temperature(position, g)
-        return position, memory, MomentumInfo(potential, configurational, kinetic)
+        info = MomentumInfo(potential, configurational, p.square().mean(-1))
+        return position, Memory(p, g), info
 
     return assemble(
         "baoab",
@@ -115,5 +108,6 @@ def baoab(target: Target, friction: float = 1.0, temperature: float | Schedule =
         schedules={"temperature": temperature},
         memory=memory,
         noise=gaussian,
+        shown=MOMENTUM_SHOWN,
         max_step_size=lambda curvature: 2 / curvature**0.5,
     )

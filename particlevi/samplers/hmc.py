@@ -26,11 +26,20 @@ from torch import Tensor
 
 from particlevi._checks import check_fraction, check_positive_int
 from particlevi.samplers._assemble import (
+    SHOWN,
     GradientAt,
     Target,
     assemble,
     configurational_temperature,
     standard_normal,
+)
+from particlevi.samplers._metropolis import (
+    EXACT_ENERGY,
+    chosen,
+    kinetic_energy,
+    leapfrog,
+    metropolis,
+    uniforms,
 )
 from particlevi.typing import Controls, Sampler, SamplerState, Schedule
 
@@ -76,7 +85,8 @@ def hmc(
         jitter: relative spread of the step size, in [0, 1).
 
     Raises:
-        ValueError: an argument out of its range; at the first step, a minibatch.
+        ValueError: an argument out of its range; an estimator whose gradient is not that of the
+            potential it reports, such as ``structured``; at the first step, a minibatch.
     """
     check_positive_int("num_leapfrog", num_leapfrog)
     check_fraction("jitter", jitter)
@@ -87,10 +97,7 @@ def hmc(
 
     def noise(state: SamplerState, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         position = state.position
-        uniform = torch.rand(
-            len(position), 2, generator=generator, dtype=position.dtype, device=position.device
-        )
-        return standard_normal(position, generator), uniform
+        return standard_normal(position, generator), uniforms(position, 2, generator)
 
     def transition(
         position: Tensor, memory: Memory, gradient_at: GradientAt, noise: Any, controls: Controls
@@ -99,21 +106,17 @@ def hmc(
         temperature, begun = controls["temperature"], memory.begun
         h = (controls["step_size"] * begun * (1 + jitter * (2 * spread - 1))).unsqueeze(-1)
         p = temperature.sqrt() * xi
-        before = memory.potential + 0.5 * p.square().sum(-1)
+        before = memory.potential + kinetic_energy(p)
         end, g, potential = position, memory.gradient, memory.potential
         for _ in range(num_leapfrog):
-            p = p - 0.5 * h * g
-            end = end + h * p
-            g, potential = gradient_at(end)
-            p = p - 0.5 * h * g
-        error = potential + 0.5 * p.square().sum(-1) - before
+            end, p, (g, potential) = leapfrog(end, p, g, gradient_at, h)
+        error = potential + kinetic_energy(p) - before
+        accepted, probability = metropolis(error, temperature, u)
         first = begun == 0
-        probability = torch.where(first, 1.0, (-error / temperature).exp().clamp(max=1))
-        accepted = (u < probability) | first
-        column = accepted.unsqueeze(-1)
-        position = torch.where(column, end, position)
-        g = torch.where(column, g, memory.gradient)
-        potential = torch.where(accepted, potential, memory.potential)
+        accepted, probability = accepted | first, torch.where(first, 1.0, probability)
+        position = chosen(accepted, end, position)
+        g = chosen(accepted, g, memory.gradient)
+        potential = chosen(accepted, potential, memory.potential)
         info = Info(potential, configurational_temperature(position, g), probability)
         return position, Memory(g, potential, torch.ones_like(begun)), info
 
@@ -125,7 +128,8 @@ def hmc(
         schedules={"temperature": temperature},
         memory=memory,
         noise=noise,
-        full_batch=True,
         gradients=num_leapfrog,
+        requires=EXACT_ENERGY,
+        shown=SHOWN | {"acceptance": "accepted"},
         max_step_size=lambda curvature: 2 / curvature**0.5,
     )

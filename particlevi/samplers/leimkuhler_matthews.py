@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from particlevi.samplers._assemble import (
+    SHOWN,
     GradientAt,
     Info,
     Target,
@@ -80,5 +81,6 @@ def leimkuhler_matthews(target: Target, temperature: float | Schedule = 1.0) -> 
         schedules={"temperature": temperature},
         memory=memory,
         noise=gaussian,
+        shown=SHOWN,
         max_step_size=lambda curvature: 2 / curvature,
     )

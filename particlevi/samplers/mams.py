@@ -85,7 +85,6 @@ def mams(
         schedules={"trajectory_length": length if trajectory_length is None else trajectory_length},
         memory=memory,
         noise=_trajectories.draw_noise,
-        full_batch=True,
         requires=Requirements(all_data=True, energy=True, chains=True),
         gradients=len(INTEGRATORS[integrator].drifts),
     )

@@ -1,4 +1,4 @@
-"""OBABO, with a Metropolis correction every few steps: gradient-guided Monte Carlo.
+"""OBABO, and with a Metropolis test at the end of every path: gradient-guided Monte Carlo.
 
 One step of length ``h`` with friction ``f``, unit mass and ``c = exp(-f h / 2)``::
 
@@ -10,17 +10,17 @@ One step of length ``h`` with friction ``f``, unit mass and ``c = exp(-f h / 2)`
 
 The last gradient is the first of the next step, so that a step costs one gradient.
 
-The three lines in the middle are a leapfrog step, whose energy error
-``dE = U(theta') - U(theta) + (p'.p' - p.p) / 2`` is summed over K steps; then the path is kept with
-probability ``min(1, exp(-sum dE / T))``, or else the state goes back to where it was K steps ago,
-with its momentum turned round.
+With a Metropolis test a step of the sampler is a path of K of these steps and the test. The three
+lines in the middle are a leapfrog step, whose energy error
+``dE = U(theta') - U(theta) + (p'.p' - p.p) / 2`` is summed over the path; the end is accepted with
+probability ``min(1, exp(-sum dE / T))``, or else the state goes back to the beginning of the path,
+with its momentum turned round. Every state between steps of the sampler has been tested.
 
-Target: ``exp(-U/T)``. Without the correction the bias is of second order in ``h``: on a Gaussian
+Target: ``exp(-U/T)``. Without the test the bias is of second order in ``h``: on a Gaussian
 with curvature ``l`` the stationary variance is ``(T/l) / (1 - h^2 l / 4)``, that of p exactly T.
 Gradient noise of variance ``s^2`` adds ``h^2 s^2 (1 + c^2) / (l (1 - c^2) (4 - h^2 l))`` to the
 first and ``h^2 s^2 c^2 / (2 (1 - c^2))`` to the second.
-With the correction, the states after each test follow ``exp(-U/T)`` exactly, for any potential.
-Stable for ``h^2 l < 4``.
+With the test the law is exactly ``exp(-U/T)``, for any potential. Stable for ``h^2 l < 4``.
 
 References: Garriga-Alonso and Fortuin, "Exact Langevin dynamics with stochastic gradients", 2021;
 Horowitz, "A generalized guided Monte Carlo algorithm", 1991.
@@ -35,6 +35,7 @@ from torch import Tensor
 
 from particlevi._checks import check_positive, check_positive_int
 from particlevi.samplers._assemble import (
+    MOMENTUM_SHOWN,
     GradientAt,
     MomentumInfo,
     Target,
@@ -43,62 +44,39 @@ from particlevi.samplers._assemble import (
     momenta,
     standard_normal,
 )
+from particlevi.samplers._metropolis import (
+    EXACT_ENERGY,
+    chosen,
+    kinetic_energy,
+    leapfrog,
+    metropolis,
+    uniforms,
+)
 from particlevi.samplers.baoab import Memory
-from particlevi.typing import Controls, Gradient, Sampler, SamplerState, Schedule
+from particlevi.typing import Controls, Gradient, Requirements, Sampler, SamplerState, Schedule
 
-__all__ = ["AdjustedInfo", "AdjustedMemory", "Memory", "Point", "obabo"]
-
-
-class Point(NamedTuple):
-    """Where a path began: all that a rejection brings back."""
-
-    position: Tensor
-    momentum: Tensor
-    gradient: Tensor
-    potential: Tensor
+__all__ = ["AdjustedInfo", "AdjustedMemory", "Memory", "obabo"]
 
 
 class AdjustedMemory(NamedTuple):
-    """What the Metropolis test needs.
+    """Momentum and gradient ``[P, D]`` and potential ``[P]`` at the position.
 
-    Attributes:
-        momentum, gradient: ``[P, D]``.
-        potential: at the position, ``[P]``.
-        start: the state at the last test.
-        energy_error: summed since then, ``[P]``.
-        acceptance: probability at the last test, ``[P]``.
-        steps: made since then, 0-d; -1 before the first step, which only evaluates the gradient.
+    ``begun`` (0-d) is 0 before the first step, which only evaluates the last two.
     """
 
     momentum: Tensor
     gradient: Tensor
     potential: Tensor
-    start: Point
-    energy_error: Tensor
-    acceptance: Tensor
-    steps: Tensor
+    begun: Tensor
 
 
 class AdjustedInfo(NamedTuple):
-    """As ``MomentumInfo``, with the probability of acceptance at the last test, ``[P]``."""
+    """As ``MomentumInfo``, with the probability of acceptance, ``[P]``."""
 
     potential: Tensor
     configurational_temperature: Tensor
     kinetic_temperature: Tensor
     acceptance: Tensor
-
-
-def _leapfrog(
-    position: Tensor, p: Tensor, gradient: Tensor, gradient_at: GradientAt, h: Tensor
-) -> tuple[Tensor, Tensor, Gradient]:
-    p = p - 0.5 * h * gradient
-    position = position + h * p
-    found = gradient_at(position)
-    return position, p - 0.5 * h * found.gradient, found
-
-
-def _kinetic(p: Tensor) -> Tensor:
-    return 0.5 * p.square().sum(-1)
 
 
 def obabo(
@@ -113,58 +91,60 @@ def obabo(
     stationary variance is ``(T/l) / (1 - h^2 l / 4)`` and the kinetic temperature exactly T. One
     gradient per step. Stable for ``h^2 l < 4``.
 
-    With ``metropolis_every=K`` every K-th step ends in an accept-reject test, and the states after
-    tests follow ``exp(-U/T)`` exactly: choose ``thin`` and ``num_warmup`` as multiples of K. The
-    first step of a run then only evaluates the gradient, so that step ``1 + K`` ends in the first
-    test.
+    With ``metropolis_every=K`` a step is a path of K O B A B O steps that ends in an accept-reject
+    test, and costs K gradients: every draw follows ``exp(-U/T)`` exactly. The first step of a run
+    only evaluates the gradient.
 
     Source: Garriga-Alonso and Fortuin, "Exact Langevin dynamics with stochastic gradients", 2021.
 
     Args:
-        target: a potential, or a gradient estimator.
+        target: a potential, or a gradient estimator; under a test one whose gradient is that of
+            the potential it reports.
         friction: in 1/time, ``dp = ... - friction p dt``.
         temperature: T, a number or a schedule.
         metropolis_every: K; no test if absent. The test is by the energy of all the data, so a
             minibatch is refused.
 
     Raises:
-        ValueError: a friction that is not positive, a negative temperature, K below 1; at the
-            first step, a minibatch under a Metropolis test.
+        ValueError: a friction that is not positive, a negative temperature, K below 1; under a
+            test, an estimator such as ``structured`` and, at the first step, a minibatch.
     """
     check_positive("friction", friction)
-    adjusted = metropolis_every is not None
     if metropolis_every is not None:
         check_positive_int("metropolis_every", metropolis_every)
+    adjusted = metropolis_every is not None
+    length = int(metropolis_every or 1)
 
     def memory(position: Tensor, generator: torch.Generator) -> Memory | AdjustedMemory:
-        p = momenta(position, generator, temperature)
-        zeros, none = torch.zeros_like(position), position.new_zeros(len(position))
+        p, zeros = momenta(position, generator, temperature), torch.zeros_like(position)
         if not adjusted:
             return Memory(p, zeros)
-        begin = Point(position.clone(), p.clone(), zeros.clone(), none)
-        acceptance, steps = torch.ones_like(none), position.new_tensor(-1.0)
-        return AdjustedMemory(p, zeros, none.clone(), begin, none.clone(), acceptance, steps)
+        return AdjustedMemory(p, zeros, zeros[:, 0].clone(), position.new_zeros(()))
 
     def noise(state: SamplerState, generator: torch.Generator) -> tuple[Tensor, ...]:
-        position = state.position
-        first = standard_normal(position, generator)
-        second = standard_normal(position, generator)
-        if not adjusted:
-            return first, second
-        uniform = torch.rand(
-            len(position), generator=generator, dtype=position.dtype, device=position.device
-        )
-        return first, second, uniform
+        normal = [standard_normal(state.position, generator) for _ in range(2 * length)]
+        uniform = [uniforms(state.position, 1, generator)] if adjusted else []
+        return (*normal, *uniform)
+
+    def move(
+        position: Tensor, p: Tensor, g: Tensor, at: GradientAt, xi: Any, h: Tensor, T: Tensor
+    ) -> tuple[Tensor, Tensor, Gradient, Tensor]:
+        """The end of a step, and what it changed the kinetic energy by."""
+        c = (-0.5 * friction * h).exp()
+        spread = (T * (1 - c**2)).sqrt()
+        p = c * p + spread * xi[0]
+        before = kinetic_energy(p)
+        position, p, end = leapfrog(position, p, g, at, h)
+        change = kinetic_energy(p) - before
+        return position, c * p + spread * xi[1], end, change
 
     def transition(
         position: Tensor, memory: Memory, gradient_at: GradientAt, noise: Any, controls: Controls
     ) -> tuple[Tensor, Memory, MomentumInfo]:
         h, temperature = controls["step_size"], controls["temperature"]
-        c = (-0.5 * friction * h).exp()
-        spread = (temperature * (1 - c**2)).sqrt()
-        p = c * memory.momentum + spread * noise[0]
-        position, p, (g, potential) = _leapfrog(position, p, memory.gradient, gradient_at, h)
-        p = c * p + spread * noise[1]
+        position, p, (g, potential), _ = move(
+            position, memory.momentum, memory.gradient, gradient_at, noise, h, temperature
+        )
         configurational = configurational_temperature(position, g)
         info = MomentumInfo(potential, configurational, p.square().mean(-1))
         return position, Memory(p, g), info
@@ -176,57 +156,35 @@ def obabo(
         noise: Any,
         controls: Controls,
     ) -> tuple[Tensor, AdjustedMemory, AdjustedInfo]:
-        begun, temperature = memory.steps >= 0, controls["temperature"]
-        h = controls["step_size"] * begun
-        c = (-0.5 * friction * h).exp()
-        spread = (temperature * (1 - c**2)).sqrt()
-
-        p = c * memory.momentum + spread * noise[0]
-        before = _kinetic(p)
-        position, p, (g, potential) = _leapfrog(position, p, memory.gradient, gradient_at, h)
-        error = potential - memory.potential + _kinetic(p) - before
-        energy_error = torch.where(begun, memory.energy_error + error, 0.0)
-        p = c * p + spread * noise[1]
-
-        steps = memory.steps + 1
-        test = (steps == metropolis_every) | ~begun
-        probability = (-energy_error / temperature).exp().clamp(max=1)
-        accepted = (noise[2] < probability) | ~begun
-        here, there = Point(position, p, g, potential), memory.start
-        back = there._replace(momentum=-there.momentum)
-        rejected = test & ~accepted
-        now = Point(*(_choose(rejected, old, new) for old, new in zip(back, here, strict=True)))
-        begin = Point(*(_choose(test, new, old) for new, old in zip(now, there, strict=True)))
-        acceptance = torch.where(test & begun, probability, memory.acceptance)
-        kept = AdjustedMemory(
-            now.momentum,
-            now.gradient,
-            now.potential,
-            begin,
-            torch.where(test, 0.0, energy_error),
-            acceptance,
-            torch.where(test, torch.zeros_like(steps), steps),
-        )
-        configurational = configurational_temperature(now.position, now.gradient)
-        kinetic = now.momentum.square().mean(-1)
-        info = AdjustedInfo(now.potential, configurational, kinetic, acceptance)
-        return now.position, kept, info
+        h, temperature = controls["step_size"] * memory.begun, controls["temperature"]
+        end, p, g, potential = position, memory.momentum, memory.gradient, memory.potential
+        error = torch.zeros_like(potential)
+        for k in range(length):
+            xi = noise[2 * k : 2 * k + 2]
+            end, p, (g, potential), change = move(end, p, g, gradient_at, xi, h, temperature)
+            error = error + change
+        error = error + (potential - memory.potential)
+        accepted, probability = metropolis(error, temperature, noise[-1][:, 0])
+        first = memory.begun == 0
+        accepted, probability = accepted | first, torch.where(first, 1.0, probability)
+        position = chosen(accepted, end, position)
+        p = chosen(accepted, p, -memory.momentum)
+        g = chosen(accepted, g, memory.gradient)
+        potential = chosen(accepted, potential, memory.potential)
+        configurational = configurational_temperature(position, g)
+        info = AdjustedInfo(potential, configurational, p.square().mean(-1), probability)
+        return position, AdjustedMemory(p, g, potential, torch.ones_like(memory.begun)), info
 
     return assemble(
         "obabo",
         target,
         adjusted_transition if adjusted else transition,
-        settings={"friction": friction, "metropolis_every": metropolis_every},
-        schedules={"temperature": temperature},
         memory=memory,
         noise=noise,
-        full_batch=adjusted,
+        settings={"friction": friction, "metropolis_every": metropolis_every},
+        schedules={"temperature": temperature},
+        gradients=length,
+        requires=EXACT_ENERGY if adjusted else Requirements(),
+        shown=MOMENTUM_SHOWN | ({"acceptance": "accepted"} if adjusted else {}),
         max_step_size=lambda curvature: 2 / curvature**0.5,
     )
-
-
-def _choose(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    """``torch.where`` with a condition ``[P]`` or 0-d over tensors ``[P]`` or ``[P, D]``."""
-    if condition.ndim and yes.ndim == 2:
-        condition = condition.unsqueeze(-1)
-    return torch.where(condition, yes, no)

@@ -7,9 +7,9 @@ replicas of neighbouring temperatures exchange places with probability ``min(1, 
 
     S = (1/T_r - 1/T_{r+1}) (U_r - U_{r+1}) - (1/T_r - 1/T_{r+1})^2 v
 
-where ``v`` is the variance of a replica's energy estimate on a minibatch (0 on all the data), the
-estimates of the two being independent: with Gaussian noise ``e^S`` is then unbiased. Momenta stay
-at their temperature. Even and odd pairs take turns.
+where ``v`` is the variance of a replica's energy estimate on a minibatch (0 on all the data; the
+mean of the two replicas'), the estimates of the two being independent: with Gaussian noise ``e^S``
+is then unbiased. Momenta stay at their temperature. Even and odd pairs take turns.
 
 Target: the replicas at ``T_r`` follow ``exp(-U/T_r)``, exactly on a Gaussian for every stable step
 (``h^2 l < 4``) on all the data; elsewhere the bias is that of ``baoab``, of second order in ``h``,
@@ -23,33 +23,45 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_nonnegative, check_positive, check_positive_int
+from particlevi._checks import check_choice, check_nonnegative, check_positive, check_positive_int
 from particlevi.gradients.minibatch import as_estimator
 from particlevi.samplers import baoab
 from particlevi.samplers._assemble import (
+    MOMENTUM_SHOWN,
     GradientAt,
     Target,
     assemble,
     configurational_temperature,
+    gaussian,
     standard_normal,
 )
-from particlevi.typing import Controls, Sampler, SamplerState
+from particlevi.samplers._metropolis import uniforms
+from particlevi.samplers._noise import Average, averaged
+from particlevi.typing import Controls, Gradient, Requirements, Sampler, SamplerState
 
 __all__ = ["Info", "Memory", "parallel_tempering"]
 
 
 class Memory(NamedTuple):
-    """Momenta and gradients ``[P, D]``, last acceptances ``[P]``, and the number of steps, 0-d."""
+    """What is carried from step to step.
+
+    Attributes:
+        momentum, gradient: ``[P, D]``.
+        acceptance: at the last proposal, ``[P]``.
+        steps: their number, 0-d.
+        energy_noise: the variance of the energy estimate of each place, ``[P]``, found so far.
+    """
 
     momentum: Tensor
     gradient: Tensor
     acceptance: Tensor
     steps: Tensor
+    energy_noise: Average
 
 
 class Info(NamedTuple):
@@ -71,12 +83,12 @@ def parallel_tempering(
     temperatures: Sequence[float] = (1.0, 2.0, 4.0, 8.0),
     friction: float = 1.0,
     swap_every: int = 1,
-    energy_noise: float = 0.0,
+    energy_noise: float | Literal["online"] = "online",
 ) -> Sampler:
     """Replicas at several temperatures that exchange places, each moving by ``baoab``.
 
-    With R temperatures, every R-th particle is at the first of them:
-    ``draws.select(slice(0, None, R))`` are independent chains of the posterior if that is 1.
+    With R temperatures, every R-th particle is at the first of them, the target temperature: these
+    are the draws, independent chains of the posterior if it is 1.
 
     Source: Deng, Feng, Gao, Liang and Lin, "Non-convex learning via replica exchange stochastic
     gradient MCMC", 2020.
@@ -88,9 +100,13 @@ def parallel_tempering(
         swap_every: steps between proposals to exchange.
         energy_noise: variance ``v`` of the potential's estimate on a minibatch, in nats squared,
             for replicas with minibatches of their own (``shared_batch=False``, the default).
+            ``"online"`` estimates it at every temperature, as a moving average over a thousand
+            steps of what the two halves of each batch tell; on all the data it is 0.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument out of its range; an estimator whose gradient is not that of the
+            potential it reports, such as ``structured``; at the first step, a minibatch that
+            the replicas share.
     """
     ladder = [float(t) for t in temperatures]
     for t in ladder:
@@ -99,7 +115,11 @@ def parallel_tempering(
         raise ValueError(f"temperatures must be at least two and increase, got {ladder}.")
     check_positive("friction", friction)
     check_positive_int("swap_every", swap_every)
-    check_nonnegative("energy_noise", energy_noise)
+    if isinstance(energy_noise, str):
+        check_choice("energy_noise, if not a variance,", energy_noise, ["online"])
+    else:
+        check_nonnegative("energy_noise", energy_noise)
+    online = energy_noise == "online"
     rungs = len(ladder)
     potential = as_estimator(target).potential
     levels = torch.tensor(ladder, dtype=potential.dtype, device=potential.device)
@@ -111,16 +131,27 @@ def parallel_tempering(
         spread = temperature_of(position).sqrt().unsqueeze(-1)
         momentum = standard_normal(position, generator) * spread
         acceptance = position.new_ones(len(position))
-        return Memory(momentum, torch.zeros_like(position), acceptance, position.new_zeros(()))
+        steps = position.new_zeros(())
+        variance = torch.full_like(acceptance, 0.0 if online else float(energy_noise))
+        known = Average(variance, steps.clone())
+        return Memory(momentum, torch.zeros_like(position), acceptance, steps, known)
 
     def noise(state: SamplerState, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        position = state.position
-        uniform = torch.rand(
-            len(position), generator=generator, dtype=position.dtype, device=position.device
-        )
-        return standard_normal(position, generator), uniform
+        return gaussian(state, generator), uniforms(state.position, 1, generator)[:, 0]
 
-    def swap(potential: Tensor, temperature: Tensor, u: Tensor, steps: Tensor) -> Any:
+    def energy_estimate(
+        gradient_at: GradientAt, position: Tensor, memory: Memory
+    ) -> tuple[Gradient, Tensor, Average]:
+        """The gradient, the variance of the energy as known before, and with this step."""
+        before = memory.energy_noise
+        if not online:
+            return gradient_at(position), before.variance, before
+        found, variance = gradient_at.with_variance(position)
+        return found, before.variance, averaged(before, variance.potential)
+
+    def swap(
+        potential: Tensor, temperature: Tensor, u: Tensor, steps: Tensor, variance: Tensor
+    ) -> Any:
         """Whom each particle takes over from, if it was proposed, and the acceptance, ``[P]``."""
         size = len(potential)
         index = torch.arange(size, device=potential.device)
@@ -134,7 +165,8 @@ def parallel_tempering(
         paired = inside & due
         partner = torch.where(paired, partner, index)
         gap = 1 / temperature - 1 / temperature[partner]
-        probability = (gap * (potential - potential[partner]) - gap**2 * energy_noise).exp()
+        mean_variance = 0.5 * (variance + variance[partner])
+        probability = (gap * (potential - potential[partner]) - gap**2 * mean_variance).exp()
         shared = torch.where(lower, u, u[partner])
         source = torch.where(paired & (shared < probability), partner, index)
         return source, paired, probability.clamp(max=1)
@@ -144,27 +176,28 @@ def parallel_tempering(
     ) -> tuple[Tensor, Memory, Info]:
         h = controls["step_size"]
         temperature = temperature_of(position)
-        moved, after, (g, potential) = baoab.move(
+        moved, p = baoab.drift(
             position,
-            baoab.Memory(memory.momentum, memory.gradient),
-            gradient_at,
+            memory.momentum - 0.5 * h * memory.gradient,
             noise[0],
             h,
             (-friction * h).exp(),
             temperature.unsqueeze(-1),
         )
+        (g, potential), variance, energy_average = energy_estimate(gradient_at, moved, memory)
+        p = p - 0.5 * h * g
         steps = memory.steps + 1
-        source, proposed, probability = swap(potential, temperature, noise[1], steps)
+        source, proposed, probability = swap(potential, temperature, noise[1], steps, variance)
         acceptance = torch.where(proposed, probability, memory.acceptance)
         position, g, potential = moved[source], g[source], potential[source]
         info = Info(
             potential,
             configurational_temperature(position, g),
-            after.momentum.square().mean(-1),
+            p.square().mean(-1),
             temperature,
             acceptance,
         )
-        return position, Memory(after.momentum, g, acceptance, steps), info
+        return position, Memory(p, g, acceptance, steps, energy_average), info
 
     return assemble(
         "parallel_tempering",
@@ -178,5 +211,8 @@ def parallel_tempering(
         },
         memory=memory,
         noise=noise,
+        requires=Requirements(energy=True, own_batches=True),
+        shown=MOMENTUM_SHOWN | {"swap_acceptance": "swapped"},
+        draws=slice(None, None, rungs),
         max_step_size=lambda curvature: 2 / curvature**0.5,
     )

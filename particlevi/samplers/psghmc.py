@@ -35,6 +35,7 @@ from torch import Tensor
 from particlevi._checks import check_fraction, check_positive, check_positive_int
 from particlevi.gradients.minibatch import as_estimator
 from particlevi.samplers._assemble import (
+    MOMENTUM_SHOWN,
     GradientAt,
     MomentumInfo,
     Target,
@@ -152,4 +153,5 @@ def psghmc(
         memory=memory,
         noise=gaussian,
         remember=remember,
+        shown=MOMENTUM_SHOWN,
     )

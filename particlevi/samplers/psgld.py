@@ -36,6 +36,7 @@ from torch import Tensor
 from particlevi._checks import check_fraction, check_positive
 from particlevi.gradients.minibatch import as_estimator
 from particlevi.samplers._assemble import (
+    SHOWN,
     GradientAt,
     Info,
     Target,
@@ -148,4 +149,5 @@ def psgld(
         noise=randomness,
         gradients=3 if divergence else 1,
         remember=remember,
+        shown=SHOWN,
     )

@@ -78,7 +78,6 @@ def randomized_hmc(
         schedules={"trajectory_length": trajectory_length},
         memory=memory,
         noise=_trajectories.draw_noise,
-        full_batch=True,
         requires=Requirements(all_data=True, energy=True, chains=True),
         gradients=len(INTEGRATORS[integrator].drifts),
         max_step_size=lambda curvature: 2 / curvature**0.5,

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from particlevi._checks import check_fraction
 from particlevi.samplers._assemble import (
+    SHOWN,
     GradientAt,
     Info,
     Target,
@@ -78,5 +79,6 @@ def sgd(target: Target, momentum: float = 0.0) -> Sampler:
         transition,
         settings={"momentum": momentum},
         memory=memory,
+        shown=SHOWN,
         max_step_size=lambda curvature: 2 * (1 + momentum) / curvature,
     )

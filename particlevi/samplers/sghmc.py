@@ -44,6 +44,7 @@ from torch import Tensor
 
 from particlevi._checks import check_choice, check_positive
 from particlevi.samplers._assemble import (
+    MOMENTUM_SHOWN,
     GradientAt,
     MomentumInfo,
     Nothing,
@@ -95,8 +96,8 @@ def sghmc(
             ``h^2 s^2 / 2`` below T to leading order. In the Euler forms ``2 f h T`` is lowered by
             ``h^2 s^2`` and nothing is left. ``"online"`` estimates it per parameter and chain, as
             a moving average over a thousand steps of what the two halves of each batch tell; for
-            batches drawn independently of each other, of at least 2 data. A warning tells when it
-            is more than can be taken out.
+            batches drawn afresh at every step, of at least 2 data. A warning tells when it is
+            more than can be taken out.
         integrator: ``"baoa"``; or the Euler forms ``"symplectic"`` (position moved by the new
             momentum, the form of the paper's own code and of the BNN literature) and
             ``"explicit"`` (by the old one; unstable unless ``friction > h l``), whose laws are in
@@ -104,7 +105,8 @@ def sghmc(
 
     Raises:
         ValueError: a friction that is not positive, a negative temperature or gradient noise, an
-            unknown integrator.
+            unknown integrator; at the first step, batches of an epoch under compensation, since
+            their noise is not independent from step to step.
     """
     check_positive("friction", friction)
     check_choice("integrator", integrator, ["baoa", "symplectic", "explicit"])
@@ -166,7 +168,8 @@ def sghmc(
         schedules={"temperature": temperature},
         memory=memory,
         noise=gaussian,
-        halves=known.online,
+        requires=known.requires,
+        shown=MOMENTUM_SHOWN | known.shown,
         max_step_size=max_step_size,
         warning=known.warning(compensable),
     )

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from particlevi.samplers._assemble import (
+    SHOWN,
     GradientAt,
     Info,
     Target,
@@ -57,11 +58,12 @@ def sgld(
             but never below zero. Up to ``h s^2 = 2 T`` the stationary variance is then that without
             gradient noise. ``"online"`` estimates it per parameter and chain, as a moving average
             over a thousand steps of what the two halves of each batch tell; for batches drawn
-            independently of each other, of at least 2 data. A warning tells when it is more than
-            can be taken out.
+            afresh at every step, of at least 2 data. A warning tells when it is more than can be
+            taken out.
 
     Raises:
-        ValueError: a negative temperature or gradient noise.
+        ValueError: a negative temperature or gradient noise; at the first step, batches of an
+            epoch under compensation, since their noise is not independent from step to step.
     """
     known = Noise(gradient_noise, target)
 
@@ -86,7 +88,8 @@ def sgld(
         schedules={"temperature": temperature},
         memory=memory,
         noise=gaussian,
-        halves=known.online,
+        requires=known.requires,
+        shown=SHOWN | known.shown,
         max_step_size=lambda curvature: 2 / curvature,
         warning=known.warning(lambda h, temperature: 2 * temperature / h),
     )

@@ -41,6 +41,7 @@ from torch import Tensor
 
 from particlevi._checks import check_positive
 from particlevi.samplers._assemble import (
+    MOMENTUM_SHOWN,
     GradientAt,
     Target,
     assemble,
@@ -122,6 +123,7 @@ def sgnht(target: Target, diffusion: float = 1.0, temperature: float | Schedule 
         schedules={"temperature": temperature},
         memory=memory,
         noise=gaussian,
+        shown=MOMENTUM_SHOWN | {"thermostat": "x"},
         max_step_size=lambda curvature: 2 / curvature**0.5,
     )
 

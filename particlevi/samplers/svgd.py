@@ -107,6 +107,7 @@ def svgd(
         schedules={"annealing": annealing},
         memory=memory,
         interacting=True,
+        watched=lambda info, controls: controls["annealing"] * info.potential,
     )
 
 

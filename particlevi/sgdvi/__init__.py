@@ -9,6 +9,7 @@ from particlevi.sgdvi.effective_potential import (
     fit_potential,
     gaussian_potential,
 )
+from particlevi.sgdvi.epochs import EpochLaw, epoch_law
 from particlevi.sgdvi.free_energy import (
     FreeEnergy,
     Moments,
@@ -16,6 +17,7 @@ from particlevi.sgdvi.free_energy import (
     gaussian_kl,
     moments_along,
 )
+from particlevi.sgdvi.least_squares import largest_rate, least_squares_law
 from particlevi.sgdvi.optimal import (
     effective_temperatures,
     kl_to_posterior,
@@ -47,6 +49,7 @@ __all__ = [
     "Circulation",
     "Current",
     "DriftParts",
+    "EpochLaw",
     "FittedPotential",
     "FreeEnergy",
     "GaussianPotential",
@@ -62,6 +65,7 @@ __all__ = [
     "decompose_drift",
     "effective_temperatures",
     "entropy_production",
+    "epoch_law",
     "exact_law",
     "fit_potential",
     "free_energy_along",
@@ -72,6 +76,8 @@ __all__ = [
     "is_stationary",
     "iterate_average",
     "kl_to_posterior",
+    "largest_rate",
+    "least_squares_law",
     "line",
     "mean_loss",
     "moments_along",

@@ -39,7 +39,8 @@ class Circulation:
             axis i towards axis j.
         standard_error: ``[D, D]``, from the spread over blocks.
         p_values: of each plane on its own, ``[D, D]``; 1 on the diagonal.
-        p_value: of all planes together, by the largest rate in units of its standard error.
+        p_value: of all planes together, by the largest rate over the root of the sum of its
+            blocks' squares, a unit that is the same for every flip.
         lag: s, in units of time.
         num_blocks: that were flipped.
         stationary: whether the two halves of the run agree; None if it was too short to tell.
@@ -113,8 +114,10 @@ def circulation(
     error = error * math.sqrt(count / (count - 1))
     generator = torch.Generator().manual_seed(seed)
     i, j = torch.triu_indices(size, size, offset=1)
-    observed, unit = rates[i, j].abs(), error[i, j].clamp(min=torch.finfo(error.dtype).tiny)
     pairs = weights[:, None] * blocks[:, i, j]
+    # A unit that flips leave as it is: else the largest of the flipped rates is of another law.
+    unit = pairs.square().sum(0).sqrt().clamp(min=torch.finfo(pairs.dtype).tiny)
+    observed = rates[i, j].abs()
     above, largest = torch.zeros_like(observed), 0
     for chunk in range(0, num_flips, 100):
         flips = min(100, num_flips - chunk)

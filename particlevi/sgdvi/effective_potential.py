@@ -92,7 +92,7 @@ def gaussian_potential(
 
     Args:
         draws: stationary draws of SGD, or ``[P, T, D]``.
-        temperature: ``T = eta/(2b)``, the first of ``scalings``.
+        temperature: T, as ``particlevi.noise.temperature`` gives it, with the momentum of the run.
         shrinkage: the share in [0, 1] of ``tr(Cov)/D`` times the identity; or ``"auto"``, the
             share that makes the expected error least, with the error of the covariance taken from
             the blocks, so that it knows of autocorrelation.
@@ -254,7 +254,7 @@ def fit_potential(
 
     Args:
         draws: stationary draws of SGD, or ``[P, T, D]``.
-        temperature: ``T = eta/(2b)``, the first of ``scalings``.
+        temperature: T, as ``particlevi.noise.temperature`` gives it, with the momentum of the run.
         num_centers: M.
         width: of the bumps in standard deviations; chosen by draws left out if absent.
         ridge: likewise.

@@ -122,7 +122,7 @@ def kl_to_posterior(
         learning_rates: ``eta``, any shape.
         batch_size: b.
         preconditioner: ``H [D, D]`` or its diagonal ``[D]``, in steps ``-eta H g``.
-        momentum: m; needs ``exact``.
+        momentum: m in [0, 1); of the small-rate law it enters the temperature alone.
         exact: the law of the discrete steps in place of the small-rate law; infinite where the
             rate is not stable.
 
@@ -132,8 +132,6 @@ def kl_to_posterior(
     tensor([0.2897, 0.0000, 0.4603], dtype=torch.float64)
     """
     check_positive_int("num_data", num_data)
-    if momentum and not exact:
-        raise ValueError("The small-rate law has no momentum: pass exact=True.")
     f, c = torch.as_tensor(hessian).double(), torch.as_tensor(noise).double()
     drift, kick = f, c
     if preconditioner is not None:
@@ -158,12 +156,16 @@ def _kl(
     momentum: float,
     exact: bool,
 ) -> float:
-    settings: dict[str, Any] = {"learning_rate": rate, "batch_size": batch_size}
+    settings: dict[str, Any] = {
+        "learning_rate": rate,
+        "batch_size": batch_size,
+        "momentum": momentum,
+    }
     if exact:
         limit = np.abs(np.linalg.eigvals(drift.numpy())).max()
         if rate * limit >= 2 * (1 + momentum):
             return float("inf")
-        law = exact_law(drift, kick, momentum=momentum, **settings)
+        law = exact_law(drift, kick, **settings)
     else:
         law = stationary_law(drift, kick, **settings)
     if law.null_directions.shape[1]:

@@ -21,6 +21,7 @@ descent as approximate Bayesian inference", 2017.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,22 +29,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from particlevi._checks import (
-    check_finite,
-    check_fraction,
-    check_nonnegative,
-    check_positive,
+from particlevi._checks import check_nonnegative
+from particlevi.noise.scalings import Batching, temperature
+from particlevi.sgdvi._linear import (
+    Array,
+    as_matrix,
+    check_one_size,
+    check_positive_drift,
+    check_stable_steps,
+    is_symmetric,
+    momentum_steps,
+    solve_discrete,
+    symmetric_part,
 )
-from particlevi.noise.scalings import batch_factor
 
-Array = np.ndarray[Any, Any]
-
-__all__ = [
-    "StationaryLaw",
-    "exact_law",
-    "ou_covariance",
-    "stationary_law",
-]
+__all__ = ["StationaryLaw", "checked_matrices", "exact_law", "ou_covariance", "stationary_law"]
 
 
 def ou_covariance(drift: Tensor, diffusion: Tensor) -> Tensor:
@@ -52,17 +52,17 @@ def ou_covariance(drift: Tensor, diffusion: Tensor) -> Tensor:
     Raises:
         ValueError: a drift without a stationary law (an eigenvalue without positive real part).
     """
-    a, b = _square("drift", drift), _square("diffusion", diffusion)
-    _same_size(a, b)
-    if _symmetric(a):
+    a, b = as_matrix("drift", drift), as_matrix("diffusion", diffusion)
+    check_one_size(a, b)
+    if is_symmetric(a):
         rates, vectors = np.linalg.eigh((a + a.T) / 2)
-        _check_stable(rates.min())
+        check_positive_drift(rates.min())
         inner = vectors.T @ b @ vectors / (rates[:, None] + rates[None, :])
-        return torch.from_numpy(_sym(vectors @ inner @ vectors.T))
+        return torch.from_numpy(symmetric_part(vectors @ inner @ vectors.T))
     from scipy.linalg import solve_continuous_lyapunov
 
-    _check_stable(np.linalg.eigvals(a).real.min())
-    return torch.from_numpy(_sym(solve_continuous_lyapunov(a, b)))
+    check_positive_drift(np.linalg.eigvals(a).real.min())
+    return torch.from_numpy(symmetric_part(solve_continuous_lyapunov(a, b)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +72,7 @@ class StationaryLaw:
     Attributes:
         mean: ``[D]``.
         covariance: ``S [D, D]``.
-        temperature: ``T = eta/(2b)``, times the finite-population factor without replacement.
+        temperature: T, as ``particlevi.noise.temperature`` gives it.
         hessian: ``F`` with the weight decay, ``[D, D]``.
         noise: ``C [D, D]``.
         potential_hessian: ``U = T S^+``, the Hessian of the effective potential, ``[D, D]``; on
@@ -110,10 +110,20 @@ class StationaryLaw:
         return -shift @ (self.circulation @ self.potential_hessian).T
 
     def entropy_production(self) -> float:
-        """``tr(C^+ Q U Q')`` in nats per unit of time, ``eta`` per step; 0 if reversible."""
-        flow = self.circulation @ self.potential_hessian @ self.circulation.T
-        inverse = torch.linalg.pinv(self.noise, hermitian=True)
-        return float((inverse * flow).sum())
+        """``tr(C^+ Q U Q')`` in nats per unit of time, ``eta`` per step; 0 if reversible.
+
+        Infinite where the current leads out of the directions that have noise: the reverse of such
+        a step cannot happen.
+        """
+        values, vectors = torch.linalg.eigh(self.noise)
+        noisy = values > values.max() * len(values) * torch.finfo(values.dtype).eps
+        roots = torch.linalg.eigh(self.potential_hessian)
+        root = roots.eigenvectors * roots.eigenvalues.clamp(min=0).sqrt()
+        flow = vectors.T @ self.circulation @ root
+        rounding = 1e-9 * float(self.noise.norm() * root.norm())
+        if float(flow[~noisy].norm()) > rounding:
+            return math.inf
+        return float((flow[noisy].square() / values[noisy, None]).sum())
 
 
 def stationary_law(
@@ -122,10 +132,11 @@ def stationary_law(
     *,
     learning_rate: float,
     batch_size: int,
+    momentum: float = 0.0,
     weight_decay: float = 0.0,
     minimum: Tensor | None = None,
     num_data: int | None = None,
-    replacement: bool = True,
+    batching: Batching = "replacement",
 ) -> StationaryLaw:
     """The law of SGD for small learning rates: solve ``F S + S F' = 2 T C``.
 
@@ -138,30 +149,32 @@ def stationary_law(
         noise: per-sample gradient covariance ``C [D, D]`` of the mean loss, divisor N.
         learning_rate: ``eta`` on the mean loss; ``step_size * N`` in ``sample``.
         batch_size: b.
+        momentum: m in [0, 1); it enters the temperature alone.
         weight_decay: ``w`` in ``f + w |x|^2 / 2``; it adds to ``F``.
         minimum: of the loss without decay, ``[D]``; the origin if absent. With decay the mean is
             ``(F + w)^-1 F minimum``.
-        num_data: N; needed without replacement.
-        replacement: see ``batch_factor``.
+        num_data: N; needed for subsets.
+        batching: see ``particlevi.noise.batch_factor``.
 
     Raises:
         ValueError: matrices of other shapes, a noise that is no covariance, or an unstable drift.
 
-    >>> law = stationary_law(
-    ...     torch.diag(torch.tensor([1.0, 4.0])), torch.eye(2), learning_rate=0.1, batch_size=10
-    ... )
-    >>> law.covariance.diag()
-    tensor([0.0050, 0.0013], dtype=torch.float64)
-    >>> law.irreversibility
-    0.0
+    Examples:
+        >>> law = stationary_law(
+        ...     torch.diag(torch.tensor([1.0, 4.0])), torch.eye(2), learning_rate=0.1, batch_size=10
+        ... )
+        >>> law.covariance.diag()
+        tensor([0.0050, 0.0013], dtype=torch.float64)
+        >>> law.irreversibility
+        0.0
     """
-    f, c, mean = _checked(hessian, noise, weight_decay, minimum)
-    check_positive("learning_rate", learning_rate)
-    temperature = 0.5 * learning_rate * batch_factor(batch_size, num_data, replacement)
-    if temperature == 0:
-        raise ValueError("A batch of all data has no noise, so there is no law to speak of.")
-    s = ou_covariance(torch.from_numpy(f), torch.from_numpy(2 * temperature * c)).numpy()
-    return _law(mean, s, temperature, f, c, (f @ s - s @ f.T) / (2 * temperature))
+    f, c, mean = checked_matrices(hessian, noise, weight_decay, minimum)
+    level = temperature(
+        learning_rate, batch_size, momentum=momentum, batching=batching, num_data=num_data
+    )
+    check_some_noise(level)
+    s = ou_covariance(torch.from_numpy(f), torch.from_numpy(2 * level * c)).numpy()
+    return gaussian_law(mean, s, level, f, c, (f @ s - s @ f.T) / (2 * level))
 
 
 def exact_law(
@@ -174,15 +187,20 @@ def exact_law(
     weight_decay: float = 0.0,
     minimum: Tensor | None = None,
     num_data: int | None = None,
-    replacement: bool = True,
+    batching: Batching = "replacement",
 ) -> StationaryLaw:
-    """The law of SGD's discrete steps, for any stable learning rate.
+    """The law of SGD's discrete steps where ``F`` and ``C`` are constant, at any stable rate.
 
     With ``v' = m v + F x + w x + xi``, ``x' = x - eta v'`` and ``Cov xi = C / b``, the covariance
     of ``(x, v)`` solves ``P = A P A' + N``; without momentum ``S = (I - eta F) S (I - eta F)' +
     eta^2 C / b``. The circulation is that of successive iterates, ``Q = -(L - L') / (2 T t)``
     with ``L = Cov(x_k+1, x_k)``, the temperature ``T = t / (2 b)`` and the time per step
     ``t = eta / (1 - m)``; without momentum this is ``(F S - S F') / (2 T)``.
+
+    Exact for a constant ``C`` only. Where the noise grows with the distance from the minimum, as
+    that of least squares does, SGD spreads further and diverges at lower rates than this law says.
+    Then take ``least_squares_law``, or for a net the ``C`` that is averaged over draws
+    (``particlevi.noise.average``). For shuffled epochs see ``epoch_law``.
 
     Args:
         hessian: ``F [D, D]``, as for ``stationary_law``.
@@ -192,134 +210,83 @@ def exact_law(
         momentum: m in [0, 1), as in ``torch.optim.SGD``.
         weight_decay: adds to ``F``.
         minimum: of the loss without decay, ``[D]``.
-        num_data: N; needed without replacement.
-        replacement: see ``batch_factor``.
+        num_data: N; needed for subsets.
+        batching: see ``particlevi.noise.batch_factor``.
 
     Raises:
         ValueError: as ``stationary_law``, or a learning rate beyond stability.
 
-    >>> law = exact_law(torch.eye(1), torch.eye(1), learning_rate=1.0, batch_size=1)
-    >>> round(law.covariance.item(), 12)
-    1.0
+    Examples:
+        >>> law = exact_law(torch.eye(1), torch.eye(1), learning_rate=1.0, batch_size=1)
+        >>> round(law.covariance.item(), 12)
+        1.0
     """
-    f, c, mean = _checked(hessian, noise, weight_decay, minimum)
-    check_positive("learning_rate", learning_rate)
-    check_fraction("momentum", momentum)
-    eta, size, one = learning_rate, len(f), np.eye(len(f))
-    factor = batch_factor(batch_size, num_data, replacement)
-    if factor == 0:
-        raise ValueError("A batch of all data has no noise, so there is no law to speak of.")
-    if momentum == 0:
-        step, kick = one - eta * f, eta * eta * factor * c
-    else:
-        step = np.block([[one - eta * f, -eta * momentum * one], [f, momentum * one]])
-        kick = factor * np.block([[eta * eta * c, -eta * c], [-eta * c, c]])
-    radius = np.abs(np.linalg.eigvals(step)).max()
-    if radius >= 1:
-        raise ValueError(
-            f"The steps have no stationary law: the largest factor per step is {radius:.4g}, it "
-            f"must be below 1. Lower learning_rate (got {eta}) below "
-            f"2 (1 + momentum) / (largest curvature), and see that no curvature is <= 0."
-        )
-    joint = _solve_discrete(step, kick)
-    time = eta / (1 - momentum)
+    f, c, mean = checked_matrices(hessian, noise, weight_decay, minimum)
+    level = temperature(
+        learning_rate, batch_size, momentum=momentum, batching=batching, num_data=num_data
+    )
+    check_some_noise(level)
+    time, size = learning_rate / (1 - momentum), len(f)
+    step, inject = momentum_steps(f, learning_rate, momentum)
+    check_stable_steps(step, learning_rate)
+    joint = solve_discrete(step, 2 * level / time * inject @ c @ inject.T)
     lagged = (step @ joint)[:size, :size]
-    temperature = 0.5 * time * factor
-    q = (lagged.T - lagged) / (2 * temperature * time)
-    return _law(mean, joint[:size, :size], temperature, f, c, q)
+    q = (lagged.T - lagged) / (2 * level * time)
+    return gaussian_law(mean, joint[:size, :size], level, f, c, q)
 
 
-def _solve_discrete(step: Array, kick: Array) -> Array:
-    """``P = A P A' + N`` by doubling: the sum of ``A^k N A'^k`` over ``k < 2^j`` for growing j."""
-    total, power = kick, step
-    for _ in range(64):
-        added = power @ total @ power.T
-        total = total + added
-        if np.abs(added).max() <= 1e-17 * np.abs(total).max():
-            break
-        power = power @ power
-    return _sym(total)
+def check_some_noise(level: float) -> None:
+    """The temperature is not 0, as it is for batches of all data."""
+    if level == 0:
+        raise ValueError("A batch of all data has no noise, so there is no law to speak of.")
 
 
-def _law(
-    mean: Array,
-    s: Array,
-    temperature: float,
-    f: Array,
-    c: Array,
-    q: Array,
+def gaussian_law(
+    mean: Array, s: Array, level: float, f: Array, c: Array, q: Array
 ) -> StationaryLaw:
-    s = _sym(s)
+    """The law with mean, covariance ``S``, temperature, ``F``, ``C`` and circulation ``Q``."""
+    s = symmetric_part(s)
     values, vectors = np.linalg.eigh(s)
     threshold = values.max() * len(s) * np.finfo(s.dtype).eps
     inside = values > threshold
     kept = vectors[:, inside]
-    u = temperature * (kept / values[inside]) @ kept.T
+    u = level * (kept / values[inside]) @ kept.T
     size = float(np.linalg.norm(c))
     return StationaryLaw(
         mean=torch.from_numpy(mean),
         covariance=torch.from_numpy(s),
-        temperature=temperature,
+        temperature=level,
         hessian=torch.from_numpy(f),
         noise=torch.from_numpy(c),
-        potential_hessian=torch.from_numpy(_sym(u)),
+        potential_hessian=torch.from_numpy(symmetric_part(u)),
         circulation=torch.from_numpy((q - q.T) / 2),
         irreversibility=float(np.linalg.norm(q)) / size if size else 0.0,
         null_directions=torch.from_numpy(vectors[:, ~inside].copy()),
     )
 
 
-def _checked(
+def checked_matrices(
     hessian: Any, noise: Any, weight_decay: float, minimum: Any
 ) -> tuple[Array, Array, Array]:
-    f, c = _square("hessian", hessian), _square("noise", noise)
-    _same_size(f, c)
+    """``F`` with the decay, ``C`` and the mean, or an error that says what is wrong."""
+    f, c = as_matrix("hessian", hessian), as_matrix("noise", noise)
+    check_one_size(f, c)
     check_nonnegative("weight_decay", weight_decay)
-    if not _symmetric(c):
+    if not is_symmetric(c):
         raise ValueError("noise must be a covariance, but it is not symmetric.")
-    c = _sym(c)
+    c = symmetric_part(c)
     values = np.linalg.eigvalsh(c)
     if values.min() < -1e-6 * max(values.max(), 0.0) or values.max() <= 0:
         raise ValueError(
             "noise must be a covariance matrix other than 0, got eigenvalues from "
             f"{values.min():.3g} to {values.max():.3g}."
         )
-    f = _sym(f) if _symmetric(f) else f
+    f = symmetric_part(f) if is_symmetric(f) else f
     decayed = f + weight_decay * np.eye(len(f))
-    _check_stable(np.linalg.eigvals(decayed).real.min())
+    check_positive_drift(np.linalg.eigvals(decayed).real.min())
     if minimum is None:
         return decayed, c, np.zeros(len(f))
     start = torch.as_tensor(minimum).detach().cpu().double().numpy()
     if start.shape != (len(f),):
         raise ValueError(f"minimum must have shape [{len(f)}], got {list(start.shape)}.")
     return decayed, c, np.linalg.solve(decayed, f @ start)
-
-
-def _check_stable(slowest: float) -> None:
-    if slowest <= 0:
-        raise ValueError(
-            f"There is no stationary law: the smallest curvature is {slowest:.3g}, it must be "
-            "above 0. Add weight_decay, or restrict both matrices to directions of positive "
-            "curvature (see invariant_subspace)."
-        )
-
-
-def _square(name: str, matrix: Any) -> Array:
-    tensor = torch.as_tensor(matrix).detach().cpu().double()
-    if tensor.ndim != 2 or tensor.shape[0] != tensor.shape[1] or len(tensor) == 0:
-        raise ValueError(f"{name} must be a matrix [D, D], got {list(tensor.shape)}.")
-    check_finite(name, tensor, "Estimate it again.")
-    return tensor.numpy()
-
-
-def _same_size(a: Array, b: Array) -> None:
-    if a.shape != b.shape:
-        raise ValueError(f"Both matrices must have one size, got {a.shape} and {b.shape}.")
-
-
-def _symmetric(matrix: Array) -> bool:
-    return bool(np.abs(matrix - matrix.T).max() <= 1e-6 * np.abs(matrix).max())
-
-
-def _sym(matrix: Array) -> Array:
-    return np.asarray((matrix + matrix.T) / 2)

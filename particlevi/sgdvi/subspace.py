@@ -9,13 +9,16 @@ Hessian leads out of it.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from particlevi._checks import check_positive_int
+from particlevi.curvature.hessian import Energy, hessian_product
+from particlevi.curvature.lanczos import top_eigenpairs
 from particlevi.noise.covariance import GradientNoise
 from particlevi.progress import progress_bar
 
@@ -39,18 +42,33 @@ class Subspace(NamedTuple):
 
 
 def hessian_vector_product(noise: GradientNoise, vector: Tensor) -> Tensor:
-    """``F v [D]`` with the Hessian ``F`` of the mean loss, by double backward over the data."""
-    theta = noise.position.detach().requires_grad_()
-    direction = vector.to(theta)
-    total = torch.zeros_like(noise.position, dtype=torch.float64)
-    for start in range(0, noise.num_data, noise.chunk_size):
-        stop = min(start + noise.chunk_size, noise.num_data)
-        with torch.enable_grad():
-            loss = noise.samples.losses(theta, start, stop).sum()
-            (slope,) = torch.autograd.grad(loss, theta, create_graph=True)
-            (product,) = torch.autograd.grad(slope @ direction, theta)
-        total += product
-    return total / noise.num_data
+    """``F v [D]`` in float64, with the Hessian ``F`` of the mean loss, over all the data.
+
+    Args:
+        noise: at the point; of losses without dropout masks.
+        vector: ``v [D]``.
+
+    Raises:
+        ValueError: a vector of another shape, a curvature that is not finite, or a model with an
+            operation that has no second derivative.
+    """
+    if not isinstance(noise, GradientNoise):
+        raise TypeError(f"noise must come from pvi.noise.measure, got {type(noise).__name__}.")
+    if not isinstance(vector, Tensor) or vector.shape != noise.position.shape:
+        got = list(vector.shape) if isinstance(vector, Tensor) else type(vector).__name__
+        raise ValueError(f"vector must be a tensor [{noise.num_params}], got {got}.")
+    return hessian_product(_mean_loss(noise), vector)
+
+
+def _mean_loss(noise: GradientNoise) -> Energy:
+    def part(start: int, stop: int, theta: Tensor) -> Tensor:
+        return noise.samples.losses(theta, start, stop).sum()
+
+    def terms() -> Iterator[Callable[[Tensor], Tensor]]:
+        for start in range(0, noise.num_data, noise.chunk_size):
+            yield partial(part, start, min(start + noise.chunk_size, noise.num_data))
+
+    return Energy(terms, noise.position, 1 / noise.num_data)
 
 
 def invariant_subspace(noise: GradientNoise, num: int, seed: int = 0) -> Subspace:
@@ -65,36 +83,30 @@ def invariant_subspace(noise: GradientNoise, num: int, seed: int = 0) -> Subspac
         ValueError: ``num`` out of range, or an eigenvalue that is not positive, so that there is
             no stationary law in these directions.
     """
-    from scipy.sparse.linalg import LinearOperator, eigsh
-
     check_positive_int("num", num)
     size = noise.num_params
     if num >= size:
         raise ValueError(f"num must be below D = {size}, got {num}: solve the whole equation.")
     if noise.samples.random:
         raise ValueError("The Hessian of a loss with random masks is random: use mode='eval'.")
+    energy = _mean_loss(noise)
     with progress_bar("Hessian-vector products", 0, 0, noise.progress) as bar:
 
-        def product(vector: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        def product(vector: Tensor) -> Tensor:
             bar.update()
-            found = hessian_vector_product(noise, torch.from_numpy(vector.reshape(-1)))
-            return found.cpu().numpy()
+            return hessian_product(energy, vector)
 
-        operator = LinearOperator((size, size), matvec=product, dtype=np.float64)
-        start = np.random.default_rng(seed).standard_normal(size)
-        # ARPACK cannot do better than the precision of the products.
+        # Lanczos cannot do better than the precision of the products.
         precise = noise.position.dtype == torch.float64
-        values, vectors = eigsh(operator, num, which="LA", v0=start, tol=0 if precise else 1e-6)
-    order = values.argsort()[::-1].copy()
-    top = torch.from_numpy(values[order].copy())
-    directions = torch.from_numpy(vectors[:, order].copy())
+        tolerance = 0.0 if precise else 1e-6
+        top, directions = top_eigenpairs(product, size, num, tolerance=tolerance, seed=seed)
     if top[-1] <= 0:
         raise ValueError(
             f"Only {int((top > 0).sum())} of the top {num} curvatures are positive: ask for fewer, "
             "or add weight decay (a narrower prior)."
         )
-    images = torch.stack([hessian_vector_product(noise, v).cpu() for v in directions.T], 1)
-    inside = noise.matmat(directions.to(noise.position)).double().cpu()
+    images = torch.stack([hessian_product(energy, v).cpu() for v in directions.T], 1)
+    inside = noise.matmat(directions).double().cpu()
     covariance = directions.T @ inside
     return Subspace(
         hessian=torch.diag(top),

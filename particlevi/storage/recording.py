@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from particlevi.data.batches import as_tensors, fingerprint
+from particlevi.data.fingerprint import fingerprint
+from particlevi.data.tensors import as_tensors
 from particlevi.potentials.chunks import chunks
 from particlevi.potentials.potential import ModelPotential
 from particlevi.typing import JSON, Batch

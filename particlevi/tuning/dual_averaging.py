@@ -37,14 +37,14 @@ class Averages(NamedTuple):
         log_step: of the next step.
         log_average: of the steps so far.
         error: H.
-        count: t.
+        steps: t.
         center: m.
     """
 
     log_step: Tensor
     log_average: Tensor
     error: Tensor
-    count: Tensor
+    steps: Tensor
     center: Tensor
 
 
@@ -64,7 +64,7 @@ def advance(state: Averages, acceptance: Tensor, target: float) -> Averages:
     >>> round(float((-state.log_average.exp()).exp()), 2)
     0.8
     """
-    count = state.count + 1
+    count = state.steps + 1
     share = 1 / (count + _T0)
     error = (1 - share) * state.error + share * (target - acceptance)
     log_step = state.center - count.sqrt() / _GAMMA * error

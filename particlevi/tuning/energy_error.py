@@ -104,7 +104,7 @@ def implied_bias(energy_error: float) -> float:
     >>> round(implied_bias(1.5e-4), 3)
     0.013
     """
-    return 0.013 * (energy_error / 1.5e-4) ** (1 / 3)
+    return 0.013 * math.pow(energy_error / 1.5e-4, 1 / 3)
 
 
 class State(NamedTuple):

@@ -18,14 +18,14 @@ class Moments(NamedTuple):
     The last are of deviations from the mean.
     """
 
-    count: Tensor
+    number: Tensor
     mean: Tensor
     scatter: Tensor
 
     @property
     def covariance(self) -> Tensor:
         """``[D, D]``, or variances ``[D]``."""
-        return self.scatter / (self.count - 1).clamp(min=1)
+        return self.scatter / (self.number - 1).clamp(min=1)
 
 
 def no_moments(like: Tensor, dense: bool) -> Moments:
@@ -45,10 +45,10 @@ def add(moments: Moments, draws: Tensor, weight: Tensor, world: World) -> Moment
     weight = torch.where(torch.isfinite(draws).all(-1), weight, 0.0)
     draws = torch.where(torch.isfinite(draws), draws, 0.0)
     new = world.sum(weight)
-    count = moments.count + new
+    count = moments.number + new
     mean = world.sum(weight.unsqueeze(1) * draws) / new.clamp(min=1)
     offset, shift = draws - mean, mean - moments.mean
-    share = moments.count * new / count.clamp(min=1)
+    share = moments.number * new / count.clamp(min=1)
     if moments.scatter.ndim == 2:
         own = (weight.unsqueeze(1) * offset).mT @ offset
         between = share * torch.outer(shift, shift)
@@ -64,7 +64,7 @@ def regularised(moments: Moments, before: Tensor) -> Tensor:
     In the coordinates ``z = L^-1 x`` of the metric before it, the covariance ``S_z`` of n draws
     becomes ``(n S_z + k I) / (n + k)``, with ``k = D`` for a dense metric and 5 for a diagonal one.
     """
-    n, size, given = moments.count, before.shape[-1], before
+    n, size, given = moments.number, before.shape[-1], before
     before = before.double()
     if before.ndim == 1:
         variance = moments.covariance / before.square()
@@ -101,4 +101,5 @@ def factor_of_hessian(hessian: Tensor) -> Tensor:
     # root root' = H^-1, and its QR factor is triangular without squaring the condition.
     upper = torch.linalg.qr(root.mT).R
     signs = torch.where(upper.diagonal() < 0, -1.0, 1.0).to(upper)
-    return (signs.unsqueeze(1) * upper).mT.contiguous()
+    lower: Tensor = (signs.unsqueeze(1) * upper).mT.contiguous()
+    return lower

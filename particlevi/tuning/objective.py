@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from particlevi.gradients._evaluate import value_and_grad
-from particlevi.gradients.full import pieces, whole
+from particlevi.data import as_data
+from particlevi.gradients._evaluate import Energy, value_and_grad
 from particlevi.potentials.potential import ModelPotential
 from particlevi.typing import Batch, Gradient
 
@@ -16,12 +17,15 @@ __all__ = ["Objective"]
 
 
 class Objective:
-    """A potential with its data.
+    """A potential with all its data.
 
     Args:
         potential: what is sampled.
         data: as given to ``sample``; None for a density without data.
         chunk_size: data evaluated at once.
+
+    Attributes:
+        num_gradients: gradients of one particle on all the data that were taken so far.
 
     Raises:
         ValueError: data missing, superfluous, or not all of them.
@@ -35,10 +39,9 @@ class Objective:
 
     def __init__(self, potential: ModelPotential, data: Any = None, chunk_size: int = 1 << 16):
         self.potential = potential
-        self.data = whole(data, potential)
+        self.data = as_data(data, potential)
         self.chunk_size = chunk_size
         self.num_gradients = 0
-        """Gradients of one particle on all the data that were taken so far."""
 
     def gradient_at(self, points: Tensor) -> Gradient:
         """Gradient ``[P, D]`` and potential ``[P]`` at points ``[P, D]``."""
@@ -72,18 +75,13 @@ class Objective:
                             total[start : start + rows] += row
         return 0.5 * (total + total.mT)
 
-    def _terms(self) -> Any:
+    def _terms(self) -> Iterator[tuple[Energy, Batch | None]]:
         """Energies whose sum is the potential, each with the piece of data that it takes."""
-        if self.data is None:
-            yield lambda points, batch: -self.potential.log_prior(points), None
-            return
-        num_data = self.potential.num_data or 0
-        if num_data <= self.chunk_size:
-            (batch,) = pieces(self.data, num_data, num_data, self.potential.device)
-            yield self.potential, batch
+        if 0 < self.data.num_data <= self.chunk_size:
+            yield self.potential, self.data.whole()
             return
         yield lambda points, batch: -self.potential.log_prior(points), None
-        for batch in pieces(self.data, num_data, self.chunk_size, self.potential.device):
+        for batch in self.data.chunks(self.chunk_size):
             yield self._likelihood, batch
 
     def _likelihood(self, points: Tensor, batch: Batch | None) -> Tensor:

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from particlevi._checks import check_particles, check_positive
-from particlevi.data.batches import BatchSource, as_tensors, is_tensors
+from particlevi._checks import check_positive
+from particlevi.curvature.second_order import second_order
+from particlevi.data import BatchSource, Data, as_data, as_particles
+from particlevi.data.data import TensorData
 from particlevi.gradients.control_variate import control_variate
-from particlevi.gradients.full import whole
 from particlevi.gradients.minibatch import minibatch
 from particlevi.potentials.potential import ModelPotential
 from particlevi.typing import Batch, Sampler, Schedule
@@ -86,10 +86,9 @@ def check_stability(
     check_positive("step_size", step_size)
     model = sampler.potential
     points = model.init(2) if at is None else at
-    check_particles(points, model.num_params, "at")
-    data = whole(data, model)
-    batch = None if data is None else Batch(pytree.tree_map(lambda x: x.to(model.device), data))
-    points = points.to(model.device, model.dtype)
+    points = as_particles(points, model, model.num_params, "at")
+    checked = as_data(data, model)
+    batch = checked.whole() if checked.num_data else None
     found = _check(sampler, step_size, points, batch, batch)
     if found is not None and not found.stable:
         warnings.warn(_message(sampler, found), StabilityWarning, stacklevel=2)
@@ -97,7 +96,12 @@ def check_stability(
 
 
 def check_before_run(
-    sampler: Sampler, start: Tensor, data: Any, source: BatchSource, step_size: Schedule, steps: int
+    sampler: Sampler,
+    start: Tensor,
+    data: Data,
+    source: BatchSource,
+    step_size: Schedule,
+    steps: int,
 ) -> None:
     """``check_stability`` at two starting points, for about a twentieth of the run's own gradients.
 
@@ -110,13 +114,13 @@ def check_before_run(
     every = range(0, steps, steps // 100)
     points = start[: min(2, sampler.potential.chunk_size or 2)]
     example = source.example()
-    if example is None:
+    if example is None or source.batch_size is None:
         one = other = None
     else:
-        batch = pytree.tree_leaves(example.data)[0].shape[1 if example.per_particle else 0]
-        affordable = SHARE_OF_RUN * steps * batch * len(start) / (GRADIENTS * len(points))
-        whole_data = as_tensors(data, sampler.potential) if is_tensors(data) else example.data
-        halves = _parts(whole_data, min(int(affordable), MAX_DATA), start.device)
+        affordable = SHARE_OF_RUN * steps * source.batch_size * len(start)
+        size = min(int(affordable / (GRADIENTS * len(points))), MAX_DATA)
+        known = data if data.random_access else TensorData(example.data, data)
+        halves = _parts(known, size)
         if halves is None:
             return
         one, other = halves
@@ -131,20 +135,15 @@ def check_before_run(
         warnings.warn(_message(sampler, found), StabilityWarning, stacklevel=3)
 
 
-def _parts(data: Any, size: int, device: torch.device) -> tuple[Batch, Batch] | None:
+def _parts(data: Data, size: int) -> tuple[Batch, Batch] | None:
     """Two parts of the data, of ``size`` data each at the most, or all of them twice."""
-    num_data = len(pytree.tree_leaves(data)[0])
-    if size < min(num_data, MIN_DATA):
+    if size < min(data.num_data, MIN_DATA):
         return None
-    if size >= num_data:
-        every = Batch(pytree.tree_map(lambda leaf: leaf.to(device), data))
+    if size >= data.num_data:
+        every = data.whole()
         return every, every
-    rows = torch.linspace(0, num_data - 1, min(2 * size, num_data)).long()
-    one, other = (
-        Batch(pytree.tree_map(lambda leaf, r=part: leaf[r.to(leaf.device)].to(device), data))
-        for part in (rows[::2], rows[1::2])
-    )
-    return one, other
+    rows = torch.linspace(0, data.num_data - 1, min(2 * size, data.num_data)).long()
+    return data.take(rows[::2]), data.take(rows[1::2])
 
 
 def _check(
@@ -179,7 +178,7 @@ def curvature_at(
 
     def product(batch: Batch | None, direction: Tensor) -> Tensor:
         leaf = points.detach().requires_grad_()
-        with torch.enable_grad():
+        with second_order(), torch.enable_grad():
             (gradient,) = torch.autograd.grad(model(leaf, batch).sum(), leaf, create_graph=True)
             along = (gradient * direction).sum()
             if not along.requires_grad:

@@ -18,10 +18,12 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from particlevi._checks import check_positive
 from particlevi.curvature.largest import largest_curvature
+from particlevi.data import as_data
 from particlevi.gradients.minibatch import as_estimator
 from particlevi.noise.variance import gradient_variance
 from particlevi.potentials.potential import ModelPotential
@@ -72,7 +74,8 @@ def suggest_step_size(
     Args:
         target: a potential, or a gradient estimator.
         data: as given to ``sample``; None for a density without data.
-        batch_size: B of the run to come; all the data if absent, and then there is no noise.
+        batch_size: B of the run to come; all the data if absent, and then there is no noise. A
+            loader has its own.
         at: where, ``[P, D]``; two starting points of the potential if absent.
         temperature: T.
         friction: f of the momentum method.
@@ -80,7 +83,7 @@ def suggest_step_size(
 
     Raises:
         ValueError: an argument out of its range; a potential that curves upwards nowhere at these
-            points.
+            points, or whose curvature overflows or is too large for the particles' dtype.
 
     >>> import particlevi as pvi
     >>> bowl = pvi.from_log_density(lambda x: -x[0] ** 2 - 3 * x[1] ** 2, num_params=2)
@@ -93,15 +96,18 @@ def suggest_step_size(
     model: ModelPotential = as_estimator(target).potential
     given = at is not None
     points = model.init(2) if at is None else at
-    curvature = largest_curvature(model, points, data)
+    checked = as_data(data, model)
+    source = checked.batches(num_particles=len(points), batch_size=batch_size)
+    curvature = largest_curvature(model, points, checked)
     if not math.isfinite(curvature) or curvature <= 0:
         raise ValueError(
             f"The largest curvature at these points is {curvature:.3g}, so no step size follows "
             "from it: give points near a mode (at=draws.particles[:, -1])."
         )
+    _check_resolved(model, points, curvature, temperature)
     noise = 0.0
-    if batch_size is not None and data is not None:
-        noise = float(gradient_variance(target, points, data, batch_size=batch_size).mean())
+    if source.law not in ("none", "all"):
+        noise = float(gradient_variance(target, points, checked, batch_size=batch_size).mean())
     stable = 2 / curvature, 2 / math.sqrt(curvature)
     tolerated = math.inf if noise == 0 else 2 * TEMPERATURE_EXCESS * temperature / noise
     overdamped = min(OVERDAMPED_FRACTION * stable[0], tolerated)
@@ -113,9 +119,9 @@ def suggest_step_size(
     )
     if noise:
         reason += (
-            f"Gradient noise on batches of {batch_size}: variance {noise:.4g} per parameter. It "
-            f"heats by less than {TEMPERATURE_EXCESS:.0%} for h < {tolerated:.3g} overdamped, "
-            f"h < {tolerated * friction:.3g} with momentum and friction {friction:g}.\n"
+            f"Gradient noise on batches of {source.batch_size}: variance {noise:.4g} per "
+            f"parameter. It heats by less than {TEMPERATURE_EXCESS:.0%} for h < {tolerated:.3g} "
+            f"overdamped, h < {tolerated * friction:.3g} with momentum and friction {friction:g}.\n"
         )
     limits = [
         "noise" if tolerated < OVERDAMPED_FRACTION * stable[0] else "curvature",
@@ -135,3 +141,18 @@ def suggest_step_size(
     if verbose:
         print(reason)
     return StepSize(overdamped, momentum, curvature, noise, reason)
+
+
+def _check_resolved(
+    model: ModelPotential, points: Tensor, curvature: float, temperature: float
+) -> None:
+    """The width of the law in the stiffest direction is above the spacing of the numbers."""
+    width = math.sqrt(temperature / curvature)
+    spacing = torch.finfo(model.dtype).eps * float(points.abs().double().square().mean().sqrt())
+    if width < spacing:
+        raise ValueError(
+            f"The largest curvature at these points is {curvature:.3g}, so the law would be "
+            f"{width:.2g} wide there, below the spacing {spacing:.2g} of {model.dtype} numbers of "
+            "that size: no step can be right. Give points near a mode, rescale the parameters, or "
+            "use float64."
+        )

@@ -6,21 +6,15 @@ import pytest
 import torch
 
 import particlevi as pvi
-from particlevi.data import batches
-from particlevi.data.batches import as_source
+from particlevi.data import as_data, indices
 
 
 def source(method, size, particles=3, num=12, shared=False):
     potential = pvi.from_log_likelihood(
         lambda t: -(t.sum() ** 2), lambda t, x: -(t - x).square(), 1, num
     )
-    return as_source(
-        torch.arange(float(num)),
-        potential,
-        batch_size=size,
-        num_particles=particles,
-        shared=shared,
-        method=method,
+    return as_data(torch.arange(float(num)), potential).batches(
+        batch_size=size, num_particles=particles, shared=shared, batching=method
     )
 
 
@@ -77,7 +71,7 @@ def test_a_full_subset_is_the_data():
 
 
 def test_shuffling_in_blocks_is_still_shuffling(monkeypatch):
-    monkeypatch.setattr(batches, "_SHUFFLED_AT_ONCE", 12)
+    monkeypatch.setattr(indices, "_SHUFFLED_AT_ONCE", 12)
     made, generator = source("epoch", 6, particles=5), torch.Generator().manual_seed(0)
     seen = torch.cat([made.next(generator).data for _ in range(2)], dim=1)
     assert torch.equal(seen.sort(dim=1).values, torch.arange(12.0).expand(5, -1))

@@ -77,6 +77,26 @@ def test_no_variance_for_quadratic_energies_with_one_hessian(refresh, theta):
     torch.testing.assert_close(singles, full.expand_as(singles), rtol=1e-10, atol=1e-10)
 
 
+def test_the_potential_has_the_gradient_and_no_bias(theta):
+    data = _data()
+    estimator = pvi.control_variate(logistic(), data, torch.zeros(D))
+    state = estimator.init(theta, torch.Generator())
+    one = Batch(tuple(leaf[:1] for leaf in data))
+    width = 1e-5
+    for d in range(D):
+        away = width * torch.eye(D, dtype=torch.float64)[d]
+        ahead, behind = (estimator(state, theta + s * away, one, ()).potential for s in (1, -1))
+        slope = (ahead - behind) / (2 * width)
+        exact = estimator(state, theta, one, ()).gradient[:, d]
+        torch.testing.assert_close(slope, exact, rtol=1e-6, atol=1e-6)
+    values = [
+        estimator(state, theta, Batch(tuple(leaf[i : i + 1] for leaf in data)), ()).potential
+        for i in range(N)
+    ]
+    full = pvi.gradients.minibatch(estimator.potential)((), theta, Batch(data), ()).potential
+    torch.testing.assert_close(torch.stack(values).mean(0), full, rtol=1e-12, atol=1e-12)
+
+
 def test_no_variance_at_the_centre(theta):
     estimator = pvi.control_variate(logistic(), _data(), refresh=3)
     singles, full = _every_batch(estimator, theta, _data())

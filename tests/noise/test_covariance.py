@@ -77,11 +77,11 @@ def test_batch_covariance_by_enumeration():
     c = centered.T @ centered / 6
     subsets = torch.stack([rows[list(s)].mean(0) for s in itertools.combinations(range(6), 4)])
     tuples = torch.stack([rows[list(s)].mean(0) for s in itertools.product(range(6), repeat=4)])
-    for batches, replacement in ((subsets, False), (tuples, True)):
+    for batches, batching in ((subsets, "subset"), (tuples, "replacement")):
         found = torch.cov(batches.T, correction=0)
-        factor = pvi.noise.batch_factor(4, 6, replacement)
+        factor = pvi.noise.batch_factor(4, 6, batching)
         assert torch.allclose(found, factor * c, atol=1e-14)
-    assert of_module().batch_factor(4, False) == pytest.approx((N - 4) / (N - 1) / 4)
+    assert of_module().batch_factor(4, "subset") == pytest.approx((N - 4) / (N - 1) / 4)
 
 
 def test_trace_estimates_carry_their_errors():
@@ -208,3 +208,35 @@ def test_bad_input():
     with pytest.raises(ValueError, match="num_data=5"):
         model = pvi.from_module(net(), pvi.Categorical(), pvi.Normal(1.0), num_data=5)
         pvi.noise.measure(model, data(), position=torch.zeros(43))
+
+
+def test_average_over_draws():
+    """The mean of the dense covariances, its error over draws, and the same in directions."""
+    noise = of_module()
+    generator = torch.Generator().manual_seed(0)
+    draws = noise.position + 0.3 * torch.randn(
+        3, 2, noise.num_params, generator=generator, dtype=noise.position.dtype
+    )
+    each = torch.stack([noise.at(x).dense() for x in draws.flatten(0, 1)])
+    found = pvi.noise.average(noise, draws)
+    assert torch.allclose(found.matrix, each.mean(0), atol=1e-12)
+    assert torch.allclose(found.standard_error, each.std(0) / 6**0.5, atol=1e-12)
+    v = torch.linalg.qr(torch.randn(noise.num_params, 2, generator=generator))[0]
+    inside = pvi.noise.average(noise, draws, v)
+    wanted = v.double().T @ found.matrix @ v.double()
+    assert torch.allclose(inside.matrix, wanted, atol=1e-6)
+    with pytest.raises(ValueError, match="draws"):
+        pvi.noise.average(noise, draws[..., :2])
+    with pytest.raises(ValueError, match="directions"):
+        pvi.noise.average(noise, draws, v.T)
+
+
+def test_columns_of_another_dtype():
+    noise = of_module()
+    v = torch.eye(noise.num_params)[:, :2]
+    for dtype in (torch.float32, torch.float64):
+        found = noise.matmat(v.to(dtype))
+        assert found.dtype == noise.position.dtype
+        assert torch.allclose(found.double(), noise.dense()[:, :2], atol=1e-6)
+    with pytest.raises(ValueError, match="columns"):
+        noise.matmat(v[:, 0])

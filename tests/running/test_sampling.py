@@ -195,15 +195,22 @@ def test_of_interacting_particles_one_lost_is_all_lost():
 
 
 def test_an_error_on_the_way_leaves_with_what_was_drawn():
-    """A loader whose seventh batch is broken: six draws were made, and they are a shorter run's."""
+    """The ninth pass is broken and the first two are trials: six draws were made."""
     potential = pvi.from_log_likelihood(
         lambda t: -t.square().sum(), lambda t, xs: -(t - xs[0]).square(), 1, 8, dtype=torch.float64
     )
     good = torch.arange(8.0, dtype=torch.float64)
     options = {"num_particles": 2, **QUIET}
-    broken = [(good,)] * 6 + [(good * torch.inf,)]
+
+    class Broken:
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            yield (good if self.passes < 9 else good * torch.inf,)
+
     with pytest.raises(ValueError, match=r"a batch\[0\]") as got:
-        pvi.sample(pvi.sgld(potential), broken, num_draws=20, **options)
+        pvi.sample(pvi.sgld(potential), Broken(), num_draws=20, **options)
     whole = pvi.sample(pvi.sgld(potential), [(good,)], num_draws=6, **options)
     assert torch.equal(got.value.draws.particles, whole.particles)
     assert "6 of 20 draws" in got.value.__notes__[0]

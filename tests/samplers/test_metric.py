@@ -24,9 +24,13 @@ def test_a_step_in_a_metric_is_a_step_in_its_coordinates(name, kind):
     metric = {"scale": SCALE} if kind == "scale" else {"factor": FACTOR}
     linear = torch.diag(SCALE) if kind == "scale" else FACTOR
     case = SAMPLERS[name]
-    outside, inside = case(gaussian(PRECISION)), case(gaussian(linear.T @ PRECISION @ linear))
-    if kind == "factor" and "online" in name:
+    if kind == "factor" and "gradient_noise" in case.options:
         pytest.skip("the noise of each coordinate alone needs a diagonal metric")
+    options = dict(case.options)
+    if isinstance(options.get("gradient_noise"), float):
+        options["gradient_noise"] *= SCALE.square()
+    outside = case(gaussian(PRECISION))
+    inside = case.factory(gaussian(linear.T @ PRECISION @ linear), **options)
     controls = {"step_size": torch.tensor(case.step_size, dtype=torch.float64)} | {
         key: torch.tensor(schedule(0), dtype=torch.float64)
         for key, schedule in outside.schedules.items()
@@ -41,3 +45,14 @@ def test_a_step_in_a_metric_is_a_step_in_its_coordinates(name, kind):
             state, _ = sampler.step(state, None, noise, controls | more)
         states.append(state.position)
     torch.testing.assert_close(states[0], states[1] @ linear.T, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("noise", [3.0, "online"])
+def test_noise_of_each_parameter_needs_a_diagonal_metric(noise):
+    sampler = pvi.sgld(gaussian(PRECISION), gradient_noise=noise)
+    generator = torch.Generator().manual_seed(0)
+    state = sampler.init(torch.zeros(P, D, dtype=torch.float64), generator)
+    one = torch.ones((), dtype=torch.float64)
+    controls = {"step_size": 0.1 * one, "temperature": one, "factor": FACTOR}
+    with pytest.raises(ValueError, match="use scale in place of factor"):
+        sampler.step(state, None, sampler.draw_noise(state, generator), controls)

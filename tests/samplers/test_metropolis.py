@@ -20,6 +20,8 @@ CONJUGATE = pvi.from_log_likelihood(
 )
 DATA = torch.linspace(-1, 2, 20)
 
+THIN = {"hmc": 8, "obabo": 2}
+
 ADJUSTED = {
     "hmc": lambda target, T: pvi.hmc(target, num_leapfrog=3, temperature=T),
     "obabo": lambda target, T: pvi.obabo(target, temperature=T, metropolis_every=4),
@@ -34,9 +36,9 @@ def test_variance_is_exact_at_a_coarse_step(name, T):
         ADJUSTED[name](quadratic([[lam]]), T),
         step_size=1.2,
         num_particles=2000,
-        num_warmup=41,
+        num_warmup=5 * THIN[name] + 1,
         num_draws=20,
-        thin=8,
+        thin=THIN[name],
         progress=False,
     )
     x = draws.particles
@@ -47,6 +49,25 @@ def test_variance_is_exact_at_a_coarse_step(name, T):
     if name == "obabo":
         kinetic = float(draws.stats["kinetic_temperature"].mean())
         assert abs(kinetic - T) < 5 * T * math.sqrt(2 * 3 / x.numel())
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_every_state_of_obabo_has_been_tested(length):
+    """Kept as they come: no thin, no multiples to observe."""
+    lam, h = 16.0, 0.3
+    exact = torch.randn(4000, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    draws = pvi.sample(
+        pvi.obabo(quadratic([[lam]]), metropolis_every=length),
+        step_size=h,
+        initial=exact / math.sqrt(lam),
+        num_warmup=60,
+        num_draws=30,
+        progress=False,
+    )
+    means = (lam * draws.particles.square()).mean((1, 2))  # of independent chains
+    error = float(means.std()) / math.sqrt(len(means))
+    assert abs(float(means.mean()) - 1) < 4 * error < 0.04
+    assert draws.attrs["gradients_per_step"] == length
 
 
 def test_obabo_without_a_test_is_off_at_that_step():
@@ -65,7 +86,7 @@ def test_obabo_in_a_thousand_dimensions():
         step_size=h,
         initial=1 + 2 * math.sqrt(T) * exact,
         num_draws=1,
-        thin=81,
+        thin=21,
         progress=False,
     )
     assert float(draws.stats["acceptance"].mean()) > 0.6
@@ -98,9 +119,9 @@ def test_conjugate_posterior(name):
         DATA,
         step_size=0.25,
         num_particles=1000,
-        num_warmup=41,
+        num_warmup=5 * THIN[name] + 1,
         num_draws=20,
-        thin=8,
+        thin=THIN[name],
         progress=False,
     )
     x = draws.particles.double()

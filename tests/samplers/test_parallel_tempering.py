@@ -7,6 +7,7 @@ import torch
 
 import particlevi as pvi
 from tests.stationarity.laws import controls_of, quadratic
+from tests.stationarity.test_minibatch import T2, conjugate, data_with_variance
 
 
 def step_of(sampler, position, u, h=0.0, steps=0):
@@ -111,3 +112,44 @@ def test_a_ladder_may_lack_its_hot_end():
     assert even.position[:, 0].tolist() == [1, 0, 2, 4, 3]
     odd, _ = step_of(sampler, position, always, steps=0)
     assert odd.position[:, 0].tolist() == [0, 2, 1, 3, 4]
+
+
+def test_draws_are_those_of_the_target_temperature():
+    sampler = pvi.parallel_tempering(quadratic([[1.0]]), [1.0, 2.0, 3.0])
+    position = torch.arange(7.0, dtype=torch.float64).unsqueeze(1)
+    assert position[sampler.draws, 0].tolist() == [0, 3, 6]
+
+
+class TestMinibatches:
+    """Replicas of the conjugate mean model with minibatches of their own."""
+
+    N, B = 100, 10
+    X = data_with_variance(N, 1.0)
+
+    def variance(self, sampler, ladders=600):
+        lam = self.N + 1 / T2
+        mean = float(self.X.sum()) / lam
+        start = torch.full((2 * ladders, 1), mean, dtype=torch.float64)
+        draws = pvi.sample(
+            sampler,
+            self.X,
+            batch_size=self.B,
+            step_size=0.02,
+            initial=start,
+            num_warmup=500,
+            num_draws=20,
+            thin=10,
+            progress=False,
+        )
+        means = lam * (draws.particles[::2] - mean).square().mean((1, 2))
+        return float(means.mean()), float(means.std()) / math.sqrt(len(means))
+
+    def test_noise_of_the_energy_is_found_and_does_not_widen_the_law(self):
+        target, options = conjugate(self.N), {"friction": 100.0}
+        wrong, _ = self.variance(
+            pvi.parallel_tempering(target, (1.0, 4.0), energy_noise=0.0, **options)
+        )
+        found, error = self.variance(pvi.parallel_tempering(target, (1.0, 4.0), **options))
+        alone, other = self.variance(pvi.baoab(target, **options))
+        assert wrong > 2 * alone
+        assert abs(found - alone) < 4 * math.hypot(error, other)

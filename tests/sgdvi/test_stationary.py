@@ -181,12 +181,12 @@ def test_batches_without_replacement():
     f, c = spd(3, 1), spd(3, 2)
     settings = {"learning_rate": 0.1, "batch_size": 10, "num_data": 40}
     with_, without = (
-        sgdvi.stationary_law(f, c, replacement=replacement, **settings)
-        for replacement in (True, False)
+        sgdvi.stationary_law(f, c, batching=batching, **settings)
+        for batching in ("replacement", "subset")
     )
     assert relative(without.covariance, with_.covariance * 30 / 39) < 1e-12
     with pytest.raises(ValueError, match="no noise"):
-        sgdvi.stationary_law(f, c, replacement=False, learning_rate=0.1, batch_size=4, num_data=4)
+        sgdvi.stationary_law(f, c, batching="subset", learning_rate=0.1, batch_size=4, num_data=4)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
@@ -279,7 +279,9 @@ def test_effective_temperatures():
         ({"learning_rate": -0.1}, "learning_rate"),
         ({"batch_size": 0}, "batch_size"),
         ({"minimum": torch.zeros(3)}, "minimum"),
-        ({"replacement": False}, "num_data"),
+        ({"batching": "subset"}, "num_data"),
+        ({"batching": "epoch", "num_data": 10}, "epoch_law"),
+        ({"momentum": 1.0}, "momentum"),
     ],
 )
 @pytest.mark.parametrize("function", [sgdvi.stationary_law, sgdvi.exact_law])
@@ -293,3 +295,60 @@ def test_bad_input(function, change, message):
 def test_unstable_rate_is_refused():
     with pytest.raises(ValueError, match="Lower learning_rate"):
         sgdvi.exact_law(torch.eye(2), torch.eye(2), learning_rate=2.1, batch_size=1)
+
+
+def test_momentum_enters_the_small_rate_law_by_the_temperature():
+    f, c = spd(3, 1), spd(3, 2)
+    law = sgdvi.stationary_law(f, c, learning_rate=1e-3, batch_size=4, momentum=0.9)
+    assert law.temperature == pytest.approx(1e-3 / (2 * 4 * 0.1), rel=1e-12)
+    # The discrete law tends to it as the rate falls.
+    exact = sgdvi.exact_law(f, c, learning_rate=1e-5, batch_size=4, momentum=0.9)
+    assert relative(exact.covariance * 100, law.covariance) < 1e-2
+    assert exact.temperature == pytest.approx(law.temperature / 100, rel=1e-12)
+    kl = {"num_data": 100, "learning_rates": torch.tensor([1e-4]), "batch_size": 4}
+    small, discrete = (
+        float(sgdvi.kl_to_posterior(f, c, momentum=0.9, exact=exact, **kl))
+        for exact in (False, True)
+    )
+    assert small == pytest.approx(discrete, rel=1e-3)
+
+
+def test_one_temperature_for_every_scaling():
+    settings = {"momentum": 0.5, "batching": "subset", "num_data": 11}
+    level = pvi.noise.temperature(0.1, 4, **settings)
+    assert level == pytest.approx(0.1 / (2 * 0.5) * (11 - 4) / (11 - 1) / 4, rel=1e-14)
+    found = pvi.noise.scalings(0.1, 4, **settings)
+    assert found == pytest.approx((level, 2 * level, 2 * level * 0.1 / 0.5), rel=1e-14)
+    with pytest.raises(ValueError, match="epoch_law"):
+        pvi.noise.temperature(0.1, 4, batching="epoch", num_data=11)
+
+
+def test_draws_with_momentum_give_the_potential_of_theory():
+    """Simulated SGD with momentum, its temperature by ``temperature``."""
+    f, c, eta, b, momentum = spd(2, 1), spd(2, 2), 0.01, 8, 0.8
+    law = sgdvi.exact_law(f, c, learning_rate=eta, batch_size=b, momentum=momentum)
+    z = torch.randn(20_000, 1, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    draws = z @ torch.linalg.cholesky(law.covariance).T
+    level = pvi.noise.temperature(eta, b, momentum=momentum)
+    found = sgdvi.gaussian_potential(draws, level)
+    wanted = sgdvi.stationary_law(f, c, learning_rate=eta, batch_size=b).potential_hessian
+    assert relative(found.hessian, wanted) < 0.05
+
+
+def test_entropy_production_is_infinite_where_the_current_has_no_noise():
+    f = torch.diag(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
+    one = torch.ones(3, dtype=torch.float64)
+    law = sgdvi.stationary_law(f, torch.outer(one, one), learning_rate=0.1, batch_size=2)
+    assert law.entropy_production() == math.inf
+    # As the noise in the other directions vanishes, the production grows without bound.
+    produced = [
+        sgdvi.stationary_law(
+            f, torch.outer(one, one) + e * torch.eye(3), learning_rate=0.1, batch_size=2
+        ).entropy_production()
+        for e in (1e-2, 1e-4, 1e-6)
+    ]
+    assert produced[2] > 50 * produced[1] > 2500 * produced[0]
+    # A direction that neither moves nor has noise leaves it finite.
+    still = torch.diag(torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64))
+    law = sgdvi.stationary_law(f, still, learning_rate=0.1, batch_size=2)
+    assert law.entropy_production() == 0.0

@@ -64,6 +64,8 @@ class NoisyGradient:
     name: str = "noisy_gradient"
     settings: dict[str, Any] = field(default_factory=dict)
     gradients: int = 1
+    conservative: bool = False
+    interacting: bool = False
 
     def init(self, particles: Tensor, generator: torch.Generator) -> Rows:
         return Rows(particles[:, :0].clone())

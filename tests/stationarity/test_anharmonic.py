@@ -124,14 +124,10 @@ def test_obabo_is_exact_under_a_metropolis_test_after_every_step():
     h = 0.5
 
     def to_memory(x, p):
-        u = energy(x)[:, 0]
-        start = obabo.Point(x, p, gradient_at(x), u)
-        zero = torch.zeros_like(u)
-        one = torch.ones_like(u)
-        return obabo.AdjustedMemory(p, gradient_at(x), u, start, zero, one, torch.zeros(()))
+        return obabo.AdjustedMemory(p, gradient_at(x), energy(x)[:, 0], torch.ones(()))
 
     def randoms(position):
-        accept, reject = (torch.full_like(position[:, 0], u) for u in (0.0, 1.0))
+        accept, reject = (torch.full_like(position, u) for u in (0.0, 1.0))
         both = two_noises(position)
         return [(w, (*noise, u)) for w, noise in both for u in (accept, reject)]
 

@@ -115,7 +115,7 @@ def test_the_objective_is_the_potential_on_all_data_piece_by_piece():
 
 def test_an_objective_needs_its_data():
     target = pvi.from_log_likelihood(lambda t: t.sum(), lambda t, x: x * t, 1, 3)
-    with pytest.raises(ValueError, match="needs its data"):
+    with pytest.raises(ValueError, match="needs data, got none"):
         Objective(target)
 
 

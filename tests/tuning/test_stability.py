@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import particlevi as pvi
-from particlevi.data.batches import as_source
+from particlevi.data import as_data
 from particlevi.tuning import stability
 from particlevi.tuning.stability import StabilityWarning, check_before_run, curvature_at
 from particlevi.typing import Batch
@@ -36,15 +36,11 @@ SAMPLERS = {
     "sgnht": pvi.sgnht,
     "parallel_tempering": pvi.parallel_tempering,
 }
-WITHOUT_BOUND = {
-    "psgld",
-    "psghmc",
+WITHOUT_BOUND = {"psgld", "psghmc", "mclmc", "mams"} | {
     "svgd",
     "message_passing_svgd",
     "repulsive_langevin",
     "nvgd",
-    "mclmc",
-    "mams",
 }
 
 
@@ -171,11 +167,10 @@ def test_no_more_than_a_small_share_of_the_run(steps, batch_size, looked_at, mon
         return torch.ones(len(points))
 
     monkeypatch.setattr(stability, "curvature_at", curvature)
-    source = as_source(
-        x, target, batch_size=batch_size, num_particles=1, shared=False, method="replacement"
-    )
+    data = as_data(x, target)
+    source = data.batches(batch_size=batch_size, num_particles=1)
     start = torch.zeros(1, 2)
-    check_before_run(pvi.sgd(target), start, x, source, pvi.schedules.constant(1e-5), steps)
+    check_before_run(pvi.sgd(target), start, data, source, pvi.schedules.constant(1e-5), steps)
     assert seen == looked_at
     assert all(27 * each <= 0.05 * steps * batch_size for each in seen)
 
@@ -246,6 +241,6 @@ def test_bad_input():
     with pytest.raises(ValueError, match=r"at must have shape \[P, 5\]"):
         pvi.tuning.check_stability(pvi.sgld(TARGET), 0.1, at=torch.zeros(5))
     target, x = linear(10)
-    with pytest.raises(ValueError, match="needs its data"):
+    with pytest.raises(ValueError, match="needs data, got none"):
         pvi.tuning.check_stability(pvi.sgld(target), 0.1)
     assert np.isfinite(pvi.tuning.check_stability(pvi.sgld(target), 1e-3, x).curvature)

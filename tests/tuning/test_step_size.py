@@ -129,9 +129,9 @@ def test_bad_input():
         pvi.suggest_step_size(hill)
     with pytest.raises(ValueError, match=r"shape \[P, 4\]"):
         pvi.curvature.largest_curvature(hill, torch.zeros(4))
-    with pytest.raises(ValueError, match="needs its data"):
+    with pytest.raises(ValueError, match="needs data, got none"):
         pvi.suggest_step_size(mean_model(10))
-    with pytest.raises(ValueError, match="All 10 data"):
+    with pytest.raises(ValueError, match="num_data=10, got 9 data"):
         pvi.curvature.largest_curvature(mean_model(10), torch.zeros(1, 2), torch.zeros(9, 2))
     with pytest.raises(ValueError, match="without data"):
         pvi.curvature.largest_curvature(hill, torch.zeros(1, 4), torch.zeros(9, 2))

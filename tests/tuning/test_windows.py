@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -30,7 +31,7 @@ def gaussian(factor):
 
 def test_stan_windows_double():
     ends = [75, *stan_windows(1000)]
-    assert [b - a for a, b in zip(ends, ends[1:], strict=False)] == [25, 50, 100, 200, 500]
+    assert [b - a for a, b in itertools.pairwise(ends)] == [25, 50, 100, 200, 500]
     assert ends[-1] == 950
 
 

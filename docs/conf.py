@@ -1,0 +1,58 @@
+"""How Sphinx builds the site: ``sphinx-build -W docs site``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+import families
+
+import particlevi
+
+project = "particlevi"
+author = "the particlevi developers"
+copyright = f"2026, {author}"
+release = version = particlevi.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
+intersphinx_mapping: dict[str, tuple[str, None]] = {}
+exclude_patterns = ["figures"]
+source_suffix = {".md": "markdown"}
+
+html_theme = "furo"
+html_title = f"particlevi {release}"
+html_show_sourcelink = False
+
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 4
+# `<!-- not run: ... -->` lines and links into the repository's code stay as they are.
+myst_fence_as_directive = ["mermaid"]
+
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True, "show-inheritance": False}
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_custom_sections = ["Source"]
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_is_regexp = True
+
+
+def setup(app: Any) -> None:
+    """Write one page of the API per family before the sources are read."""
+    families.write_pages(Path(__file__).parent / "api")

@@ -1,0 +1,101 @@
+"""The public names by family: one page of the API each.
+
+``tests/test_site.py`` fails when a public name is in none of them.
+"""
+
+from __future__ import annotations
+
+from inspect import ismodule
+from pathlib import Path
+
+import particlevi as pvi
+
+__all__ = ["FAMILIES", "ROOMS", "names", "write_pages"]
+
+FAMILIES: dict[str, tuple[str, list[str]]] = {
+    "potentials": (
+        "Potentials",
+        ["from_module", "from_pyro", "from_log_density", "from_log_likelihood"],
+    ),
+    "likelihoods": (
+        "Likelihoods and priors",
+        ["Gaussian", "StudentT", "Bernoulli", "Categorical", "Poisson", "Normal", "Laplace"],
+    ),
+    "langevin": (
+        "Langevin and Hamiltonian samplers",
+        [
+            "sgld",
+            "psgld",
+            "sghmc",
+            "psghmc",
+            "baoab",
+            "obabo",
+            "leimkuhler_matthews",
+            "sgnht",
+            "hmc",
+            "parallel_tempering",
+            "sgd",
+        ],
+    ),
+    "stein": (
+        "Stein samplers",
+        ["svgd", "message_passing_svgd", "repulsive_langevin", "nvgd", "check_collapse"],
+    ),
+    "running": (
+        "Running",
+        ["sample", "resume", "load", "outputs_at", "suggest_step_size", "Draws", "compare"],
+    ),
+    "errors": (
+        "Errors and warnings",
+        ["ParticleviError", "ParticleviWarning", "DivergenceError"],
+    ),
+}
+
+ROOMS = {
+    "schedules": "Schedules",
+    "kernels": "Kernels",
+    "gradients": "Gradient estimators",
+    "diagnostics": "Diagnostics",
+    "tuning": "Tuning",
+    "comparison": "Comparison",
+    "noise": "Gradient noise",
+    "curvature": "Curvature",
+    "sgdvi": "SGD as variational inference",
+    "optim": "Optimisers",
+    "plots": "Pictures",
+    "typing": "The concepts as types",
+}
+
+
+def names() -> set[str]:
+    """Every name that has a place on a page."""
+    rooms = {name for room in ROOMS for name in getattr(pvi, room).__all__}
+    return {name for _, family in FAMILIES.values() for name in family} | set(ROOMS) | rooms
+
+
+def write_pages(folder: Path) -> None:
+    """One Markdown page per family and room, and their index."""
+    folder.mkdir(exist_ok=True)
+    for key, (title, family) in FAMILIES.items():
+        entries = "\n".join(_entry(f"particlevi.{name}", getattr(pvi, name)) for name in family)
+        (folder / f"{key}.md").write_text(f"# {title}\n\n```{{eval-rst}}\n{entries}```\n")
+    for key, title in ROOMS.items():
+        room = getattr(pvi, key)
+        assert ismodule(room)
+        entries = "\n".join(
+            _entry(f"particlevi.{key}.{name}", getattr(room, name)) for name in room.__all__
+        )
+        text = (room.__doc__ or "").strip()
+        block = f"\n```{{eval-rst}}\n{entries}```\n" if entries else ""
+        (folder / f"{key}.md").write_text(f"# {title}: `particlevi.{key}`\n\n{text}\n{block}")
+    pages = "\n".join([*FAMILIES, *ROOMS])
+    index = f"# API\n\n```{{toctree}}\n:maxdepth: 1\n\n{pages}\n```\n"
+    (folder / "index.md").write_text(index)
+
+
+def _entry(path: str, value: object) -> str:
+    if isinstance(value, type):
+        return f".. autoclass:: {path}\n   :members:\n"
+    if callable(value):
+        return f".. autofunction:: {path}\n"
+    return f".. autodata:: {path}\n"

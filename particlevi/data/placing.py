@@ -1,0 +1,69 @@
+"""The one place where tensors are moved to the device and the dtype of a potential."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from particlevi._checks import check_particles
+
+__all__ = ["Place", "Placed", "as_particles", "place"]
+
+
+class Placed(Protocol):
+    """What data have to know of a potential: how many they are, and where they are needed."""
+
+    @property
+    def num_data(self) -> int | None:
+        """N, or None where there are no data."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Of the particles."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the particles, and of data that are floating point."""
+        ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """A device and a dtype, where there is no potential, as for a module and a loss.
+
+    Attributes:
+        device: of the data.
+        dtype: of data that are floating point.
+        num_data: N, None where it is not known.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    num_data: int | None = None
+
+
+def place(tensors: Any, where: Placed) -> Any:
+    """A tree of tensors on the device of a potential; floating point in its dtype."""
+
+    def move(leaf: Tensor) -> Tensor:
+        return leaf.to(where.device, where.dtype if leaf.is_floating_point() else leaf.dtype)
+
+    return pytree.tree_map(move, tensors)
+
+
+def as_particles(particles: Any, where: Placed, num_params: int, name: str = "particles") -> Tensor:
+    """Particles ``[P, D]`` on the device and in the dtype of a potential.
+
+    Raises:
+        TypeError: no tensor.
+        ValueError: another shape, or no floating-point numbers.
+    """
+    check_particles(particles, num_params, name)
+    moved: Tensor = particles.detach().to(where.device, where.dtype)
+    return moved

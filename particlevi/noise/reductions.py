@@ -1,0 +1,67 @@
+"""Whether the loss of a batch is made of losses of its data, one each.
+
+The noise of a gradient needs ``f = (1/N) sum_k f_k``. A loss that divides by something in the
+batch, as ``CrossEntropyLoss(weight=w)`` and ``ignore_index`` do with ``reduction="mean"``, is no
+such sum: of a batch of one datum the weight cancels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["check_reduction"]
+
+_WAY_OUT = (
+    'Pass a loss with reduction="none" (or "sum"), such as '
+    'torch.nn.CrossEntropyLoss(weight=w, reduction="none"): then the loss of datum k is '
+    "w[y_k] l_k, and that of an ignored one 0. Divide w by its mean over the data to keep the "
+    "scale."
+)
+
+
+def check_reduction(
+    loss_fn: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor
+) -> None:
+    """The loss of this batch is the mean or the sum of its data's, or one value each.
+
+    Args:
+        loss_fn: outputs ``[n, ...]`` and targets ``[n, ...]`` to a loss.
+        outputs: of a module at n data.
+        targets: theirs.
+
+    Raises:
+        ValueError: another loss, with the way out; or losses that are not finite.
+    """
+    whole = loss_fn(outputs, targets).detach().double()
+    single = _one_at_a_time(loss_fn, outputs, targets).detach().double()
+    if not torch.isfinite(single).all():
+        bad = int((~torch.isfinite(single)).sum())
+        raise ValueError(
+            f"loss_fn is not finite for {bad} of {len(single)} data taken one at a time, as where "
+            f"all of a mean's terms are ignored. {_WAY_OUT}"
+        )
+    total, scale = float(single.sum()), float(single.abs().sum())
+    tolerance = 1e-3 * scale / max(len(single), 1) ** 0.5 + 1e-30
+    value = float(whole.sum())
+    if abs(value - total) > tolerance and abs(value * len(single) - total) > tolerance:
+        raise ValueError(
+            f"loss_fn of {len(single)} data is {value:.6g}, neither the sum {total:.6g} nor the "
+            f"mean {total / len(single):.6g} of their losses one at a time, so it is not known "
+            f"what one datum's loss is. {_WAY_OUT}"
+        )
+
+
+def _one_at_a_time(
+    loss_fn: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor
+) -> Tensor:
+    def one(output: Tensor, target: Tensor) -> Tensor:
+        return loss_fn(output[None], target[None]).sum()
+
+    try:
+        found: Tensor = torch.func.vmap(one)(outputs, targets)
+    except (RuntimeError, ValueError):
+        found = torch.stack([one(o, t) for o, t in zip(outputs, targets, strict=True)])
+    return found

@@ -1,0 +1,47 @@
+"""What methods with a Metropolis test share: the leapfrog step and the test."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from particlevi.samplers._gradient_at import GradientAt
+from particlevi.typing import Gradient, Requirements
+
+__all__ = ["EXACT_ENERGY", "chosen", "kinetic_energy", "leapfrog", "metropolis", "uniforms"]
+
+EXACT_ENERGY = Requirements(all_data=True, energy=True)
+"""The test compares the energies of all the data."""
+
+
+def leapfrog(
+    position: Tensor, p: Tensor, gradient: Tensor, gradient_at: GradientAt, h: Tensor
+) -> tuple[Tensor, Tensor, Gradient]:
+    """Position, momentum and gradient after half a kick, a drift and half a kick."""
+    p = p - 0.5 * h * gradient
+    position = position + h * p
+    end = gradient_at(position)
+    return position, p - 0.5 * h * end.gradient, end
+
+
+def kinetic_energy(p: Tensor) -> Tensor:
+    """``p.p / 2``, ``[P]``."""
+    return 0.5 * p.square().sum(-1)
+
+
+def metropolis(energy_error: Tensor, temperature: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether a path is accepted and the probability ``min(1, exp(-dE / T))``, ``[P]`` each."""
+    probability = (-energy_error / temperature).exp().clamp(max=1)
+    return u < probability, probability
+
+
+def chosen(accepted: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """``[P]`` or ``[P, D]`` of the new state where it was accepted, else of the old one."""
+    return torch.where(accepted if new.ndim == 1 else accepted.unsqueeze(-1), new, old)
+
+
+def uniforms(position: Tensor, num: int, generator: torch.Generator) -> Tensor:
+    """Uniform numbers in [0, 1), ``[P, num]``."""
+    return torch.rand(
+        len(position), num, generator=generator, dtype=position.dtype, device=position.device
+    )

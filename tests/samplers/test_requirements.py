@@ -1,0 +1,142 @@
+"""What breaks the law of a method is refused where method, estimator and batches meet."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+
+import particlevi as pvi
+from tests.samplers.test_online_noise import B, N, X, conjugate
+from tests.stationarity.laws import quadratic
+
+TARGET = quadratic([[2.0, 0.5], [0.5, 1.0]])
+ENERGY = {
+    "hmc": pvi.hmc,
+    "obabo": lambda target: pvi.obabo(target, metropolis_every=2),
+    "parallel_tempering": pvi.parallel_tempering,
+}
+ESTIMATORS = {
+    "structured": lambda: pvi.structured(TARGET, "parameter"),
+    "structured_dropout": lambda: pvi.structured_dropout(TARGET, "parameter", keep=0.5),
+}
+PLAIN = {
+    "one group": lambda: pvi.structured(TARGET, torch.zeros(2, dtype=torch.long)),
+    "keep 1": lambda: pvi.structured_dropout(TARGET, "parameter", keep=1.0),
+}
+
+
+@pytest.mark.parametrize("name", list(ENERGY))
+@pytest.mark.parametrize("kind", list(ESTIMATORS))
+def test_an_energy_that_is_not_the_gradients_is_refused(name, kind):
+    with pytest.raises(ValueError, match=f"{name} accepts .* the gradient of {kind} is not that"):
+        ENERGY[name](ESTIMATORS[kind]())
+
+
+@pytest.mark.parametrize("name", list(ENERGY))
+@pytest.mark.parametrize("kind", list(PLAIN))
+def test_estimators_that_replace_nothing_are_taken(name, kind):
+    assert ENERGY[name](PLAIN[kind]()).estimator.conservative
+
+
+@pytest.mark.parametrize("factory", [pvi.sghmc, pvi.baoab, pvi.obabo, pvi.sgld, pvi.svgd])
+@pytest.mark.parametrize("kind", list(ESTIMATORS))
+def test_methods_without_energies_take_any_estimator(factory, kind):
+    assert factory(ESTIMATORS[kind]()).estimator.name == kind
+
+
+def test_pooled_histories_let_chains_see_each_other():
+    entries = torch.zeros(3, 2, dtype=torch.float64)
+    for options, expected in [
+        ({}, False),
+        ({"pooled": True}, True),
+        ({"pooled": True, "initial": entries, "frozen": True}, False),
+    ]:
+        estimator = pvi.structured(TARGET, "parameter", history=pvi.gradients.history(**options))
+        assert estimator.interacting == expected
+
+
+class Rows(Dataset):
+    def __init__(self, values):
+        self.values = values
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, index):
+        return self.values[index]
+
+
+def run(sampler, data=X, step_size=1e-3, **options):
+    options = {"num_particles": 2, "num_draws": 2, "progress": False} | options
+    return pvi.sample(sampler, data, step_size=step_size, **options)
+
+
+@pytest.mark.parametrize("name", ["hmc", "obabo"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_bootstrap_of_all_data_is_no_exact_energy(name, shared):
+    sampler = ENERGY[name](conjugate(N))
+    with pytest.raises(ValueError, match=f"all {N} data, got a batch of {N} drawn with replace"):
+        run(sampler, batch_size=N, shared_batch=shared)
+    run(sampler, batch_size=N, batching="subset")
+
+
+def test_noise_of_a_shared_bootstrap_is_seen():
+    draws = run(
+        pvi.sgld(conjugate(N), gradient_noise="online"),
+        batch_size=N,
+        shared_batch=True,
+        num_draws=900,
+    )
+    found = float(draws.stats["gradient_noise"][0, -1])
+    assert found == pytest.approx(N, rel=5 * (2 / 900 * 16 / 7) ** 0.5)
+
+
+@pytest.mark.parametrize("noise", [1.0, "online"])
+@pytest.mark.parametrize("factory", [pvi.sgld, pvi.sghmc])
+def test_compensation_needs_independent_batches(factory, noise):
+    sampler = factory(conjugate(N), gradient_noise=noise)
+    with pytest.raises(ValueError, match="batches of an epoch balance each other"):
+        run(sampler, batch_size=B, batching="epoch")
+    data = Rows(X)
+    with pytest.raises(ValueError, match="batches of an epoch balance each other"):
+        run(sampler, DataLoader(data, B, shuffle=True))
+    replaced = DataLoader(data, B, sampler=RandomSampler(data, replacement=True))
+    run(sampler, replaced, num_draws=1)
+
+
+def test_exchanges_need_minibatches_of_their_own():
+    sampler = pvi.parallel_tempering(conjugate(N))
+    with pytest.raises(ValueError, match="they share a minibatch"):
+        run(sampler, batch_size=B, shared_batch=True)
+    with pytest.raises(ValueError, match="they share a minibatch"):
+        run(sampler, DataLoader(Rows(X), B, shuffle=True))
+    run(sampler, batch_size=B)
+    run(sampler, shared_batch=True)
+
+
+def test_a_loader_that_replaces_is_never_complete():
+    data = Rows(X)
+    loader = DataLoader(data, N, sampler=RandomSampler(data, replacement=True))
+    with pytest.raises(ValueError, match="drawn with replacement"):
+        run(pvi.hmc(conjugate(N)), loader)
+    run(pvi.hmc(conjugate(N)), DataLoader(data, N, shuffle=True))
+
+
+def test_epochs_need_no_permission_where_nothing_is_taken_out():
+    run(pvi.sgld(conjugate(N)), batch_size=B, batching="epoch")
+
+
+def test_subsets_have_less_noise():
+    """By ``1 - B/N``, known exactly."""
+    big = N // 2
+    draws = run(
+        pvi.sgld(conjugate(N), gradient_noise="online"),
+        batch_size=big,
+        batching="subset",
+        num_particles=20,
+        num_draws=900,
+    )
+    exact = N**2 / big * (N - big) / (N - 1)
+    found = float(draws.stats["gradient_noise"][:, -1].mean())
+    assert found == pytest.approx(exact, rel=5 * (2 / 900 * 16 / 7 / 20) ** 0.5)

@@ -1,0 +1,48 @@
+"""The documentation builds without a warning, and every public name is on one of its pages."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import particlevi
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site; any warning of the build fails."""
+    pytest.importorskip("furo", reason="the docs extra is not installed")
+    pytest.importorskip("myst_parser", reason="the docs extra is not installed")
+    pytest.importorskip("sphinx_copybutton", reason="the docs extra is not installed")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html"]
+    done = subprocess.run(
+        [*command, "-d", str(folder / "doctrees"), "docs", str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not done.returncode, done.stderr
+    return folder
+
+
+def test_every_public_name_is_on_a_page(site):
+    import sys as system
+
+    system.path.insert(0, str(ROOT / "docs"))
+    import families
+
+    assert set(particlevi.__all__) <= families.names()
+
+
+def test_examples_are_code_and_not_quotes(site):
+    pages = "\n".join(page.read_text() for page in (site / "api").glob("*.html"))
+    assert "&gt;&gt;&gt;" in pages
+    assert not re.search(r"<blockquote>\s*<div><p>\s*&gt;&gt;&gt;", pages)
