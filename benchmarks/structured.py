@@ -473,7 +473,7 @@ def timed(sampler: Any, data: Any, batch: int, chains: int, steps: int, compile:
         num_particles=chains,
         num_draws=1,
         thin=steps,
-        check_every=1000,
+        monitor=pvi.running.Monitor(every=1000),
         compile=compile,
         progress=False,
     )

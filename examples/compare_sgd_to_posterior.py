@@ -135,7 +135,12 @@ def run(task: Task, work: float) -> dict[str, pvi.Draws]:
     }
     return {
         name: pvi.sample(
-            sampler, data=task.train, batch_size=64, shared_batch=True, step_size=step, **plan
+            sampler,
+            data=task.train,
+            batch_size=64,
+            batching=pvi.data.Minibatches(shared=True),
+            step_size=step,
+            **plan,
         )
         for name, (sampler, step, plan) in plans.items()
     }

@@ -3,7 +3,19 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from particlevi import curvature, diagnostics, gradients, kernels, noise, schedules, tuning, typing
+from particlevi import (
+    curvature,
+    data,
+    diagnostics,
+    gradients,
+    kernels,
+    noise,
+    running,
+    schedules,
+    storage,
+    tuning,
+    typing,
+)
 from particlevi.draws import Draws
 from particlevi.errors import DivergenceError, ParticleviError, ParticleviWarning
 from particlevi.gradients import control_variate, structured, structured_dropout
@@ -59,6 +71,7 @@ __all__ = [
     "comparison",
     "control_variate",
     "curvature",
+    "data",
     "diagnostics",
     "from_log_density",
     "from_log_likelihood",
@@ -84,6 +97,7 @@ __all__ = [
     "randomized_hmc",
     "repulsive_langevin",
     "resume",
+    "running",
     "sample",
     "schedules",
     "sgd",
@@ -91,6 +105,7 @@ __all__ = [
     "sghmc",
     "sgld",
     "sgnht",
+    "storage",
     "structured",
     "structured_dropout",
     "suggest_step_size",

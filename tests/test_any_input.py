@@ -79,6 +79,17 @@ anything = settings(
 )
 
 
+def in_objects(options):
+    """Arguments of a storage and a monitor put where they belong."""
+    names = {"keep": "keep", "storage_dtype": "dtype"}
+    storage = {names[name]: options.pop(name) for name in names if name in options}
+    if storage:
+        options["storage"] = pvi.storage.InMemory(**storage)
+    if "check_every" in options:
+        options["monitor"] = pvi.running.Monitor(every=options.pop("check_every"))
+    return options
+
+
 @anything
 @given(st.dictionaries(
     st.sampled_from(["step_size", "num_particles", "num_draws", "num_warmup", "thin", "seed",
@@ -87,7 +98,7 @@ anything = settings(
     max_size=3,
 ))  # fmt: skip
 def test_sample_with_anything(options):
-    draws = ours_or_right(lambda: run(**options))
+    draws = ours_or_right(lambda: run(**in_objects(options)))
     if draws is not None:
         assert draws.particles.ndim == 3
         assert torch.isfinite(draws.particles.float()).all()

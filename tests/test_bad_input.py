@@ -38,6 +38,9 @@ def run(potential=NORMAL, given=None, sampler=pvi.sgld, **options):
     return pvi.sample(sampler(potential), given, **(defaults | options))
 
 
+kept = pvi.storage.InMemory
+
+
 def changed(column, value):
     """Regression data with one value changed."""
     x, y = data()
@@ -65,7 +68,7 @@ CASES = {
     "step size huge": (lambda: run(step_size=10**400), ValueError, "step_size .*finite"),
     "step size boolean": (lambda: run(step_size=True), ValueError, "step_size .* got True"),
     "step size text": (lambda: run(step_size="1e-3"), ValueError, "step_size .* got '1e-3'"),
-    "step size missing": (lambda: pvi.sample(pvi.sgld(NORMAL)), TypeError, "step_size"),
+    "step size missing": (lambda: pvi.sample(pvi.sgld(NORMAL)), ValueError, "step_size"),
     "schedule gives NaN": (
         lambda: run(step_size=lambda k: NAN if k == 1 else 0.1),
         ValueError,
@@ -119,8 +122,8 @@ CASES = {
     "seed fractional": (lambda: run(seed=0.5), TypeError, "seed .* got 0.5"),
     "seed negative": (lambda: run(seed=-1), ValueError, "seed .* got -1"),
     "seed huge": (lambda: run(seed=2**64), ValueError, "seed .* got 18446744073709551616"),
-    "storage dtype": (lambda: run(storage_dtype="half"), TypeError, "storage_dtype .* got 'half'"),
-    "storage integer": (lambda: run(storage_dtype=torch.int32), TypeError, "storage_dtype"),
+    "storage dtype": (lambda: kept(dtype="half"), TypeError, "dtype .* got 'half'"),
+    "storage integer": (lambda: kept(dtype=torch.int32), TypeError, "dtype"),
     "no sampler": (
         lambda: pvi.sample(NORMAL, step_size=1),
         TypeError,
@@ -476,17 +479,21 @@ CASES = {
         "12.*got 8",
     ),
     # what is kept
-    "keep unknown": (lambda: run(keep=["b*"]), ValueError, r"\['b\*'\] match none"),
-    "keep in part unknown": (lambda: run(keep=["theta", "b"]), ValueError, r"\['b'\] match none"),
-    "keep numbers": (lambda: run(keep=[0, 1]), TypeError, r"keep .* got \[0, 1\]"),
-    "keep outside": (lambda: run(keep=torch.tensor([2])), ValueError, "0 ... 1"),
+    "keep unknown": (lambda: run(storage=kept(["b*"])), ValueError, r"\['b\*'\] match none"),
+    "keep in part unknown": (
+        lambda: run(storage=kept(["theta", "b"])),
+        ValueError,
+        r"\['b'\] match none",
+    ),
+    "keep numbers": (lambda: run(storage=kept([0, 1])), TypeError, r"keep .* got \[0, 1\]"),
+    "keep outside": (lambda: run(storage=kept(torch.tensor([2]))), ValueError, "0 ... 1"),
     "keep outputs of a density": (
-        lambda: run(keep=pvi.outputs_at(torch.zeros(3))),
+        lambda: run(storage=kept(pvi.outputs_at(torch.zeros(3)))),
         ValueError,
         "no outputs",
     ),
     "keep outputs at bad inputs": (
-        lambda: run(regression(), data(), keep=pvi.outputs_at(torch.zeros(2, 5))),
+        lambda: run(regression(), data(), storage=kept(pvi.outputs_at(torch.zeros(2, 5)))),
         ValueError,
         "Linear failed",
     ),

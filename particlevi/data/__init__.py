@@ -3,6 +3,7 @@
 from particlevi.data.batches import Batching, BatchSource, Law
 from particlevi.data.data import Data
 from particlevi.data.indices import RandomSource
+from particlevi.data.minibatches import Minibatches
 from particlevi.data.placing import Place, Placed, as_particles, place
 from particlevi.data.reading import as_data
 
@@ -11,6 +12,7 @@ __all__ = [
     "Batching",
     "Data",
     "Law",
+    "Minibatches",
     "Place",
     "Placed",
     "RandomSource",

@@ -1,1 +1,6 @@
 """The loop, and what runs beside it."""
+
+from particlevi.running.monitor import Every, Look, Monitor, Rule, max_seconds, target_ess
+from particlevi.running.world import OneProcess
+
+__all__ = ["Every", "Look", "Monitor", "OneProcess", "Rule", "max_seconds", "target_ess"]

@@ -1,86 +1,235 @@
-"""Watching a run: chains that diverge, the progress bar, Ctrl-C."""
+"""What looks at a run while it goes on, and may end it: functions of the user, and three rules."""
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
 
-import torch
+import numpy as np
 from torch import Tensor
 
-__all__ = ["DivergenceWatch", "Interrupt", "runaway_bound"]
+from particlevi._checks import check_choice, check_positive, check_positive_int
+from particlevi.draws import Draws
+from particlevi.typing import Controls
+
+__all__ = ["Every", "Look", "Monitor", "Rule", "as_monitor", "max_seconds", "target_ess"]
+
+_GROWTH = 1.2
+_FEWEST_DRAWS = 4
 
 
-def runaway_bound(start: Tensor, num_params: int) -> Tensor:
-    """A potential no sound chain reaches: a thousand times the start's size, and D, above it."""
-    return start + 1000 * (start.abs() + num_params + 1)
+@dataclass(frozen=True)
+class Look:
+    """A run as it stands between two steps.
+
+    Attributes:
+        step: steps done.
+        num_warmup, num_steps: of the whole run.
+        seconds: spent so far.
+        num_draws: draws kept so far, those of the warm-up not counted.
+        position: of all particles, ``[P, D]``.
+        info: what the last step reported, a NamedTuple of ``[P]`` tensors.
+        controls: of the last step.
+        draws: gives the draws kept so far.
+        num_draws_before: ``num_draws`` when this rule was last asked.
+    """
+
+    step: int
+    num_warmup: int
+    num_steps: int
+    seconds: float
+    num_draws: int
+    position: Tensor
+    info: Any
+    controls: Controls
+    draws: Callable[[], Draws]
+    num_draws_before: int = 0
 
 
-class DivergenceWatch:
-    """Finds chains whose position or potential is not finite, or whose potential runs away.
+Rule: TypeAlias = Callable[[Look], str | bool | None]
+"""Looks at a run. A reason in words, or True, ends it; None or False lets it go on."""
 
-    Between checks, potentials are remembered so that the step at which it happened can be told.
+
+@dataclass(frozen=True)
+class Every:
+    """A rule that is asked every so many steps.
 
     Args:
-        bound: potentials ``[P]`` beyond which a chain has run away; see ``runaway_bound``.
-        diverged: chains that have diverged already, with their steps.
+        steps: between two times.
+        rule: a function of a ``Look``.
+
+    Raises:
+        ValueError: fewer than one step.
+        TypeError: a rule that cannot be called.
+
+    Examples:
+        >>> path = []
+        >>> watch = Every(100, lambda look: path.append(look.step))
+        >>> watch.steps
+        100
     """
 
-    def __init__(self, bound: Tensor, diverged: Mapping[int, int]):
-        self.bound = bound
-        self.diverged = dict(diverged)
-        self.window: list[Tensor] = []
+    steps: int
+    rule: Rule
 
-    def observe(self, potential: Tensor) -> None:
-        """The potentials ``[P]`` of one step, annealed ones as far as the particles feel them."""
-        self.window.append(potential)
-
-    def check(self, position: Tensor, step: int) -> dict[int, int]:
-        """Chains that are found diverged now, with the step (from 1) at which it happened.
-
-        A potential is that of the position before its step, so the step before did the damage.
-        """
-        recent = torch.stack(self.window)
-        self.window.clear()
-        bad = ~(torch.isfinite(recent) & (recent <= self.bound))
-        lost = bad.any(0) | ~torch.isfinite(position).all(1)
-        new = {}
-        if bool(lost.any()):
-            for chain in lost.nonzero().flatten().tolist():
-                if chain in self.diverged:
-                    continue
-                when = bad[:, chain].nonzero()
-                offset = int(when[0]) if len(when) else len(recent)
-                new[chain] = max(1, step - len(recent) + offset)
-            self.diverged.update(new)
-        return new
+    def __post_init__(self) -> None:
+        check_positive_int("steps", self.steps)
+        _check_callable(self.rule)
 
 
-class Interrupt:
-    """Turns the first Ctrl-C into a flag, so that the step under way is finished.
+@dataclass(frozen=True)
+class max_seconds:
+    """End the run when it has taken so long, warm-up and earlier parts of a resumed run included.
 
-    A second Ctrl-C raises ``KeyboardInterrupt`` at once.
+    Args:
+        seconds: the budget.
+
+    Raises:
+        ValueError: no time at all.
+
+    Examples:
+        >>> import particlevi as pvi
+        >>> normal = pvi.from_log_density(lambda x: -0.5 * x.square().sum(), 1)
+        >>> draws = pvi.sample(
+        ...     pvi.sgld(normal), step_size=0.1, num_particles=1, num_draws=10**6,
+        ...     monitor=max_seconds(0.1), progress=False,
+        ... )
+        >>> draws.particles.shape[1] < 10**6
+        True
     """
 
-    def __init__(self) -> None:
-        self.requested = False
+    seconds: float
 
-    def _handle(self, *_: Any) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
+    def __post_init__(self) -> None:
+        check_positive("seconds", self.seconds)
 
-    @contextmanager
-    def watch(self) -> Iterator[Interrupt]:
-        """Listen while inside; elsewhere than in the main thread, do nothing."""
-        if threading.current_thread() is not threading.main_thread():
-            yield self
-            return
-        before = signal.signal(signal.SIGINT, self._handle)
-        try:
-            yield self
-        finally:
-            signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+    def __call__(self, look: Look) -> str | None:
+        """The reason to end, if there is one."""
+        if look.seconds < self.seconds:
+            return None
+        return f"max_seconds({self.seconds:g}): {look.seconds:.1f} s were spent"
+
+
+@dataclass(frozen=True)
+class target_ess:
+    """End the run when its effective sample size, and R-hat if asked for, are good enough.
+
+    The smallest bulk ESS and the largest R-hat count. They are worked out each time the draws have
+    grown by a fifth. A run that ends when it looks good looks a little better than it is, so aim
+    above what is needed.
+
+    Args:
+        ess: the smallest effective sample size.
+        rhat: the largest R-hat; it does not matter if absent.
+        of: ``"parameters"``, or ``"projections"``, which costs less where there are many.
+
+    Raises:
+        ValueError: a target out of its range, or anything else to look at.
+
+    Examples:
+        >>> import particlevi as pvi
+        >>> normal = pvi.from_log_density(lambda x: -0.5 * x.square().sum(), 1)
+        >>> draws = pvi.sample(
+        ...     pvi.sghmc(normal), step_size=0.5, num_particles=4, num_draws=10**5,
+        ...     monitor=target_ess(400, rhat=1.02), progress=False,
+        ... )
+        >>> bool(draws.ess().min() >= 400), draws.particles.shape[1] < 10**5
+        (True, True)
+    """
+
+    ess: float
+    rhat: float | None = None
+    of: Literal["parameters", "projections"] = "parameters"
+
+    def __post_init__(self) -> None:
+        check_positive("ess", self.ess)
+        check_choice("of", self.of, ["parameters", "projections"])
+        if self.rhat is not None:
+            check_positive("rhat", self.rhat)
+            if self.rhat <= 1:
+                raise ValueError(f"rhat must be above 1, which no run reaches, got {self.rhat!r}.")
+
+    def __call__(self, look: Look) -> str | None:
+        """The reason to end, if there is one."""
+        if not _has_grown(look.num_draws_before, look.num_draws):
+            return None
+        draws = look.draws()
+        ess = float(np.min(draws.ess(self.of)))
+        if not ess >= self.ess:
+            return None
+        reason = f"target_ess({self.ess:g}): the smallest ESS is {ess:.0f}"
+        if self.rhat is None:
+            return reason
+        rhat = float(np.max(draws.rhat(self.of)))
+        return f"{reason}, the largest R-hat {rhat:.3f}" if rhat <= self.rhat else None
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """What looks at a run while it goes on.
+
+    Args:
+        rules: functions of a ``Look``, each asked every ``every`` steps unless it is an ``Every``;
+            one that gives a reason in words, or True, ends the run.
+        every: steps between looks at chains that diverge, at the progress and at the rules.
+
+    Raises:
+        ValueError: ``every`` below 1.
+        TypeError: a rule that cannot be called.
+
+    Examples:
+        >>> Monitor([max_seconds(60), target_ess(400)], every=200).every
+        200
+    """
+
+    rules: Sequence[Rule | Every] = ()
+    every: int = 50
+    timed: tuple[Every, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_positive_int("every", self.every)
+        timed = tuple(r if isinstance(r, Every) else Every(self.every, r) for r in self.rules)
+        object.__setattr__(self, "timed", timed)
+
+    @property
+    def stride(self) -> int:
+        """A number of steps of which every look is a multiple."""
+        return math.gcd(self.every, *(rule.steps for rule in self.timed))
+
+
+def as_monitor(value: Monitor | Rule | Every | Sequence[Rule | Every] | None) -> Monitor:
+    """A monitor itself, or one with the rules given.
+
+    Raises:
+        TypeError: something else.
+    """
+    if isinstance(value, Monitor):
+        return value
+    if value is None:
+        return Monitor()
+    if isinstance(value, Every) or callable(value):
+        return Monitor((value,))
+    if not isinstance(value, Iterable):
+        _check_callable(value)
+    return Monitor(tuple(value))
+
+
+def _check_callable(rule: Any) -> None:
+    if not callable(rule):
+        raise TypeError(
+            "A rule of a monitor is a function of a Look, such as pvi.running.max_seconds(60), "
+            f"got {type(rule).__name__}."
+        )
+
+
+def _has_grown(before: int, now: int) -> bool:
+    """Whether the number of draws has passed a power of 1.2 in between."""
+
+    def power(count: int) -> int:
+        return math.floor(math.log(count, _GROWTH))
+
+    if now < _FEWEST_DRAWS:
+        return False
+    return before < _FEWEST_DRAWS or power(now) > power(before)

@@ -99,7 +99,7 @@ def parallel_tempering(
         friction: in 1/time.
         swap_every: steps between proposals to exchange.
         energy_noise: variance ``v`` of the potential's estimate on a minibatch, in nats squared,
-            for replicas with minibatches of their own (``shared_batch=False``, the default).
+            for replicas with minibatches of their own (the default).
             ``"online"`` estimates it at every temperature, as a moving average over a thousand
             steps of what the two halves of each batch tell; on all the data it is 0.
 

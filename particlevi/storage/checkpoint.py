@@ -9,14 +9,39 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from particlevi._checks import is_integer, is_number
+from particlevi._checks import check_positive_int, is_integer, is_number
 
-__all__ = ["differences", "flatten", "read", "unflatten", "write"]
+__all__ = ["Checkpoint", "differences", "flatten", "read", "unflatten", "write"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder to save a run in, and how often.
+
+    Args:
+        folder: made if it is not there.
+        every: steps between checkpoints; about once a minute if absent.
+
+    Raises:
+        ValueError: ``every`` below 1.
+
+    Examples:
+        >>> Checkpoint("run", every=1000).every
+        1000
+    """
+
+    folder: str | Path
+    every: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.every is not None:
+            check_positive_int("every", self.every)
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,7 +19,14 @@ from particlevi.potentials.chunks import chunks
 from particlevi.potentials.potential import ModelPotential
 from particlevi.typing import JSON, Batch
 
-__all__ = ["Recorder", "Storage", "available_memory", "check_memory", "describe_keep", "outputs_at"]
+__all__ = [
+    "Keep",
+    "Recorder",
+    "available_memory",
+    "check_memory",
+    "describe_keep",
+    "outputs_at",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +40,10 @@ class outputs_at:
     inputs: Any
 
 
+Keep: TypeAlias = str | Sequence[str] | Tensor | outputs_at | None
+"""Name patterns, coordinates ``LongTensor [K]``, or outputs; None for all parameters."""
+
+
 class Recorder:
     """From particles ``[P, D]`` to what is kept of them ``[P, K]``.
 
@@ -42,7 +53,7 @@ class Recorder:
             ``outputs_at(inputs)``.
     """
 
-    def __init__(self, potential: ModelPotential, keep: Any):
+    def __init__(self, potential: ModelPotential, keep: Keep):
         self.potential = potential
         self.columns: Tensor | None = None
         self.inputs: Batch | None = None
@@ -96,67 +107,14 @@ class Recorder:
         return position if self.columns is None else position[:, self.columns]
 
 
-def describe_keep(keep: Any) -> JSON:
+def describe_keep(keep: Keep) -> JSON:
     """What is kept as JSON, so that a run is not resumed with another choice."""
     if isinstance(keep, outputs_at):
         return {"kind": "outputs", "inputs": fingerprint(keep.inputs)}
     if isinstance(keep, Tensor):
         return {"kind": "coordinates", "coordinates": fingerprint(keep)}
-    return {"kind": "patterns", "patterns": [keep] if isinstance(keep, str) else keep}
-
-
-class Storage:
-    """Draws ``[P, T, K]`` and their statistics ``[P, T]`` and ``[T]``, filled from the front.
-
-    Args:
-        num_particles, num_draws, size: P, T and K.
-        dtype: of the draws.
-    """
-
-    def __init__(self, num_particles: int, num_draws: int, size: int, dtype: torch.dtype):
-        self.num_draws = num_draws
-        self.count = 0
-        self.values = torch.empty(num_particles, num_draws, size, dtype=dtype)
-        self.stats: dict[str, Tensor] = {}
-
-    def append(
-        self, kept: Tensor, info: Mapping[str, Tensor], scalars: Mapping[str, float]
-    ) -> None:
-        """One draw of every particle."""
-        k = self.count
-        self.values[:, k] = kept
-        for name, value in info.items():
-            if name not in self.stats:
-                self.stats[name] = torch.empty(self.values.shape[:2], dtype=value.dtype)
-            self.stats[name][:, k] = value
-        for name, scalar in scalars.items():
-            if name not in self.stats:
-                self.stats[name] = torch.empty(self.num_draws, dtype=torch.float64)
-            self.stats[name][k] = scalar
-        self.count += 1
-
-    def part(self, start: int, stop: int) -> dict[str, Tensor]:
-        """Draws ``start`` to ``stop`` as flat tensors, for a file."""
-        stats = {f"stats.{n}": self._cut(v, start, stop) for n, v in self.stats.items()}
-        return {"values": self.values[:, start:stop].contiguous(), **stats}
-
-    @staticmethod
-    def _cut(value: Tensor, start: int, stop: int) -> Tensor:
-        return (value[:, start:stop] if value.ndim == 2 else value[start:stop]).contiguous()
-
-    def extend(self, tensors: Mapping[str, Tensor]) -> None:
-        """Append what ``part`` gave."""
-        start, stop = self.count, self.count + tensors["values"].shape[1]
-        self.values[:, start:stop] = tensors["values"]
-        for key, value in tensors.items():
-            if not key.startswith("stats."):
-                continue
-            name = key.removeprefix("stats.")
-            if name not in self.stats:
-                shape = self.values.shape[:2] if value.ndim == 2 else (self.num_draws,)
-                self.stats[name] = torch.empty(shape, dtype=value.dtype)
-            self.stats[name][..., start:stop] = value
-        self.count = stop
+    patterns: JSON = keep if keep is None else [keep] if isinstance(keep, str) else list(keep)
+    return {"kind": "patterns", "patterns": patterns}
 
 
 def available_memory() -> int:

@@ -93,7 +93,7 @@ def test_every_sampler_resumes(sampler, estimator, problem, tmp_path):
     whole = pvi.sample(made, data, **options)
     bomb = killed_after(made, 17, fail)
     with pytest.raises(Killed):
-        pvi.sample(bomb, data, **options, checkpoint=tmp_path, checkpoint_every=7)
+        pvi.sample(bomb, data, **options, checkpoint=pvi.storage.Checkpoint(tmp_path, every=7))
     again, data, _ = case(sampler, estimator, problem)
     resumed = pvi.resume(tmp_path, again, data, progress=False)
     assert_same(resumed, whole)
@@ -106,20 +106,18 @@ def test_wherever_it_stopped(kill_at, tmp_path):
     made, data, _ = case("sghmc", "minibatch", "function")
     options = settings_of("epoch") | {
         "step_size": pvi.schedules.polynomial(0.01, delay=3.0),
-        "keep_warmup": True,
-        "keep": torch.tensor([3, 0]),
-        "storage_dtype": torch.float32,
+        "storage": pvi.storage.InMemory(torch.tensor([3, 0]), torch.float32, warmup=True),
     }
     whole = pvi.sample(made, data, **options)
     with pytest.raises(Killed):
         bomb = killed_after(made, kill_at, fail)
-        pvi.sample(bomb, data, **options, checkpoint=tmp_path, checkpoint_every=2)
-    keep = options["keep"]
+        pvi.sample(bomb, data, **options, checkpoint=pvi.storage.Checkpoint(tmp_path, every=2))
+    storage = options["storage"]
     if kill_at < 18:
         with pytest.raises(Killed):
             bomb = killed_after(made, 2, fail)
-            pvi.resume(tmp_path, bomb, data, keep=keep, progress=False)
-    resumed = pvi.resume(tmp_path, made, data, keep=keep, progress=False)
+            pvi.resume(tmp_path, bomb, data, storage=storage, progress=False)
+    resumed = pvi.resume(tmp_path, made, data, storage=storage, progress=False)
     assert_same(resumed, whole)
     assert torch.equal(resumed.warmup, whole.warmup)
     assert torch.equal(resumed.coordinates, whole.coordinates)
@@ -140,7 +138,7 @@ def test_masks_and_loader_from_the_global_generator(tmp_path):
     whole = pvi.sample(made, loader, **options)
     with pytest.raises(Killed):
         bomb = killed_after(made, 16, fail)
-        pvi.sample(bomb, loader, **options, checkpoint=tmp_path, checkpoint_every=7)
+        pvi.sample(bomb, loader, **options, checkpoint=pvi.storage.Checkpoint(tmp_path, every=7))
     torch.manual_seed(12345)
     made, loader = dropout_case()
     assert_same(pvi.resume(tmp_path, made, loader, progress=False), whole)
@@ -162,8 +160,7 @@ def child(folder: str) -> None:
                 data_of(batching, data),
                 **settings_of(batching),
                 step_size=step_size,
-                checkpoint=f"{folder}/{batching}",
-                checkpoint_every=7,
+                checkpoint=pvi.storage.Checkpoint(f"{folder}/{batching}", every=7),
             )
         _, status = os.waitpid(fork, 0)
         assert os.WTERMSIG(status) == signal.SIGKILL
@@ -173,7 +170,9 @@ def endless(folder: str) -> None:
     """In a process of its own: a long run that writes a checkpoint at every step."""
     made, data, step_size = case("sghmc", "minibatch", "function")
     long = settings_of("epoch") | {"num_draws": 100, "thin": 1}
-    pvi.sample(made, data, **long, step_size=step_size, checkpoint=folder, checkpoint_every=1)
+    pvi.sample(
+        made, data, **long, step_size=step_size, checkpoint=pvi.storage.Checkpoint(folder, every=1)
+    )
 
 
 def start(function: str, folder: Any) -> subprocess.Popen[bytes]:

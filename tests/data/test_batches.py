@@ -86,7 +86,11 @@ def test_chains_see_different_data_unless_they_share():
     options = {"initial": torch.zeros(2, 1), "num_draws": 3, "batch_size": 5, "progress": False}
     own = pvi.sample(pvi.sgd(potential), data, step_size=1e-3, **options).particles
     shared = pvi.sample(
-        pvi.sgd(potential), data, step_size=1e-3, shared_batch=True, **options
+        pvi.sgd(potential),
+        data,
+        step_size=1e-3,
+        batching=pvi.data.Minibatches(shared=True),
+        **options,
     ).particles
     assert not torch.equal(own[0], own[1])
     assert torch.equal(shared[0], shared[1])

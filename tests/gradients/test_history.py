@@ -230,7 +230,9 @@ def test_resume_is_bit_for_bit(tmp_path, monkeypatch, name, replace, pooled, sam
         monkeypatch.setattr(estimator, "record", failing)
         with pytest.raises(Stop):
             pvi.sample(
-                factory(estimator), **arguments(num_draws=40), checkpoint=folder, checkpoint_every=1
+                factory(estimator),
+                **arguments(num_draws=40),
+                checkpoint=pvi.storage.Checkpoint(folder, every=1),
             )
         resumed = pvi.resume(folder, factory(make()), data(), progress=False)
         assert torch.equal(whole.particles, resumed.particles)

@@ -44,6 +44,6 @@ def settle(sampler, initial, num_steps, step_size):
         num_warmup=num_steps - 1,
         num_draws=1,
         progress=False,
-        check_every=1000,
+        monitor=pvi.running.Monitor(every=1000),
     )
     return draws.particles[:, 0]

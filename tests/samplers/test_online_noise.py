@@ -142,7 +142,15 @@ def test_one_warning_with_the_numbers_where_it_cannot_be_taken_out(name, noise):
     options = options | ({"friction": 4.0} if name == "sghmc" else {})
     sampler = factory(conjugate(N), gradient_noise=noise, **options)
     with pytest.warns(UserWarning, match="gradient noise has a variance above") as caught:
-        draws = run(sampler, h, particles=20, num_warmup=100, num_draws=200, thin=1, check_every=10)
+        draws = run(
+            sampler,
+            h,
+            particles=20,
+            num_warmup=100,
+            num_draws=200,
+            thin=1,
+            monitor=pvi.running.Monitor(every=10),
+        )
     assert len(caught) == 1
     assert caught[0].filename == __file__
     message = str(caught[0].message)
@@ -174,7 +182,7 @@ def test_no_warning_while_the_chain_warms_up():
             initial=torch.full((4, 1), 50.0, dtype=torch.float64),
             num_warmup=1000,
             num_draws=100,
-            keep_warmup=True,
+            storage=pvi.storage.InMemory(warmup=True),
             progress=False,
         )
     assert draws.warmup_stats["clipped"][:, 10].all()

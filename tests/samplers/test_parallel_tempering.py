@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -57,8 +58,9 @@ def test_exchanges_only_when_due():
 
 def test_every_temperature_has_its_law():
     temperatures, lam, chains = [0.25, 1.0, 4.0], 2.0, 400
+    sampler = pvi.parallel_tempering(quadratic([[lam]]), temperatures)
     draws = pvi.sample(
-        pvi.parallel_tempering(quadratic([[lam]]), temperatures),
+        dataclasses.replace(sampler, draws=slice(None)),
         step_size=0.5,
         num_particles=3 * chains,
         num_warmup=60,
@@ -86,7 +88,8 @@ def test_crosses_a_barrier_that_one_chain_does_not():
     start = torch.full((5 * 100, 1), 4.0, dtype=torch.float64)
     options = dict(step_size=0.3, num_warmup=500, num_draws=40, thin=25, progress=False)
     tempered = pvi.parallel_tempering(target, [1.0, 2.5, 6.0, 15.0, 40.0])
-    cold = pvi.sample(tempered, initial=start, **options).select(slice(0, None, 5))
+    cold = pvi.sample(tempered, initial=start, **options)
+    assert cold.chains == list(range(0, 500, 5))
     share = float((cold.particles < 0).double().mean())
     alone = pvi.sample(pvi.baoab(target), initial=start[:100], **options)
     assert float((alone.particles < 0).double().mean()) == 0

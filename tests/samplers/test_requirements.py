@@ -77,7 +77,7 @@ def run(sampler, data=X, step_size=1e-3, **options):
 def test_a_bootstrap_of_all_data_is_no_exact_energy(name, shared):
     sampler = ENERGY[name](conjugate(N))
     with pytest.raises(ValueError, match=f"all {N} data, got a batch of {N} drawn with replace"):
-        run(sampler, batch_size=N, shared_batch=shared)
+        run(sampler, batch_size=N, batching=pvi.data.Minibatches(shared=shared))
     run(sampler, batch_size=N, batching="subset")
 
 
@@ -85,7 +85,7 @@ def test_noise_of_a_shared_bootstrap_is_seen():
     draws = run(
         pvi.sgld(conjugate(N), gradient_noise="online"),
         batch_size=N,
-        shared_batch=True,
+        batching=pvi.data.Minibatches(shared=True),
         num_draws=900,
     )
     found = float(draws.stats["gradient_noise"][0, -1])
@@ -108,11 +108,11 @@ def test_compensation_needs_independent_batches(factory, noise):
 def test_exchanges_need_minibatches_of_their_own():
     sampler = pvi.parallel_tempering(conjugate(N))
     with pytest.raises(ValueError, match="they share a minibatch"):
-        run(sampler, batch_size=B, shared_batch=True)
+        run(sampler, batch_size=B, batching=pvi.data.Minibatches(shared=True))
     with pytest.raises(ValueError, match="they share a minibatch"):
         run(sampler, DataLoader(Rows(X), B, shuffle=True))
     run(sampler, batch_size=B)
-    run(sampler, shared_batch=True)
+    run(sampler, batching=pvi.data.Minibatches(shared=True))
 
 
 def test_a_loader_that_replaces_is_never_complete():

@@ -1,0 +1,100 @@
+"""The controls of each step: what schedules say, and in their place what a tuner chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from particlevi._checks import check_nonnegative
+from particlevi.typing import JSON, Controls, Progress, Schedule, Tuner, World
+
+__all__ = ["ControlRoom"]
+
+_METRIC = ("scale", "factor")
+
+
+class ControlRoom:
+    """Schedules and a tuner, as the controls of the next step.
+
+    Args:
+        schedules: scalars by name; what the tuner chooses takes the place of those it names.
+        tuner: None if there is none.
+        num_warmup: the tuner's steps.
+    """
+
+    def __init__(self, schedules: Mapping[str, Schedule], tuner: Tuner | None, num_warmup: int):
+        self.schedules = dict(schedules)
+        self.tuner = tuner
+        self.num_warmup = num_warmup
+        self.tuner_state: Any = None
+        self._scheduled: dict[str, float] = {}
+        self._controls: dict[str, Tensor] = {}
+        self._chosen: dict[str, Tensor] = {}
+
+    def begin(self, position: Tensor) -> None:
+        """The tuner's first state, at the starting points ``[P, D]``.
+
+        Raises:
+            ValueError: neither a schedule nor the tuner gives a step size.
+        """
+        if self.tuner is not None:
+            first = self._from_schedules(0, position)
+            self.tuner_state = self.tuner.init(position, first)
+            self._choose()
+        if "step_size" not in {**self.schedules, **self._chosen}:
+            raise ValueError(
+                "The run has no step size: give step_size, or a tuner that chooses one."
+            )
+
+    def restore(self, tuner_state: Any) -> None:
+        """Go on with the tuner's state."""
+        self.tuner_state = tuner_state
+        self._choose()
+
+    def at(self, step: int, like: Tensor) -> Controls:
+        """The controls of a step, counted from 0, in the dtype and place of ``like``."""
+        self._from_schedules(step, like)
+        self._controls.update(self._chosen)
+        return self._controls
+
+    def scalars(self) -> Mapping[str, float]:
+        """The 0-d controls of the last step as numbers, for the record of a draw."""
+        chosen = {k: float(value) for k, value in self._chosen.items() if not value.ndim}
+        return {**self._scheduled, **chosen}
+
+    def update(self, position: Tensor, info: Any, progress: Progress, world: World) -> bool:
+        """Let the tuner learn from a step of the warm-up; whether it changed the metric."""
+        if self.tuner is None or progress.step > self.num_warmup:
+            return False
+        self.tuner_state = self.tuner.update(self.tuner_state, position, info, progress, world)
+        before = self._chosen
+        self._choose()
+        return any(_differ(before.get(name), self._chosen.get(name)) for name in _METRIC)
+
+    def report(self) -> Mapping[str, JSON] | None:
+        """What the tuner chose and why, for the record; None without one."""
+        if self.tuner is None:
+            return None
+        return {"tuner": self.tuner.name, **self.tuner.report(self.tuner_state)}
+
+    def _choose(self) -> None:
+        if self.tuner is not None:
+            self._chosen = dict(self.tuner.controls(self.tuner_state))
+
+    def _from_schedules(self, step: int, like: Tensor) -> Controls:
+        for name, schedule in self.schedules.items():
+            value = schedule(step)
+            if type(value) is not float or self._scheduled.get(name) != value:
+                check_nonnegative(f"the schedule of {name} at step {step}", value)
+                self._scheduled[name] = value
+                self._controls[name] = torch.tensor(value, dtype=like.dtype, device=like.device)
+        return self._controls
+
+
+def _differ(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is not other
+    return one is not other and not torch.equal(one, other)

@@ -1,0 +1,283 @@
+"""The loop: it steps, and asks its collaborators for the rest."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from particlevi.draws import Draws
+from particlevi.errors import DivergenceError
+from particlevi.running.compiling import static_shapes
+from particlevi.running.controls import ControlRoom
+from particlevi.running.divergence import DivergenceWatch
+from particlevi.running.monitor import Look, Monitor
+from particlevi.running.plan import Plan
+from particlevi.running.result import draws_of
+from particlevi.running.saving import Saved, Saver
+from particlevi.running.watch import Watch, divergence_message
+from particlevi.storage.store import Store
+from particlevi.typing import Controls, Progress, SamplerState
+
+__all__ = ["Loop"]
+
+
+class Loop:
+    """A run on its way: where it stands, and what it needs to go on.
+
+    Made by ``start`` at the beginning of a run and by ``restore`` from a checkpoint.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        state: SamplerState,
+        control_room: ControlRoom,
+        noise_generator: torch.Generator,
+        batch_generator: torch.Generator,
+        store: Store,
+        divergence: DivergenceWatch,
+    ):
+        self.plan = plan
+        self.state = state
+        self.control_room = control_room
+        self.noise_generator = noise_generator
+        self.batch_generator = batch_generator
+        self.store = store
+        self.divergence = divergence
+        self.step = 0
+        self.seconds = 0.0
+        self.ended_by = ""
+
+    @classmethod
+    def start(cls, plan: Plan, initial: Tensor, noise_seed: int, batch_seed: int) -> Self:
+        """Begin at ``initial [P, D]``.
+
+        Raises:
+            ValueError: a potential that is not finite there.
+        """
+        _check_start(plan.energies(initial))
+        device = initial.device
+        noise_generator = torch.Generator(device).manual_seed(noise_seed)
+        batch_generator = torch.Generator(device).manual_seed(batch_seed)
+        state = plan.sampler.init(initial, noise_generator)
+        control_room = plan.control_room()
+        control_room.begin(initial)
+        divergence, store = DivergenceWatch(initial), plan.open_store()
+        loop = cls(plan, state, control_room, noise_generator, batch_generator, store, divergence)
+        if plan.folder is not None:
+            plan.folder.mkdir(parents=True, exist_ok=True)
+            loop.save(plan.folder)
+        return loop
+
+    @classmethod
+    def restore(cls, plan: Plan, saved: Saved) -> Self:
+        """Go on where a checkpoint stands."""
+        settings, potential = plan.settings, plan.sampler.potential
+        position = saved.position.to(potential.device)
+        blank = torch.zeros_like(position)
+        plan.energies(position)
+        noise_generator = torch.Generator(blank.device)
+        batch_generator = torch.Generator(blank.device)
+        state = saved.tree("state", plan.sampler.init(blank, noise_generator))
+        control_room = plan.control_room()
+        if plan.tuner is not None:
+            control_room.begin(blank)
+            control_room.restore(saved.tree("tuner", control_room.tuner_state))
+        noise_generator.set_state(saved.tensors["noise_generator"])
+        batch_generator.set_state(saved.tensors["batch_generator"])
+        store, divergence = plan.open_store(), DivergenceWatch(position)
+        store.restore(saved.meta["receipt"])
+        divergence.restore(saved.part("divergence"), saved.lost)
+        plan.source.restore(saved.part("source"))
+        saved.restore_global_generators(position.device)
+        loop = cls(plan, state, control_room, noise_generator, batch_generator, store, divergence)
+        loop.step, loop.seconds = saved.meta["step"], saved.meta["seconds"]
+        assert settings.num_particles == len(position)
+        return loop
+
+    def save(self, folder: Any) -> None:
+        """Write a checkpoint; every observed step must have been checked."""
+        Saved.of(
+            self.plan,
+            self.state,
+            self.control_room.tuner_state,
+            {"noise_generator": self.noise_generator, "batch_generator": self.batch_generator},
+            self.divergence,
+            {"receipt": self.store.flush(), "step": self.step, "seconds": self.seconds},
+        ).write(folder)
+
+    def run(self, monitor: Monitor, progress: bool) -> Draws:
+        """Go on to the end, to Ctrl-C, to the verdict of a rule, or until nothing is left to run.
+
+        An error on the way leaves with the draws made before it, as its attribute ``draws``.
+        """
+        try:
+            self._run(monitor, progress)
+        except DivergenceError:
+            raise
+        except BaseException as error:
+            error.draws = self.draws()  # type: ignore[attr-defined]
+            error.add_note(
+                f"It came at step {self.step + 1}; the {self._num_draws()} of "
+                f"{self.plan.settings.num_draws} draws made before it are in this error's .draws."
+            )
+            raise
+        if self.ended_by == "interruption":
+            self._warn_of_interruption()
+        return self.draws()
+
+    def _run(self, monitor: Monitor, progress: bool) -> None:
+        plan, num_steps = self.plan, self.plan.num_steps
+        move = plan.step()
+        saver = Saver(plan.folder, plan.settings.checkpoint_every)
+        began = time.perf_counter() - self.seconds
+        shapes = static_shapes() if plan.settings.compile else nullcontext()
+        with shapes, Watch(plan.sampler, monitor, self.step, num_steps, progress) as watch:
+            while self.step < num_steps:
+                info, controls = self._advance(move)
+                last = self.step == num_steps or watch.interrupt.requested
+                if not (last or watch.due(self.step) or saver.due(self.step)):
+                    continue
+                self.seconds = time.perf_counter() - began
+                self._check(watch, info, controls)
+                reason = None if last else watch.ask(self._look(info, controls))
+                if reason is not None:
+                    self.ended_by, last = reason, True
+                if plan.folder is not None and (last or saver.due(self.step)):
+                    self.save(plan.folder)
+                    saver.note()
+                if last:
+                    break
+            self.seconds = time.perf_counter() - began
+        if self.step == num_steps:
+            self.ended_by = "the number of draws"
+        elif not self.ended_by:
+            self.ended_by = "interruption"
+
+    def _advance(self, move: Callable[..., Any]) -> tuple[Any, Controls]:
+        """One step."""
+        plan, sampler = self.plan, self.plan.sampler
+        batch = plan.source.next(self.batch_generator)
+        noise = sampler.draw_noise(self.state, self.noise_generator)
+        controls = self.control_room.at(self.step, self.state.position)
+        self.state, info = move(self.state, batch, noise, controls)
+        self.step += 1
+        progress = Progress(self.step, plan.settings.num_warmup, plan.num_steps)
+        self.state = sampler.record(self.state, progress)
+        self.divergence.observe(sampler.watched(info, controls))
+        if sampler.energy_error is not None:
+            self.divergence.observe_energy(sampler.energy_error(info))
+        if self.step - 1 == plan.kept_steps[self.store.count]:
+            self._keep(info)
+        if self.step <= plan.settings.num_warmup:
+            self._tune(info, progress)
+        return info, controls
+
+    def _keep(self, info: Any) -> None:
+        """Put a draw into the store."""
+        sampler, rows = self.plan.sampler, self.plan.sampler.draws
+        found = {**info._asdict(), **sampler.observe(self.state)}
+        if sampler.energy_error is not None:
+            found["diverging"] = self.divergence.take_divergent()
+        stats = {name: value[rows] for name, value in found.items()}
+        scalars = {"step": float(self.step), **self.control_room.scalars()}
+        self.store.append(self.plan.recorder(self.state.position[rows]), {**stats, **scalars})
+
+    def _tune(self, info: Any, progress: Progress) -> None:
+        """Let the tuner learn; a new metric takes a new memory, since momenta live in it."""
+        sampler, position = self.plan.sampler, self.state.position
+        if self.control_room.update(position, info, progress, self.plan.world):
+            renewed = sampler.init(position, self.noise_generator)
+            self.state = self.state._replace(memory=renewed.memory)
+        if progress.step == progress.num_warmup:
+            self.divergence.take_divergent()
+
+    def _check(self, watch: Watch, info: Any, controls: Controls) -> None:
+        """Look for chains that are lost; end the run if none is left, else tell."""
+        sampler, lost = self.plan.sampler, self.divergence.lost
+        new = self.divergence.check(self.state.position)
+        num_particles = self.plan.settings.num_particles
+        if new:
+            step_size = float(controls["step_size"])
+            message = divergence_message(sampler, new, self.divergence.causes, step_size)
+            if sampler.interacting or len(lost) == num_particles:
+                raise DivergenceError(message, self._draws_before(new))
+            warnings.warn(message, stacklevel=5)
+        if self.step > self.plan.settings.num_warmup:
+            watch.warn(info, controls)
+        watch.show(self.step, info, [c for c in range(num_particles) if c not in lost])
+
+    def _look(self, info: Any, controls: Controls) -> Look:
+        return Look(
+            step=self.step,
+            num_warmup=self.plan.settings.num_warmup,
+            num_steps=self.plan.num_steps,
+            seconds=self.seconds,
+            num_draws=self._num_draws(),
+            position=self.state.position,
+            info=info,
+            controls=controls,
+            draws=self.draws,
+        )
+
+    def _num_draws(self) -> int:
+        return max(0, self.store.count - self.plan.num_warmup_draws)
+
+    def _draws_before(self, new: Mapping[int, int]) -> Draws:
+        """The draws of the particles just lost, from before the first of them was."""
+        first, lost = min(new.values()), self.divergence.lost
+        count = sum(step + 1 < first for step in self.plan.kept_steps[: self.store.count])
+        earlier = {chain: step for chain, step in lost.items() if chain not in new}
+        return self._result(count, earlier)
+
+    def draws(self) -> Draws:
+        """What was drawn so far."""
+        return self._result(self.store.count, self.divergence.lost)
+
+    def _result(self, count: int, left_out: Mapping[int, int]) -> Draws:
+        return draws_of(
+            self.plan,
+            self.store,
+            count=count,
+            lost=self.divergence.lost,
+            left_out=left_out,
+            num_steps=self.step,
+            seconds=self.seconds,
+            ended_by=self.ended_by,
+            tuning=self.control_room.report(),
+        )
+
+    def _warn_of_interruption(self) -> None:
+        folder, num_draws = self.plan.folder, self.plan.settings.num_draws
+        where = f"; resume from {folder}" if folder is not None else ""
+        warnings.warn(
+            f"Interrupted after {self.step} of {self.plan.num_steps} steps: returning "
+            f"{self._num_draws()} of {num_draws} draws{where}.",
+            stacklevel=4,
+        )
+
+
+def _check_start(energy: Tensor) -> None:
+    """Every particle begins where the potential is finite."""
+    bad = (~torch.isfinite(energy)).nonzero().flatten().tolist()
+    if not bad:
+        return
+    empty = [row for row in bad if energy[row] == torch.inf][:10]
+    why = (
+        ""
+        if not empty
+        else (
+            f" For {empty} it is infinite: a log-likelihood or log-prior of -inf, a density of "
+            "zero for some of the data."
+        )
+    )
+    raise ValueError(
+        f"The potential is not finite at the start for particles {bad[:10]}.{why} Choose other "
+        "starting points (initial=) inside the support, or rescale the data."
+    )

@@ -1,0 +1,183 @@
+"""What is fixed before the first step of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from particlevi.data import BatchSource, Data
+from particlevi.potentials.chunks import chunks
+from particlevi.running.compiling import compiled
+from particlevi.running.controls import ControlRoom
+from particlevi.running.kept import kept_steps
+from particlevi.running.settings import Settings, identity
+from particlevi.running.world import OneProcess
+from particlevi.samplers._requirements import check_batch
+from particlevi.storage.recording import Recorder, check_memory, describe_keep
+from particlevi.storage.store import Storage, Store
+from particlevi.typing import JSON, Sampler, Schedule, Tuner, World
+
+__all__ = ["Plan"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run before its first step: the collaborators, checked against each other.
+
+    Attributes:
+        sampler: what runs.
+        settings: the numbers of the run.
+        data: of the potential.
+        source: of the batches; it remembers where in an epoch it is.
+        schedules: of all scalars, by name.
+        tuner: None if there is none.
+        recorder: from positions to what is kept of them.
+        storage: what kind of store to open.
+        kept_steps: the steps (from 0) that end in a draw.
+        identity: what another run must share to go on with this one's checkpoint.
+        keep: what is kept, for the record.
+        world: the processes of the run.
+        folder: of the checkpoint, if there is one.
+    """
+
+    sampler: Sampler
+    settings: Settings
+    data: Data
+    source: BatchSource
+    schedules: dict[str, Schedule]
+    tuner: Tuner | None
+    recorder: Recorder
+    storage: Storage
+    kept_steps: list[int]
+    identity: dict[str, JSON]
+    keep: JSON
+    world: World
+    folder: Path | None
+
+    @classmethod
+    def of(
+        cls,
+        sampler: Sampler,
+        data: Data,
+        settings: Settings,
+        step_size: Schedule | None,
+        storage: Storage,
+        tuner: Tuner | None,
+        folder: Path | None,
+    ) -> Plan:
+        """Put the collaborators together.
+
+        Raises:
+            ValueError: data that do not fit the potential, or collaborators that do not go
+                together.
+            MemoryError: a run that would not fit in memory.
+        """
+        source = data.batches(
+            batch_size=settings.batch_size,
+            num_particles=settings.num_particles,
+            shared=settings.shared_batch,
+            batching=settings.batching,
+        )
+        num_data = sampler.potential.num_data
+        check_batch(sampler.name, sampler.requires, source.example(), num_data)
+        recorder = Recorder(sampler.potential, storage.keep)
+        given = {} if step_size is None else {"step_size": step_size}
+        schedules = {**given, **sampler.schedules}
+        _check_fits(sampler, settings, storage, recorder, source)
+        return cls(
+            sampler=sampler,
+            settings=settings,
+            source=source,
+            schedules=schedules,
+            tuner=tuner,
+            recorder=recorder,
+            storage=storage,
+            kept_steps=kept_steps(settings, schedules, sampler.draw_every),
+            identity=identity(sampler, tuner),
+            data=data,
+            keep=describe_keep(storage.keep),
+            world=OneProcess(),
+            folder=folder,
+        )
+
+    @cached_property
+    def data_fingerprint(self) -> JSON:
+        """What identifies the data; read once, if a checkpoint is written."""
+        return self.data.fingerprint()
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.kept_steps[-1] + 1
+
+    @property
+    def num_warmup_draws(self) -> int:
+        """Draws of the warm-up that are kept."""
+        return len(self.kept_steps) - self.settings.num_draws
+
+    @property
+    def rows(self) -> list[int]:
+        """The particles whose states are draws."""
+        return list(range(self.settings.num_particles)[self.sampler.draws])
+
+    def step(self) -> Callable[..., Any]:
+        """The step, compiled if that is wanted."""
+        if self.settings.compile:
+            return compiled(self.sampler, self.source.example())
+        return self.sampler.step
+
+    def open_store(self) -> Store:
+        """The store of the run, empty."""
+        dtype = getattr(torch, self.settings.storage_dtype)
+        return self.storage.open(
+            len(self.rows), len(self.kept_steps), self.recorder.size, dtype, self.folder
+        )
+
+    def control_room(self) -> ControlRoom:
+        """Schedules and tuner, before the first step."""
+        return ControlRoom(self.schedules, self.tuner, self.settings.num_warmup)
+
+    def energies(self, particles: Tensor) -> Tensor:
+        """Potentials ``[P]`` on an example batch, after checks of shapes and targets."""
+        potential, batch = self.sampler.potential, self.source.example()
+        if batch is not None:
+            self.source.check_targets(potential.target_check(particles, batch))
+        energies = []
+        for part, piece in chunks(particles, batch, potential.chunk_size):
+            energies.append(potential(part, piece))
+        energy = torch.cat(energies)
+        if energy.shape != (len(particles),):
+            raise ValueError(
+                f"The potential must give one value per particle, [{len(particles)}], "
+                f"got {list(energy.shape)}."
+            )
+        return energy
+
+
+def _check_fits(
+    sampler: Sampler,
+    settings: Settings,
+    storage: Storage,
+    recorder: Recorder,
+    source: BatchSource,
+) -> None:
+    dtype = getattr(torch, settings.storage_dtype)
+    warm = settings.num_warmup // settings.thin if settings.keep_warmup else 0
+    rows = len(range(settings.num_particles)[sampler.draws])
+    draws = storage.nbytes(rows, settings.num_draws + warm, recorder.size, dtype)
+    check_memory(
+        {
+            "draws": draws,
+            f"the {sampler.estimator.name} estimator": sampler.estimator.nbytes(
+                settings.num_particles
+            ),
+            "the order of the data": source.nbytes(),
+            "minibatches": source.batch_nbytes(settings.num_particles),
+        }
+    )

@@ -1,0 +1,84 @@
+"""From the store of a run to its draws."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from torch import Tensor
+
+from particlevi.draws import Draws
+from particlevi.running.plan import Plan
+from particlevi.running.settings import identity_of_sampler
+from particlevi.schedules import describe
+from particlevi.storage.store import Store
+from particlevi.typing import JSON
+
+__all__ = ["draws_of"]
+
+
+def draws_of(
+    plan: Plan,
+    store: Store,
+    *,
+    count: int,
+    lost: Mapping[int, int],
+    left_out: Mapping[int, int],
+    num_steps: int,
+    seconds: float,
+    ended_by: str,
+    tuning: Mapping[str, JSON] | None,
+) -> Draws:
+    """The first ``count`` draws of the chains that were not lost.
+
+    Args:
+        plan: of the run.
+        store: its draws.
+        count: how many of them.
+        lost: chains that diverged, with their steps.
+        left_out: those of them that are left out.
+        num_steps: that were made.
+        seconds: that they took.
+        ended_by: what ended the run.
+        tuning: the tuner's report.
+    """
+    sampler, settings, recorder = plan.sampler, plan.settings, plan.recorder
+    rows = plan.rows
+    places = [k for k, row in enumerate(rows) if row not in left_out]
+    warm = min(plan.num_warmup_draws, count)
+
+    def cut(value: Tensor) -> Tensor:
+        return value if value.ndim == 1 or len(places) == len(rows) else value[places]
+
+    def part(start: int, stop: int) -> tuple[Tensor, dict[str, Tensor]]:
+        values, stats = store.read(start, stop)
+        return cut(values), {name: cut(value) for name, value in stats.items()}
+
+    particles, stats = part(warm, count)
+    warmup, warmup_stats = part(0, warm) if settings.keep_warmup else (None, {})
+    step_size = plan.schedules.get("step_size")
+    return Draws(
+        particles=particles,
+        stats=stats,
+        warmup=warmup,
+        warmup_stats=warmup_stats,
+        chains=[rows[k] for k in places],
+        diverged=dict(lost),
+        interrupted=ended_by == "interruption",
+        interacting=sampler.interacting,
+        seconds=seconds,
+        num_steps=num_steps,
+        coordinates=None if recorder.columns is None else recorder.columns.cpu(),
+        output_shape=recorder.output_shape if recorder.inputs is not None else None,
+        shapes=dict(sampler.potential.layout.shapes),
+        attrs={
+            **identity_of_sampler(sampler),
+            **asdict(settings),
+            "step_size": None if step_size is None else describe(step_size),
+            "gradients_per_step": sampler.gradients_per_step,
+            "ended_by": ended_by,
+            "tuning": None if tuning is None else dict(tuning),
+        },
+        fingerprint=dict(sampler.potential.fingerprint),
+        potential=sampler.potential,
+    )

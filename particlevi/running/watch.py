@@ -1,0 +1,115 @@
+"""The monitor at work: divergence, warnings, progress, Ctrl-C and rules, seen from the loop."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from particlevi.progress import progress_bar
+from particlevi.running.divergence import Cause
+from particlevi.running.interruption import Interrupt
+from particlevi.running.monitor import Every, Look, Monitor
+from particlevi.typing import Controls, Sampler
+
+__all__ = ["Watch", "divergence_message"]
+
+_LISTED = 10
+
+
+class Watch:
+    """Looks at a run between steps, as a context in which the run goes on.
+
+    Args:
+        sampler: that runs.
+        monitor: when to look, and the rules.
+        done, total: steps.
+        shown: whether to show a progress bar.
+    """
+
+    def __init__(self, sampler: Sampler, monitor: Monitor, done: int, total: int, shown: bool):
+        self.sampler = sampler
+        self.monitor = monitor
+        self.bar = progress_bar(sampler.name, done, total, shown)
+        self.interrupt = Interrupt()
+        self._listening = self.interrupt.watch()
+        self._warned = False
+        self._draws_seen: dict[int, int] = {}
+
+    def __enter__(self) -> Self:
+        self._listening.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.bar.close()
+        self._listening.__exit__(kind, error, traceback)
+
+    def due(self, step: int) -> bool:
+        """Whether it is time to look."""
+        return step % self.monitor.stride == 0
+
+    def warn(self, info: Any, controls: Controls) -> None:
+        """What the sampler has to say of a step after the warm-up, once."""
+        if self.sampler.warning is None or self._warned:
+            return
+        message = self.sampler.warning(info, controls)
+        if message is not None:
+            self._warned = True
+            warnings.warn(message, stacklevel=6)
+
+    def show(self, step: int, info: Any, alive: list[int]) -> None:
+        """Move the bar, with means over the chains that are left."""
+        self.bar.update(step - self.bar.n)
+        values = info._asdict()
+        shown = {"potential": f"{float(info.potential[alive].mean()):.4g}"}
+        for name, label in self.sampler.shown.items():
+            shown[label] = f"{float(values[name][alive].mean()):.3g}"
+        self.bar.set_postfix(shown, refresh=False)
+
+    def ask(self, look: Look) -> str | None:
+        """The first reason of a rule to end the run."""
+        for k, rule in enumerate(self.monitor.timed):
+            if look.step % rule.steps:
+                continue
+            seen = replace(look, num_draws_before=self._draws_seen.get(k, 0))
+            self._draws_seen[k] = look.num_draws
+            with torch.enable_grad():
+                found = rule.rule(seen)
+            if found is not None and found is not False:
+                return found if isinstance(found, str) else f"{_name(rule)} asked for it"
+        return None
+
+
+def _name(rule: Every) -> str:
+    return getattr(rule.rule, "__name__", type(rule.rule).__name__)
+
+
+def divergence_message(
+    sampler: Sampler, lost: Mapping[int, int], causes: Mapping[int, Cause], step_size: float
+) -> str:
+    """Which chains were lost at which step, the likely cause and what to do."""
+    kind = "Particles" if sampler.interacting else "Chains"
+    listed = ", ".join(f"{chain} (step {step})" for chain, step in list(lost.items())[:_LISTED])
+    found = f"{kind} diverged: {listed}{' ...' if len(lost) > _LISTED else ''}."
+    empty = [chain for chain in lost if causes.get(chain) == "zero density"]
+    if empty:
+        found += (
+            f" Of {empty[:_LISTED]} the potential is infinite: a log-likelihood or log-prior of "
+            "-inf, a density of zero, where the chain had come by ordinary steps. Give the model "
+            "support everywhere (a likelihood with wider tails, a parameter on the log scale)."
+        )
+    if len(empty) < len(lost):
+        found += (
+            " The likely cause is a step size beyond stability; it was "
+            f"{step_size:.3g}: try a tenth of it, or a start nearer to the mode."
+        )
+    return found

@@ -1,0 +1,218 @@
+"""Where draws go: a small protocol, and the store in memory."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from particlevi._checks import check_choice
+from particlevi.storage import checkpoint as files
+from particlevi.storage.recording import Keep
+from particlevi.typing import JSON
+
+__all__ = ["InMemory", "MemoryStore", "Part", "Storage", "Store"]
+
+
+class Part(NamedTuple):
+    """Consecutive draws: what was kept ``[P, T, K]`` and statistics ``[P, T]`` or ``[T]``."""
+
+    values: Tensor
+    stats: dict[str, Tensor]
+
+
+class Store(Protocol):
+    """Where the draws of a run go."""
+
+    @property
+    def count(self) -> int:
+        """Draws appended so far."""
+        ...
+
+    def append(self, kept: Tensor, stats: Mapping[str, Tensor | float]) -> None:
+        """One draw of every particle, ``[P, K]``; statistics ``[P]``, or one number for all."""
+        ...
+
+    def flush(self) -> JSON:
+        """Make what was appended outlive the process; the receipt by which to ``restore`` it."""
+        ...
+
+    def restore(self, receipt: JSON) -> None:
+        """Hold the draws of a receipt, and no others."""
+        ...
+
+    def read(self, start: int, stop: int) -> Part:
+        """Draws ``start`` to ``stop``."""
+        ...
+
+
+class Storage(Protocol):
+    """What is kept of a draw, and in what kind of store."""
+
+    @property
+    def keep(self) -> Keep:
+        """What is kept of a draw."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of the draws; that of the potential if None."""
+        ...
+
+    @property
+    def warmup(self) -> bool:
+        """Whether draws of the warm-up are kept too."""
+        ...
+
+    def nbytes(self, num_particles: int, num_draws: int, size: int, dtype: torch.dtype) -> int:
+        """Memory of the draws in bytes."""
+        ...
+
+    def open(
+        self,
+        num_particles: int,
+        num_draws: int,
+        size: int,
+        dtype: torch.dtype,
+        folder: Path | None,
+    ) -> Store:
+        """A store for draws ``[P, T, K]``; ``folder`` is that of the run's checkpoint, if any."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class InMemory:
+    """Keep the draws in memory.
+
+    Args:
+        keep: what is kept of a draw: all parameters by default, name patterns such as ``["2.*"]``,
+            coordinates ``LongTensor [K]``, or ``pvi.outputs_at(inputs)``.
+        dtype: of the draws; that of the potential if absent.
+        warmup: keep every ``thin``-th step of the warm-up too.
+
+    Raises:
+        TypeError: a dtype that is not one of floating-point numbers.
+
+    Examples:
+        >>> import torch
+        >>> InMemory(keep="*.bias", dtype=torch.bfloat16).nbytes(4, 1000, 10, torch.bfloat16)
+        80000
+    """
+
+    keep: Keep = None
+    dtype: torch.dtype | None = None
+    warmup: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("warmup", self.warmup, [True, False])
+        if self.dtype is not None:
+            _check_dtype(self.dtype)
+
+    def nbytes(self, num_particles: int, num_draws: int, size: int, dtype: torch.dtype) -> int:
+        """Memory of the draws in bytes."""
+        return num_particles * num_draws * size * dtype.itemsize
+
+    def open(
+        self,
+        num_particles: int,
+        num_draws: int,
+        size: int,
+        dtype: torch.dtype,
+        folder: Path | None,
+    ) -> Store:
+        """A store for draws ``[P, T, K]``."""
+        return MemoryStore(num_particles, num_draws, size, dtype, folder)
+
+
+class MemoryStore:
+    """Draws ``[P, T, K]`` and their statistics in memory, filled from the front.
+
+    Args:
+        num_particles, num_draws, size: P, T and K.
+        dtype: of the draws.
+        folder: where ``flush`` writes what is new, each time to a file of its own.
+    """
+
+    def __init__(
+        self,
+        num_particles: int,
+        num_draws: int,
+        size: int,
+        dtype: torch.dtype,
+        folder: Path | None = None,
+    ):
+        self.num_draws = num_draws
+        self.folder = folder
+        self.count = 0
+        self.values = torch.empty(num_particles, num_draws, size, dtype=dtype)
+        self.stats: dict[str, Tensor] = {}
+        self.saved: list[int] = [0]
+
+    def append(self, kept: Tensor, stats: Mapping[str, Tensor | float]) -> None:
+        """One draw of every particle."""
+        k = self.count
+        self.values[:, k] = kept
+        for name, value in stats.items():
+            if name not in self.stats:
+                self.stats[name] = self._blank(value)
+            self.stats[name][..., k] = value
+        self.count += 1
+
+    def _blank(self, value: Tensor | float) -> Tensor:
+        if isinstance(value, Tensor):
+            return torch.empty(self.values.shape[:2], dtype=value.dtype)
+        return torch.empty(self.num_draws, dtype=torch.float64)
+
+    def read(self, start: int, stop: int) -> Part:
+        """Draws ``start`` to ``stop``, as views."""
+        stats = {name: value[..., start:stop] for name, value in self.stats.items()}
+        return Part(self.values[:, start:stop], stats)
+
+    def flush(self) -> JSON:
+        """Write what is new to a file in the folder; the receipt tells where each file ends."""
+        first, last = self.saved[-1], self.count
+        if last > first and self.folder is not None:
+            values, stats = self.read(first, last)
+            flat = {f"stats.{name}": value.contiguous() for name, value in stats.items()}
+            files.write(self._file(first, last), {"values": values.contiguous(), **flat}, {})
+            self.saved = [*self.saved, last]
+        return list(self.saved)
+
+    def restore(self, receipt: JSON) -> None:
+        """Read the files of a receipt."""
+        assert isinstance(receipt, list)
+        self.saved = [int(end) for end in receipt if isinstance(end, int)]
+        self.count = 0
+        for first, last in itertools.pairwise(self.saved):
+            tensors, _ = files.read(self._file(first, last))
+            self._extend(tensors)
+
+    def _file(self, first: int, last: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"draws-{first:09d}-{last:09d}.safetensors"
+
+    def _extend(self, tensors: Mapping[str, Tensor]) -> None:
+        start, stop = self.count, self.count + tensors["values"].shape[1]
+        self.values[:, start:stop] = tensors["values"]
+        for key, value in tensors.items():
+            if not key.startswith("stats."):
+                continue
+            name = key.removeprefix("stats.")
+            if name not in self.stats:
+                shape = self.values.shape[:2] if value.ndim == 2 else (self.num_draws,)
+                self.stats[name] = torch.empty(shape, dtype=value.dtype)
+            self.stats[name][..., start:stop] = value
+        self.count = stop
+
+
+def _check_dtype(dtype: object) -> None:
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(
+            "The dtype of a storage must be a floating-point torch.dtype such as torch.bfloat16, "
+            f"got {dtype!r}."
+        )
