@@ -24,6 +24,7 @@ from particlevi.diagnostics.predictive import Prediction, predict_outputs, predi
 from particlevi.potentials.layout import Groups
 from particlevi.potentials.potential import ModelPotential
 from particlevi.storage import checkpoint as files
+from particlevi.tuning.invariance import Invariance
 from particlevi.typing import Batch
 
 __all__ = ["Draws", "Prediction"]
@@ -363,6 +364,26 @@ class Draws:
         if verbose:
             print(verdict)
         return verdict
+
+    def check_invariance(self, data: Any = None, **options: Any) -> Invariance:
+        """Go on from the draws with an exact kernel, and test whether anything moves.
+
+        R-hat is blind to chains that agree on a wrong law; this is not. It prints and returns a
+        p-value and the size of the shift in posterior standard deviations.
+
+        Args:
+            data: as given to ``sample``.
+            options: as for ``pvi.tuning.check_invariance``: ``num_starts`` of each chain,
+                ``num_steps`` of the kernel, the ``tolerance``, ``inputs``, ``seed``.
+        """
+        from particlevi.tuning import check_invariance
+
+        model, particles = self._model(), self.particles
+        self._parameters(1)
+        alone = particles[:, -1:] if self.interacting else particles
+        found = check_invariance(alone, model, data, **options)
+        print(found)
+        return found
 
     def to_arviz(
         self,
