@@ -193,7 +193,10 @@ def main() -> None:
             mine = {k: np.median([e[k] for e in rows["particlevi"]]) for k in rows["particlevi"][0]}
             ratios.append(best("per_gradient") / mine["per_gradient"])
             speed.append(mine["per_second"] / max(best("per_second"), 1e-300))
-            print(f"{name:44} gradients per draw / NUTS' {ratios[-1]:.2f}, ESS/s x {speed[-1]:.2f}")
+            print(
+                f"{name:44} gradients per draw over NUTS' {ratios[-1]:.2f}, ESS per second over "
+                f"NUTS' {speed[-1]:.2f}"
+            )
     if options.peer:
         print(
             f"median {np.median(ratios):.3f}, largest {max(ratios):.3f}; ESS/s {np.median(speed)}"

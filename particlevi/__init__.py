@@ -21,11 +21,26 @@ from particlevi.errors import DivergenceError, ParticleviError, ParticleviWarnin
 from particlevi.gradients import control_variate, structured, structured_dropout
 from particlevi.loading import load
 from particlevi.potentials.function import from_log_density, from_log_likelihood
-from particlevi.potentials.likelihoods import Bernoulli, Categorical, Gaussian, Poisson
+from particlevi.potentials.likelihoods import (
+    Bernoulli,
+    Categorical,
+    Gaussian,
+    MeanScaleGaussian,
+    NegativeBinomial,
+    Ordinal,
+    Poisson,
+    StudentT,
+)
 from particlevi.potentials.module import from_module
-from particlevi.potentials.priors import Laplace, Normal
+from particlevi.potentials.priors import (
+    Correlated,
+    Flat,
+    Hierarchical,
+    Horseshoe,
+    Laplace,
+    Normal,
+)
 from particlevi.potentials.pyro import from_pyro
-from particlevi.potentials.student_t import StudentT
 from particlevi.running.sampling import resume, sample
 from particlevi.samplers.baoab import baoab
 from particlevi.samplers.hmc import hmc
@@ -56,11 +71,18 @@ __version__ = "0.1.0"
 __all__ = [
     "Bernoulli",
     "Categorical",
+    "Correlated",
     "DivergenceError",
     "Draws",
+    "Flat",
     "Gaussian",
+    "Hierarchical",
+    "Horseshoe",
     "Laplace",
+    "MeanScaleGaussian",
+    "NegativeBinomial",
     "Normal",
+    "Ordinal",
     "ParticleviError",
     "ParticleviWarning",
     "Poisson",

@@ -14,6 +14,7 @@ from torch import Tensor
 __all__ = [
     "check_choice",
     "check_finite",
+    "check_flag",
     "check_fraction",
     "check_groups",
     "check_nonnegative",
@@ -60,6 +61,12 @@ def check_nonnegative(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a finite number of at least 0, got {_shown(value)}.")
 
 
+def check_flag(name: str, value: Any) -> None:
+    """``value`` is True or False, nothing that only counts as one."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {_shown(value)}.")
+
+
 def check_fraction(name: str, value: Any) -> None:
     """``value`` is a number in [0, 1)."""
     if not is_number(value) or not 0 <= value < 1:
@@ -91,8 +98,8 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
 
 
 def check_finite(name: str, value: Tensor, fix: str) -> None:
-    """A floating-point tensor holds neither NaN nor infinity."""
-    if value.is_floating_point() and not torch.isfinite(value).all():
+    """A floating-point tensor holds neither NaN nor infinity; one without values passes."""
+    if value.is_floating_point() and not value.is_meta and not torch.isfinite(value).all():
         bad = int((~torch.isfinite(value)).sum())
         raise ValueError(
             f"{name} must be finite, got {bad} NaN or infinite values among {value.numel()}. {fix}"

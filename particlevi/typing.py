@@ -8,7 +8,7 @@ Shape letters used everywhere: P particles or chains, D parameters, N data, B ba
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -19,8 +19,10 @@ __all__ = [
     "Batch",
     "BatchLaw",
     "Controls",
+    "Facts",
     "Gradient",
     "GradientEstimator",
+    "Grouped",
     "Potential",
     "Progress",
     "Requirements",
@@ -74,21 +76,24 @@ class Batch(NamedTuple):
 
 @runtime_checkable
 class Potential(Protocol):
-    """What is sampled: ``U(theta) = -log p(theta, data)`` in nats, total, not mean."""
+    """What is sampled: ``U(theta) = -log p(theta, data)`` in nats, total, not mean.
 
-    num_params: int
-    num_data: int | None
+    These three members are enough to sample. ``particlevi.potentials.protocol.as_potential`` lists
+    what else an object may have, and what is done without it.
+    """
+
+    @property
+    def num_params(self) -> int:
+        """D, the number of parameters in a particle."""
+        ...
+
+    @property
+    def num_data(self) -> int | None:
+        """N, or None for a density without data."""
+        ...
 
     def __call__(self, particles: Tensor, batch: Batch | None = None) -> Tensor:
         """Energies ``[P]`` of particles ``[P, D]``, unbiased on a minibatch."""
-        ...
-
-    def log_prior(self, particles: Tensor) -> Tensor:
-        """Log prior densities ``[P]``."""
-        ...
-
-    def log_likelihood(self, particles: Tensor, batch: Batch) -> Tensor:
-        """Log-likelihoods ``[P, B]``, one per particle and datum."""
         ...
 
 
@@ -97,6 +102,41 @@ class Gradient(NamedTuple):
 
     gradient: Tensor
     potential: Tensor
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the draws of a method are, so that diagnostics need not know methods by name.
+
+    Attributes:
+        kind: ``"chains"``, each a Markov chain; ``"ensemble"``, particles that see each other, and
+            every kept state is a draw; ``"particles"``, particles that see each other, of which the
+            last state is the sample and the earlier ones are the way to it; ``"independent"``,
+            independent draws of a law that was fitted.
+        kinetic: the mean of the kinetic temperature that is reported, with exact gradients on a
+            Gaussian: ``"target"``, T; ``"leapfrog"``, ``T - h^2 E|grad U|^2 / (4 D)``; ``"below"``,
+            at most T; ``"above"``, at least T; ``"held"``, T whatever the noise, by a thermostat.
+        thermostat: where a thermostat rests without gradient noise.
+    """
+
+    kind: Literal["chains", "ensemble", "particles", "independent"] = "chains"
+    kinetic: Literal["target", "leapfrog", "below", "above", "held"] = "target"
+    thermostat: float | None = None
+
+
+@runtime_checkable
+class Grouped(Protocol):
+    """An estimator whose law takes groups of parameters to be independent."""
+
+    @property
+    def groups(self) -> Tensor:
+        """Group numbers ``[D]``."""
+        ...
+
+    @property
+    def pooled(self) -> bool:
+        """Whether its history is that of all chains together."""
+        ...
 
 
 class Progress(NamedTuple):
@@ -314,6 +354,7 @@ class Sampler:
             curvature; None where that is not known.
         warning: ``(info, controls) -> str | None``, what is wrong with a step, if something is; the
             loop asks now and then after the warm-up, and warns once.
+        facts: what its draws are; last states of particles if they interact and nothing is said.
     """
 
     name: str
@@ -335,6 +376,11 @@ class Sampler:
     gradients_per_step: int = 1
     max_step_size: Callable[[float], float] | None = None
     warning: Callable[[Any, Controls], str | None] | None = None
+    facts: Facts = Facts()
+
+    def __post_init__(self) -> None:
+        if self.interacting and self.facts.kind == "chains":
+            object.__setattr__(self, "facts", replace(self.facts, kind="particles"))
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())

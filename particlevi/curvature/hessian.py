@@ -57,10 +57,10 @@ def potential_energy(
     theta = position.detach().to(potential.device, potential.dtype)
 
     def surprise(batch: Batch, leaf: Tensor) -> Tensor:
-        return -potential.log_likelihood(leaf[None], batch).sum()
+        return potential.data_energy(leaf[None], batch).sum()
 
     def terms() -> Iterator[Term]:
-        yield lambda leaf: -potential.log_prior(leaf[None])[0]
+        yield lambda leaf: potential.prior_energy(leaf[None])[0]
         for batch in held.chunks(chunk_size):
             yield partial(surprise, batch)
 

@@ -44,9 +44,9 @@ def largest_curvature(
         >>> round(largest_curvature(bowl, torch.zeros(1, 2)), 3)
         6.0
     """
+    held = as_data(data, potential).held()
     points = as_particles(particles, potential, potential.num_params)
     check_positive("tolerance", tolerance)
-    held = as_data(data, potential).held()
     found = []
     for particle in points:
         energy = potential_energy(potential, particle, held, chunk_size)

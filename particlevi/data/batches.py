@@ -236,14 +236,13 @@ class TensorBatches:
         return 8 * rows * self.total if self.batching == "epoch" else 0
 
     def batch_nbytes(self, num_particles: int) -> int:
-        """Batches, indices, and for random orders the keys that are sorted."""
+        """Batches and indices, or the keys that are sorted for random orders."""
         rows = 1 if self.shared else num_particles
-        datum = int(sum(leaf[0].numel() * leaf.element_size() for leaf in self.leaves))
-        drawn = 8 * rows * self.size
-        if self.batching != "replacement":
-            # Keys, sorted keys and their order: 4 + 4 + 8 bytes each.
-            drawn += 16 * min(rows, rows_at_once(self.total)) * self.total
-        return 2 * rows * self.size * datum + drawn
+        batch = rows * self.size * sum(x[0].numel() * x.element_size() for x in self.leaves)
+        # Keys, sorted keys and their order: 4 + 4 + 8 bytes each.
+        keys = 16 * min(rows, rows_at_once(self.total)) * self.total
+        drawn = batch if self.batching == "replacement" else max(batch, keys)
+        return int(batch + drawn + 8 * rows * self.size)
 
     def state(self) -> dict[str, Tensor]:
         """The order of the current epoch and the place in it."""

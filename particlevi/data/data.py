@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from particlevi._checks import check_choice, check_positive_int
+from particlevi._checks import check_choice, check_flag, check_positive_int
 from particlevi.data.batches import Batching, BatchSource, FullBatch, NoBatches, TensorBatches
 from particlevi.data.fingerprint import checksum
 from particlevi.data.isolated import Streams
@@ -19,7 +19,7 @@ from particlevi.data.placing import Placed, place
 from particlevi.data.tensors import length_of
 from particlevi.typing import JSON, Batch
 
-__all__ = ["Data", "NoData", "TensorData"]
+__all__ = ["Data", "NoData", "TensorData", "check_options"]
 
 
 class Data(ABC):
@@ -70,13 +70,25 @@ class Data(ABC):
             ValueError: a loader gives other than ``num_data`` data; after the last chunk.
         """
 
-    @abstractmethod
     def take(self, rows: Tensor) -> Batch:
-        """The data of these numbers, in the order of ``chunks``, as one batch ``[B, ...]``."""
+        """The data of these numbers, in the order of ``chunks``, as one batch ``[B, ...]``.
+
+        Args:
+            rows: ``LongTensor [B]``, numbers from 0 to N - 1.
+
+        Raises:
+            ValueError: other numbers, or none.
+        """
+        _check_rows(rows, self.num_data)
+        return self._take(rows)
 
     @abstractmethod
+    def _take(self, rows: Tensor) -> Batch: ...
+
     def held(self, max_bytes: int = 2**30) -> Data:
         """The same data in memory, read once, if they take at most ``max_bytes``; else itself."""
+        check_positive_int("max_bytes", max_bytes, minimum=0)
+        return self
 
     @abstractmethod
     def fingerprint(self) -> JSON:
@@ -101,11 +113,28 @@ class Data(ABC):
 
     def first(self, size: int = 1) -> Batch:
         """The first data, at most ``size``."""
+        check_positive_int("size", size)
         return self.take(torch.arange(min(size, self.num_data)))
 
     def whole(self) -> Batch:
         """All the data as one batch."""
         return self.take(torch.arange(self.num_data))
+
+
+def check_options(num_particles: Any, shared: Any, batching: Any) -> None:
+    """The options that every source of batches has."""
+    check_positive_int("num_particles", num_particles)
+    check_flag("shared", shared)
+    check_choice("batching", batching, ["replacement", "subset", "epoch"])
+
+
+def _check_rows(rows: Any, num_data: int) -> None:
+    fits = isinstance(rows, Tensor) and rows.ndim == 1 and rows.dtype == torch.long and len(rows)
+    if not fits or rows.is_meta or int(rows.min()) < 0 or int(rows.max()) >= num_data:
+        kind = f"{rows.dtype} {list(rows.shape)}" if isinstance(rows, Tensor) else repr(rows)
+        raise ValueError(
+            f"rows must be a LongTensor [B] of numbers of data, 0 ... {num_data - 1}, got {kind}."
+        )
 
 
 class NoData(Data):
@@ -125,7 +154,7 @@ class NoData(Data):
         batching: Batching = "replacement",
     ) -> BatchSource:
         """None."""
-        check_choice("batching", batching, ["replacement", "subset", "epoch"])
+        check_options(num_particles, shared, batching)
         if batch_size is not None:
             raise ValueError(
                 "The potential is a density without data, but a batch_size was given: leave it "
@@ -138,13 +167,8 @@ class NoData(Data):
         check_positive_int("size", size)
         return iter(())
 
-    def take(self, rows: Tensor) -> Batch:
-        """There are none."""
+    def _take(self, rows: Tensor) -> Batch:
         raise ValueError("A density without data has no data to take.")
-
-    def held(self, max_bytes: int = 2**30) -> Data:
-        """Itself."""
-        return self
 
     def fingerprint(self) -> JSON:
         """None."""
@@ -173,7 +197,7 @@ class TensorData(Data):
         batching: Batching = "replacement",
     ) -> BatchSource:
         """Minibatches whose indices are drawn here, or all the data at every step."""
-        check_choice("batching", batching, ["replacement", "subset", "epoch"])
+        check_options(num_particles, shared, batching)
         if batch_size is None:
             return FullBatch(self.tensors)
         check_positive_int("batch_size", batch_size)
@@ -195,8 +219,7 @@ class TensorData(Data):
     def _cut(self, start: int, stop: int) -> Batch:
         return Batch(pytree.tree_map(lambda leaf: leaf[start:stop], self.tensors))
 
-    def take(self, rows: Tensor) -> Batch:
-        """A copy of these rows."""
+    def _take(self, rows: Tensor) -> Batch:
         return Batch(
             pytree.tree_map(lambda leaf: leaf.index_select(0, rows.to(leaf.device)), self.tensors)
         )
@@ -204,10 +227,6 @@ class TensorData(Data):
     def whole(self) -> Batch:
         """The tensors themselves."""
         return Batch(self.tensors, law="all")
-
-    def held(self, max_bytes: int = 2**30) -> Data:
-        """Itself."""
-        return self
 
     def fingerprint(self) -> JSON:
         """Shapes, dtypes and checksums."""

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from particlevi._checks import check_positive_int
 from particlevi.data.batches import Batching, BatchSource
-from particlevi.data.data import Data, TensorData
+from particlevi.data.data import Data, TensorData, check_options
 from particlevi.data.epochs import Epoch, inspect_loader, is_indexed
 from particlevi.data.fingerprint import checksum
 from particlevi.data.isolated import quietly
@@ -50,7 +50,7 @@ class LoaderData(Data):
             self._loader = [self._prepare(item) for item in loader]
             self.prepare = _as_it_is
             self.epoch = _counted(self._loader)
-        elif loader is iter(loader):
+        elif isinstance(loader, Iterator):
             raise ValueError(
                 "The data can be read only once: pass something that can be iterated over many "
                 "times, such as a DataLoader or a list of batches."
@@ -86,6 +86,7 @@ class LoaderData(Data):
         batching: Batching = "replacement",
     ) -> BatchSource:
         """The loader's batches, shared by all particles."""
+        check_options(num_particles, shared, batching)
         if batch_size is not None:
             raise ValueError("batch_size is the loader's own: leave it out with a DataLoader.")
         return LoaderBatches(self.loader, self.epoch, self.prepare)
@@ -132,8 +133,7 @@ class LoaderData(Data):
                 "them are needed, each once."
             )
 
-    def take(self, rows: Tensor) -> Batch:
-        """Read by number, or found in a pass over all batches."""
+    def _take(self, rows: Tensor) -> Batch:
         wanted = [int(row) for row in rows]
         if not self.random_access:
             return self._found(wanted)
@@ -165,6 +165,7 @@ class LoaderData(Data):
 
     def held(self, max_bytes: int = 2**30) -> Data:
         """In memory, if it is not too much by the size of the first datum."""
+        check_positive_int("max_bytes", max_bytes, minimum=0)
         leaves = pytree.tree_leaves(self.first().data)
         if self.num_data * sum(leaf.numel() * leaf.element_size() for leaf in leaves) > max_bytes:
             return self

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from particlevi._checks import check_particles
 
-__all__ = ["Place", "Placed", "as_particles", "place"]
+__all__ = ["Place", "Placed", "as_particles", "check_place", "place"]
 
 
 class Placed(Protocol):
@@ -48,6 +48,18 @@ class Place:
     num_data: int | None = None
 
 
+def check_place(where: Any) -> None:
+    """``where`` knows a device, a dtype and a number of data, as every potential does."""
+    known = isinstance(getattr(where, "device", None), torch.device)
+    if not known or not isinstance(getattr(where, "dtype", None), torch.dtype):
+        raise TypeError(
+            "Data and particles belong to a potential (pvi.from_module, from_pyro, "
+            f"from_log_density, from_log_likelihood), got {type(where).__name__}."
+        )
+    if not hasattr(where, "num_data"):
+        raise TypeError(f"A potential has num_data, but this {type(where).__name__} has not.")
+
+
 def place(tensors: Any, where: Placed) -> Any:
     """A tree of tensors on the device of a potential; floating point in its dtype."""
 
@@ -64,6 +76,9 @@ def as_particles(particles: Any, where: Placed, num_params: int, name: str = "pa
         TypeError: no tensor.
         ValueError: another shape, or no floating-point numbers.
     """
+    check_place(where)
     check_particles(particles, num_params, name)
+    if particles.is_meta and where.device.type != "meta":
+        raise ValueError(f"{name} must hold values, got a tensor on the meta device.")
     moved: Tensor = particles.detach().to(where.device, where.dtype)
     return moved

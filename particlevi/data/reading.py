@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from particlevi._checks import check_flag
 from particlevi.data.data import Data, NoData, TensorData
 from particlevi.data.loaders import LoaderData
-from particlevi.data.placing import Placed
+from particlevi.data.placing import Placed, check_place
 from particlevi.data.tensors import as_tensors, is_tensors
 
 __all__ = ["as_data"]
@@ -46,6 +47,8 @@ def as_data(data: Any, where: Placed, *, complete: bool = True, name: str = "dat
     >>> as_data(found, found) is found
     True
     """
+    check_flag("complete", complete)
+    check_place(where)
     if complete and where.num_data is None:
         if data is None or isinstance(data, NoData):
             return NoData(where)
@@ -54,7 +57,7 @@ def as_data(data: Any, where: Placed, *, complete: bool = True, name: str = "dat
             "the potential with from_log_likelihood."
         )
     if isinstance(data, Data):
-        _check_place(data, where, name)
+        _check_same_place(data, where, name)
         made = data
     else:
         made = _made(data, where, complete, name)
@@ -91,7 +94,7 @@ def _made(data: Any, where: Placed, complete: bool, name: str) -> Data:
         ) from error
 
 
-def _check_place(data: Data, where: Placed, name: str) -> None:
+def _check_same_place(data: Data, where: Placed, name: str) -> None:
     if (data.device, data.dtype) != (where.device, where.dtype):
         raise ValueError(
             f"{name} were made for {data.dtype} on {data.device}, but {where.dtype} on "

@@ -56,6 +56,8 @@ def as_tensors(data: Any, where: Placed, name: str = "data") -> Any:
     leaves, structure = pytree.tree_flatten(data)
     tensors = [_as_tensor(leaf, name) for leaf in leaves]
     _check_lengths(tensors, name)
+    if where.device.type != "meta" and any(leaf.is_meta for leaf in tensors):
+        raise ValueError(f"{name} must hold values, got a tensor on the meta device.")
     for i, leaf in enumerate(tensors):
         if leaf.is_meta or not leaf.is_floating_point():
             continue
@@ -80,8 +82,8 @@ def _check_lengths(leaves: list[Tensor], name: str) -> None:
     lengths = [len(leaf) for leaf in leaves]
     if len(set(lengths)) > 1:
         raise ValueError(
-            f"{name} must have one length, got first dimensions {lengths}: "
-            "inputs and targets do not belong together."
+            f"{name} must have one length, got first dimensions {lengths}: inputs and targets do "
+            "not belong together. A list of batches is a list of tuples, [(x,), (x,)]."
         )
     if not lengths[0]:
         raise ValueError(f"{name} must hold at least one datum, got none.")

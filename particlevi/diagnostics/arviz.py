@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from torch import Tensor
@@ -26,6 +26,9 @@ from particlevi._checks import check_choice, is_number
 __all__ = ["build", "ess", "integrated_autocorrelation_time", "loo", "mcse", "rhat"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+EssMethod: TypeAlias = Literal["bulk", "tail", "mean", "sd", "median", "quantile"]
+McseMethod: TypeAlias = Literal["mean", "sd", "median", "quantile"]
 
 SAMPLE_DIMS = ("chain", "draw")
 ESS_METHODS = ("bulk", "tail", "mean", "sd", "median", "quantile")
@@ -55,8 +58,8 @@ def build(
 
     Args:
         groups: arrays by variable, by group. They are ``[chain, draw, *shape]``, but ``[*shape]``
-            in groups whose name contains ``data``, such as ``observed_data``. Group names of the
-            user's own are kept; groups without variables are left out.
+            in groups whose name contains ``data``, such as ``observed_data``. Other group names
+            are kept as they are; groups without variables are left out.
         coords: labels along named dimensions.
         dims: names of the dimensions of ``shape``, by variable.
         attrs: of the whole. Values that netCDF cannot hold (booleans, None, lists, dicts) become
@@ -131,7 +134,7 @@ def _check_name(name: str) -> None:
         )
 
 
-def ess(values: Any, method: str = "bulk", prob: float | None = None) -> Array:
+def ess(values: Any, method: EssMethod = "bulk", prob: float | None = None) -> Array:
     """Effective sample sizes, by ArviZ.
 
     Memory beyond ``values`` is bounded, whatever their number; at 4 chains of 200 draws it
@@ -175,7 +178,7 @@ def rhat(values: Any) -> Array:
     return _per_coordinate(values, "rhat", min_chains=2, method="rank")
 
 
-def mcse(values: Any, method: str = "mean", prob: float | None = None) -> Array:
+def mcse(values: Any, method: McseMethod = "mean", prob: float | None = None) -> Array:
     """Monte-Carlo standard errors of an estimate from draws, by ArviZ.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,15 +10,23 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from particlevi.diagnostics import arviz
+from particlevi.data import as_data
+from particlevi.data.tensors import is_tensors
+from particlevi.diagnostics import arviz, outputs
 from particlevi.diagnostics.predictive import draw_sites
+from particlevi.drawset import DrawSet
 from particlevi.potentials._pyro_terms import arguments
 
 __all__ = ["to_arviz"]
 
 
 def to_arviz(
-    draws: Any, data: Any, log_likelihood: bool, posterior_predictive: bool, seed: int
+    draws: DrawSet,
+    data: Any = None,
+    *,
+    log_likelihood: bool = False,
+    posterior_predictive: bool = False,
+    seed: int = 0,
 ) -> Any:
     """See ``Draws.to_arviz``."""
     model = draws.potential
@@ -26,16 +35,19 @@ def to_arviz(
         raise ValueError(
             "log_likelihood and posterior_predictive need the data: to_arviz(data=(x, y), ...)."
         )
+    if data is not None and model is not None and not is_tensors(data):
+        data = as_data(data, model, complete=False).whole().data
+    last = draws.facts.kind == "particles"
     groups = {
         "posterior": _quantities(draws, draws.particles),
-        "sample_stats": _stats(draws.stats, draws.interacting),
+        "sample_stats": _stats(draws.stats, last),
     }
     if draws.warmup is not None:
         groups["warmup_posterior"] = _quantities(draws, draws.warmup)
-        groups["warmup_sample_stats"] = _stats(draws.warmup_stats, draws.interacting)
+        groups["warmup_sample_stats"] = _stats(draws.warmup_stats, last)
     if log_likelihood:
-        values = draws.log_likelihood(data)
-        values = values.transpose(0, 1) if draws.interacting else values
+        values = outputs.log_likelihood(draws, data)
+        values = values.transpose(0, 1) if last else values
         groups["log_likelihood"] = {_target_name(draws): _array(values, False)}
     if data is not None:
         groups["observed_data"] = _observed(draws, data)
@@ -53,20 +65,21 @@ def to_arviz(
     return arviz.build(groups, attrs=attrs)
 
 
-def _array(values: Tensor, interacting: bool) -> np.ndarray[Any, Any]:
-    if interacting:
+def _array(values: Tensor, last: bool) -> np.ndarray[Any, Any]:
+    """One chain whose draws are the particles, if only their last state counts."""
+    if last:
         values = values[:, -1].unsqueeze(0)
     if values.dtype in (torch.bfloat16, torch.float16):
         values = values.float()
     return values.detach().cpu().numpy()
 
 
-def _quantities(draws: Any, values: Tensor) -> dict[str, np.ndarray[Any, Any]]:
-    interacting = draws.interacting
+def _quantities(draws: DrawSet, values: Tensor) -> dict[str, np.ndarray[Any, Any]]:
+    last = draws.facts.kind == "particles"
     if draws.output_shape is not None:
-        return {"outputs": _array(values.unflatten(-1, draws.output_shape), interacting)}
+        return {"outputs": _array(values.unflatten(-1, draws.output_shape), last)}
     if draws.coordinates is not None:
-        return {"theta": _array(values, interacting)}
+        return {"theta": _array(values, last)}
     chains, length, size = values.shape
     flat = values.reshape(-1, size)
     if draws.potential is not None:
@@ -79,54 +92,59 @@ def _quantities(draws: Any, values: Tensor) -> dict[str, np.ndarray[Any, Any]]:
             for (name, shape), part in zip(draws.shapes.items(), parts, strict=True)
         }
     return {
-        name: _array(tensor.reshape(chains, length, *tensor.shape[1:]), interacting)
+        name: _array(tensor.reshape(chains, length, *tensor.shape[1:]), last)
         for name, tensor in tensors.items()
     }
 
 
-def _stats(stats: dict[str, Tensor], interacting: bool) -> dict[str, np.ndarray[Any, Any]]:
+def _stats(stats: Mapping[str, Tensor], last: bool) -> dict[str, np.ndarray[Any, Any]]:
     chains = max((len(value) for value in stats.values() if value.ndim == 2), default=1)
-    found = {}
+    arrays = {}
     for name, value in stats.items():
         wide = value if value.ndim == 2 else value.expand(chains, -1)
         if name == "potential":
-            found["lp"] = _array(-wide, interacting)
+            arrays["lp"] = _array(-wide, last)
         else:
-            found[name] = _array(wide, interacting)
-    return found
+            arrays[name] = _array(wide, last)
+    return arrays
 
 
-def _target_name(draws: Any) -> str:
+def _target_name(draws: DrawSet) -> str:
     """The name of the observed site of a Pyro model that has one."""
     observed = list(draws.fingerprint.get("observed", {}))
     return str(observed[0]) if len(observed) == 1 else "y"
 
 
-def _observed(draws: Any, data: Any) -> dict[str, np.ndarray[Any, Any]]:
+def _observed(draws: DrawSet, data: Any) -> dict[str, np.ndarray[Any, Any]]:
     """The targets of a module, or the arguments of a Pyro model that are its observations."""
     if "observed" not in draws.fingerprint:
-        return {"y": np.asarray(pytree.tree_leaves(data)[-1])}
+        return {"y": _plain(pytree.tree_leaves(data)[-1])}
     places, given = draws.fingerprint["observed"], arguments(data)
-    return {name: np.asarray(given[place]) for name, place in places.items() if place in given}
+    return {name: _plain(given[place]) for name, place in places.items() if place in given}
 
 
-def _targets(draws: Any, data: Any, seed: int) -> dict[str, np.ndarray[Any, Any]]:
+def _plain(values: Any) -> np.ndarray[Any, Any]:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def _targets(draws: DrawSet, data: Any, seed: int) -> dict[str, np.ndarray[Any, Any]]:
     model = draws.potential
     if model is None or (model.likelihood is None and model.predictive_fn is None):
         raise ValueError(
             "posterior_predictive needs draws of a potential made from a module or a Pyro model."
         )
-    flat = draws._parameters(thin=1).to(model.device, model.dtype)
+    flat = draws.parameters().to(model.device, model.dtype)
     if model.predictive_fn is not None:
-        found = draw_sites(model, flat, data, seed)
+        sites = draw_sites(model, flat, data, seed)
     else:
-        outputs = draws.outputs(data[:-1]).flatten(0, 1)
-        law = model.likelihood.distribution(outputs, model.likelihood_parameters(flat))
+        assert model.likelihood is not None
+        values = outputs.outputs(draws, data[:-1]).flatten(0, 1)
+        law = model.likelihood.distribution(values, model.likelihood_parameters(flat))
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            found = {"y": law.sample()}
-    chains = len(draws.particles)
+            sites = {"y": law.sample()}
+    chains, last = len(draws), draws.facts.kind == "particles"
     return {
-        name: _array(targets.reshape(chains, -1, *targets.shape[1:]), draws.interacting)
-        for name, targets in found.items()
+        name: _array(targets.reshape(chains, -1, *targets.shape[1:]), last)
+        for name, targets in sites.items()
     }

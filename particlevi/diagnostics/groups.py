@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from particlevi._checks import check_positive_int, check_seed
+from particlevi.diagnostics import convergence
+from particlevi.drawset import DrawSet
 from particlevi.gradients._partition import Partition
 from particlevi.potentials.layout import Groups, Layout
 
 __all__ = ["GroupDiagnostics", "group_diagnostics", "group_numbers", "recombine"]
+
+Set = TypeVar("Set", bound=DrawSet)
 
 _MOST_COORDINATES = 4000
 _MOST_SHOWN = 20
@@ -57,7 +62,7 @@ class GroupDiagnostics(NamedTuple):
         return "\n".join(lines)
 
 
-def group_diagnostics(draws: Any, groups: Groups | None = None) -> GroupDiagnostics:
+def group_diagnostics(draws: DrawSet, groups: Groups | None = None) -> GroupDiagnostics:
     """ESS, autocorrelation time, cross-group correlation and drift of draws, by group.
 
     The integrated autocorrelation time is ``1 + 2 sum_k rho_k``, truncated by Geyer's initial
@@ -75,14 +80,14 @@ def group_diagnostics(draws: Any, groups: Groups | None = None) -> GroupDiagnost
     >>> draws = pvi.sample(
     ...     pvi.sgld(normal), step_size=0.5, num_particles=20, num_draws=500, progress=False
     ... )
-    >>> found = group_diagnostics(draws, "parameter")
-    >>> [round(t) for t in found.iac.tolist()]  # (1 + a) / (1 - a) with a = 1 - 0.5
+    >>> by_group = group_diagnostics(draws, "parameter")
+    >>> [round(t) for t in by_group.iac.tolist()]  # (1 + a) / (1 - a) with a = 1 - 0.5
     [3, 3]
     """
     numbers = group_numbers(draws, groups)
     num_groups = int(numbers.max()) + 1
     chains, length, _ = draws.particles.shape
-    ess = torch.as_tensor(draws.ess(method="mean"))
+    ess = torch.as_tensor(convergence.ess(draws, method="mean"))
     iac = chains * length / ess
     return GroupDiagnostics(
         ess=_by_group(ess, numbers, num_groups, np.nanmedian),
@@ -94,7 +99,9 @@ def group_diagnostics(draws: Any, groups: Groups | None = None) -> GroupDiagnost
     )
 
 
-def _by_group(values: Tensor, numbers: Tensor, num_groups: int, summary: Any) -> Tensor:
+def _by_group(
+    values: Tensor, numbers: Tensor, num_groups: int, summary: Callable[..., Any]
+) -> Tensor:
     return torch.stack(
         [torch.as_tensor(summary(values[numbers == m].numpy())) for m in range(num_groups)]
     )
@@ -127,7 +134,7 @@ def _cross_correlation(particles: Tensor, numbers: Tensor, num_groups: int) -> T
     return ((member.T @ squares @ member) / pairs).sqrt()
 
 
-def group_numbers(draws: Any, rule: Groups | None) -> Tensor:
+def group_numbers(draws: DrawSet, rule: Groups | None) -> Tensor:
     """Group numbers of the kept parameters, ``[K]``.
 
     Raises:
@@ -138,25 +145,20 @@ def group_numbers(draws: Any, rule: Groups | None) -> Tensor:
             "These draws are outputs of the model, which have no groups: keep the parameters."
         )
     if rule is None:
-        known = draws.attrs.get("estimator_settings", {}).get("groups")
-        if known is None or str(known).startswith("sha256:"):
-            raise ValueError(
-                "Pass groups: the run had no structured estimator, or one with group numbers of "
-                "its own."
-            )
-        rule = known if isinstance(known, str) else ("random", int(known[1]))
+        if draws.groups is None:
+            raise ValueError("Pass groups: the run had no structured estimator.")
+        rule = draws.groups
     numbers = Layout(draws.shapes).groups(rule)
     return numbers if draws.coordinates is None else numbers[draws.coordinates]
 
 
-def recombine(draws: Any, num: int, groups: Groups | None, pooled: bool | None, seed: int) -> Any:
+def recombine(draws: Set, num: int, groups: Groups | None, pooled: bool | None, seed: int) -> Set:
     """See ``Draws.recombine``."""
     check_positive_int("num", num)
     check_seed("seed", seed)
     partition = Partition(group_numbers(draws, groups))
     if pooled is None:
-        history = draws.attrs.get("estimator_settings", {}).get("history", {})
-        pooled = bool(history.get("pooled", False))
+        pooled = draws.pooled
     rows = draws.flat()
     chains = 1 if pooled or draws.interacting else len(draws.particles)
     length = len(rows) // chains
@@ -170,6 +172,7 @@ def recombine(draws: Any, num: int, groups: Groups | None, pooled: bool | None, 
         warmup=None,
         warmup_stats={},
         chains=[],
-        interacting=False,
+        facts=replace(draws.facts, kind="independent"),
+        end=None,
         attrs={**draws.attrs, "recombined": num},
     )

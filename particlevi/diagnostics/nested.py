@@ -56,5 +56,5 @@ def nested_rhat(values: Any, num_superchains: int) -> np.ndarray[Any, Any]:
         within += chain_means.var(1, ddof=1)
     if draws > 1:
         within += nested.var(2, ddof=1).mean(1)
-    found: np.ndarray[Any, Any] = np.sqrt(1 + between / within.mean(0))
-    return found
+    ratio: np.ndarray[Any, Any] = np.sqrt(1 + between / within.mean(0))
+    return ratio

@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from particlevi._checks import check_positive_int, check_seed, is_number
 from particlevi.data.tensors import as_tensors
+from particlevi.diagnostics.outputs import as_inputs
+from particlevi.drawset import DrawSet
 from particlevi.potentials.potential import ModelPotential
 from particlevi.typing import Batch
 
-__all__ = ["Prediction", "draw_sites", "predict_outputs", "predict_sites"]
+__all__ = ["Prediction", "draw_sites", "epistemic_series", "predict"]
 
 _MIN_TARGETS = 1000
 
@@ -49,7 +52,76 @@ class Prediction:
         yield self.std
 
 
-def predict_outputs(
+def predict(
+    draws: DrawSet,
+    inputs: Any,
+    *,
+    quantiles: tuple[float, ...] = (),
+    thin: int = 1,
+    chunk_size: int = 64,
+    batch_size: int = 1024,
+    seed: int = 0,
+) -> Prediction:
+    """The posterior predictive at some inputs; see ``Draws.predict``."""
+    model = draws.model()
+    check_positive_int("chunk_size", chunk_size)
+    check_positive_int("batch_size", batch_size)
+    check_seed("seed", seed)
+    for each in quantiles:
+        if not is_number(each) or not 0 <= each <= 1:
+            raise ValueError(f"quantiles must be numbers in [0, 1], got {quantiles!r}.")
+    flat = draws.parameters(thin)
+    if model.predictive_fn is not None:
+        return _predict_sites(model, flat, inputs, quantiles, int(seed))
+    if model.likelihood is None:
+        raise ValueError(
+            "Predictions need a potential made from a module or a Pyro model; draws of a "
+            "density are in .particles."
+        )
+    batch = as_inputs(inputs, model)
+    return _predict_outputs(
+        model, flat, batch, quantiles, int(chunk_size), int(batch_size), int(seed)
+    )
+
+
+def epistemic_series(draws: DrawSet, inputs: Any, *, thin: int = 1, chunk_size: int = 64) -> Tensor:
+    """How far the model's mean is from its average over draws, for every draw ``[P, T]``.
+
+    The square distance, mean over inputs (and outputs, or classes): its mean over draws is the
+    epistemic variance, and its Monte-Carlo error the error of that.
+
+    Raises:
+        ValueError: a potential without a likelihood of outputs.
+    """
+    model = draws.model()
+    check_positive_int("chunk_size", chunk_size)
+    kept, likelihood = draws.by_chain(thin), model.likelihood
+    draws.check_complete()
+    if likelihood is None:
+        raise ValueError("The mean of a new target needs a potential made from a module.")
+    batch = as_inputs(inputs, model)
+    parts = kept.flatten(0, 1).split(int(chunk_size))
+
+    def centers(part: Tensor) -> Tensor:
+        return _centers(model, part.to(model.device, model.dtype), batch)[0]
+
+    total = sum(centers(part).sum(0) for part in parts)
+    mean = total / (kept.shape[0] * kept.shape[1])
+    squares = [(centers(part) - mean).square().flatten(1).mean(1) for part in parts]
+    return torch.cat(squares).view(kept.shape[:2])
+
+
+def _centers(model: ModelPotential, particles: Tensor, batch: Batch) -> tuple[Tensor, Any]:
+    """The model's mean, or class probabilities, ``[S, B, ...]`` in float64, and the law."""
+    assert model.likelihood is not None
+    with torch.no_grad():
+        outputs = model.outputs(particles, batch)
+    scales = {k: v.double() for k, v in model.likelihood_parameters(particles).items()}
+    law = model.likelihood.distribution(outputs.double(), scales)
+    return (law.probs if model.likelihood.classes else law.mean), law
+
+
+def _predict_outputs(
     model: ModelPotential,
     flat: Tensor,
     batch: Batch,
@@ -92,12 +164,7 @@ def _summary(
     reference = None
     probabilities = model.likelihood.classes
     for part in flat.split(chunk_size):
-        particles = part.to(model.device, model.dtype)
-        with torch.no_grad():
-            outputs = model.outputs(particles, batch)
-        own = {k: v.double() for k, v in model.likelihood_parameters(particles).items()}
-        law = model.likelihood.distribution(outputs.double(), own)
-        center = law.probs if probabilities else law.mean
+        center, law = _centers(model, part.to(model.device, model.dtype), batch)
         reference = center.mean(0) if reference is None else reference
         mean = mean + (center - reference).sum(0)
         second = second + (center - reference).square().sum(0)
@@ -122,11 +189,11 @@ def _summary(
 
 
 def _quantiles(targets: Tensor, quantiles: tuple[float, ...], dtype: torch.dtype) -> Tensor:
-    found = np.quantile(targets.double().cpu().numpy(), quantiles, axis=0)
-    return torch.from_numpy(found).to(targets.device, dtype)
+    values = np.quantile(targets.double().cpu().numpy(), quantiles, axis=0)
+    return torch.from_numpy(values).to(targets.device, dtype)
 
 
-def predict_sites(
+def _predict_sites(
     model: ModelPotential, flat: Tensor, args: Any, quantiles: tuple[float, ...], seed: int
 ) -> Prediction:
     """From targets that the model draws itself, at least a thousand, for draws ``flat [S, D]``.
@@ -135,14 +202,14 @@ def predict_sites(
         ValueError: several observed sites, or one of class numbers, which have no mean.
     """
     each = math.ceil(_MIN_TARGETS / len(flat))
-    found = draw_sites(model, flat.repeat(each, 1), args, seed)
+    sites = draw_sites(model, flat.repeat(each, 1), args, seed)
     how = "potential.predictive_fn(potential.constrain(draws.flat()), inputs, seed=0)"
-    if len(found) != 1:
+    if len(sites) != 1:
         raise ValueError(
-            f"The model has the observed sites {list(found)}, and predict() summarises one. Draws "
+            f"The model has the observed sites {list(sites)}, and predict() summarises one. Draws "
             f"of all of them: {how}, or to_arviz(posterior_predictive=True)."
         )
-    ((name, targets),) = found.items()
+    ((name, targets),) = sites.items()
     if not targets.is_floating_point():
         raise ValueError(
             f"Site {name!r} has integer targets, class numbers whose mean says nothing. Count "

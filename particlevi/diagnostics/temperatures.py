@@ -30,13 +30,17 @@ from torch import Tensor
 from particlevi._checks import check_fraction, check_positive, check_positive_int
 from particlevi.data import as_data
 from particlevi.diagnostics import arviz
+from particlevi.drawset import DrawSet
 from particlevi.gradients.full import full_gradient
 
 __all__ = [
     "Temperature",
     "chi_square_interval",
     "configurational",
+    "every",
     "kinetic",
+    "of_gradients",
+    "slopes",
     "temperature_set",
 ]
 
@@ -48,14 +52,17 @@ class Temperature(NamedTuple):
         mean: over draws and chains.
         mcse: its Monte-Carlo standard error.
         size: degrees of freedom, D.
-        inside: share of the draws within the 99 % interval of ``T chi2_D / D`` around the
-            temperature that was set; 0.99 for exact Gaussian draws.
+        inside: share of the draws within the 99 % interval of ``T chi2_D / D`` for the
+            temperature T that was set; 0.99 for exact Gaussian draws.
+        hottest: the largest of the chains' medians. It tells a hot chain also where rare draws are
+            so hot that the mean has no useful error.
     """
 
     mean: float
     mcse: float
     size: int
     inside: float
+    hottest: float = math.nan
 
 
 def chi_square_interval(temperature: float, size: int, prob: float = 0.99) -> tuple[float, float]:
@@ -82,22 +89,23 @@ def chi_square_interval(temperature: float, size: int, prob: float = 0.99) -> tu
 def _summary(values: Tensor, size: int, temperature: Tensor) -> Temperature:
     """Of values ``[P, T]``; the temperature set is ``[T]`` or ``[P, T]``."""
     low, high = chi_square_interval(1.0, size)
-    ratio = values.double() / temperature.double()
+    values = values.double()
+    ratio = values / temperature.double()
     inside = float(((ratio > low) & (ratio < high)).double().mean())
     error = float(arviz.mcse(values)) if values.shape[1] >= arviz.MIN_DRAWS else math.nan
-    return Temperature(float(values.double().mean()), error, size, inside)
+    hottest = float(values.median(1).values.max())
+    return Temperature(float(values.mean()), error, size, inside, hottest)
 
 
-def temperature_set(draws: Any) -> Tensor:
+def temperature_set(draws: DrawSet) -> Tensor:
     """The temperature that the sampler was set to at each draw, ``[T]`` or ``[P, T]``."""
     for name in ("replica_temperature", "temperature"):
         if name in draws.stats:
-            found: Tensor = draws.stats[name]
-            return found
+            return draws.stats[name]
     return torch.ones(draws.particles.shape[1], dtype=torch.float64)
 
 
-def kinetic(draws: Any) -> dict[str, Temperature]:
+def kinetic(draws: DrawSet) -> dict[str, Temperature]:
     """Kinetic temperatures ``p.p / D`` of a momentum method.
 
     In total (under ``"kinetic"``) and, if there are several, of each tensor (``"kinetic[name]"``).
@@ -120,8 +128,28 @@ def kinetic(draws: Any) -> dict[str, Temperature]:
     }
 
 
+def slopes(
+    draws: DrawSet, data: Any = None, *, thin: int = 1, chunk_size: int = 64, batch_size: int = 1024
+) -> tuple[Tensor, Tensor]:
+    """Every ``thin``-th draw ``[P, T, D]`` and the gradient of the potential there, on all data.
+
+    Arguments and errors as for ``configurational``.
+    """
+    if draws.interacting:
+        raise ValueError(
+            "A temperature is a statement about Markov chains, and these particles interact."
+        )
+    model = draws.model()
+    draws.check_complete()
+    checked = as_data(data, model)
+    kept = draws.particles[:, ::thin].to(model.device, model.dtype)
+    parts = kept.flatten(0, 1).split(chunk_size)
+    gradients = [full_gradient(model, part, checked, batch_size).gradient for part in parts]
+    return kept, torch.cat(gradients).view(kept.shape)
+
+
 def configurational(
-    draws: Any, data: Any = None, *, thin: int = 1, chunk_size: int = 64, batch_size: int = 1024
+    draws: DrawSet, data: Any = None, *, thin: int = 1, chunk_size: int = 64, batch_size: int = 1024
 ) -> dict[str, Temperature]:
     """Configurational temperatures, in total (under ``"all"``) and of each tensor of the model.
 
@@ -137,25 +165,23 @@ def configurational(
     Raises:
         ValueError: interacting particles, or draws without their potential or of a part of it.
     """
-    if draws.interacting:
-        raise ValueError(
-            "A temperature is a statement about Markov chains, and these particles interact."
-        )
-    model = draws.potential
-    if model is None:
-        raise ValueError("These draws lack their potential: pvi.load(path, potential=...).")
-    if draws.coordinates is not None or draws.output_shape is not None:
-        raise ValueError("A configurational temperature needs all parameters to be kept.")
-    data = as_data(data, model)
-    kept = draws.particles[:, ::thin].to(model.device, model.dtype)
-    chains, length, size = kept.shape
-    flat = kept.reshape(-1, size)
-    gradients = [full_gradient(model, p, data, batch_size).gradient for p in flat.split(chunk_size)]
-    virial = ((flat - flat.mean(0)) * torch.cat(gradients)).double()
-    temperature = temperature_set(draws)[..., ::thin]
-    found = {"all": _summary(virial.mean(-1).view(chains, length), size, temperature)}
-    for name, where in model.layout.slices().items():
-        part = virial[:, where]
-        values = part.mean(-1).view(chains, length)
-        found[name] = _summary(values, part.shape[-1], temperature)
-    return found
+    kept, gradients = slopes(draws, data, thin=thin, chunk_size=chunk_size, batch_size=batch_size)
+    return of_gradients(draws, kept, gradients, temperature_set(draws)[..., ::thin])
+
+
+def of_gradients(
+    draws: DrawSet, particles: Tensor, gradients: Tensor, temperature: Tensor
+) -> dict[str, Temperature]:
+    """Configurational temperatures from particles and gradients ``[P, T, D]``."""
+    virial = ((particles - particles.mean((0, 1))) * gradients).double()
+    summaries = {"all": _summary(virial.mean(-1), virial.shape[-1], temperature)}
+    for name, where in draws.model().layout.slices().items():
+        part = virial[..., where]
+        summaries[name] = _summary(part.mean(-1), part.shape[-1], temperature)
+    return summaries
+
+
+def every(draws: DrawSet, data: Any = None, *, thin: int = 1) -> dict[str, Temperature]:
+    """Kinetic, if there are momenta, and configurational ones; see ``Draws.temperatures``."""
+    momenta = kinetic(draws) if "kinetic_temperature" in draws.stats else {}
+    return {**momenta, **configurational(draws, data, thin=thin)}

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from particlevi._checks import check_choice, check_positive_int
+from particlevi.diagnostics.outputs import log_likelihood, outputs
+from particlevi.drawset import DrawSet
 
-__all__ = ["VIEWS", "series", "work"]
+__all__ = ["VIEWS", "View", "cost", "series"]
+
+View: TypeAlias = Literal["parameters", "projections", "predictions", "log_likelihood"]
 
 VIEWS = ["parameters", "projections", "predictions", "log_likelihood"]
 
 
-def series(draws: Any, of: str, inputs: Any, num: int, what: str) -> Tensor:
+def series(draws: DrawSet, of: View, inputs: Any, num: int, what: str) -> Tensor:
     """Values ``[P, T, ...]`` along the chains; see ``Draws.ess``.
 
     Raises:
@@ -23,69 +27,68 @@ def series(draws: Any, of: str, inputs: Any, num: int, what: str) -> Tensor:
     """
     check_choice("of", of, VIEWS)
     check_positive_int("num", num)
-    if "recombined" in draws.attrs:
-        raise ValueError(
-            f"{what} is a statement about Markov chains; recombined draws are picked "
-            "independently. Take it of the draws that they were made from."
-        )
-    if draws.interacting:
-        raise ValueError(
-            f"{what} is a statement about Markov chains; these {len(draws.particles)} particles "
-            "interact, so they are one set of draws without an order. Compare predictions, or "
-            "the discrepancy to the posterior, instead."
-        )
+    _check_chains(draws, what)
     if of == "predictions":
         return _identified(draws, _outputs(draws, inputs, what))
     if of == "log_likelihood":
         if inputs is None:
             raise ValueError(f"{what} of the log-likelihood needs data: inputs=(x, y).")
-        found: Tensor = draws.log_likelihood(inputs)
-        return found
-    values: Tensor = draws.particles
-    return _projections(values, num) if of == "projections" else values
+        return log_likelihood(draws, inputs)
+    return _projections(draws.particles, num) if of == "projections" else draws.particles
 
 
-def work(draws: Any, per: str) -> float:
-    """Seconds or gradients that the whole run took, warm-up included.
+def _check_chains(draws: DrawSet, what: str) -> None:
+    """Each particle's draws are those of a Markov chain."""
+    if draws.facts.kind == "independent":
+        raise ValueError(
+            f"{what} is a statement about Markov chains; these draws were picked independently. "
+            "Take it of the draws that they were made from."
+        )
+    if draws.interacting:
+        raise ValueError(
+            f"{what} is a statement about Markov chains; these {len(draws)} particles "
+            "interact, so they are one set of draws without an order. Compare predictions, or "
+            "the discrepancy to the posterior, instead."
+        )
+
+
+def cost(draws: DrawSet, per: Literal["second", "gradient"]) -> float:
+    """Seconds or gradients that the run took, its warm-up included.
 
     A gradient is one of the potential, on one batch, for one particle.
     """
     check_choice("per", per, ["second", "gradient"])
     if per == "second":
-        return float(draws.seconds)
-    if "gradients_per_step" not in draws.attrs:
+        return draws.seconds
+    if draws.gradients is None:
         raise ValueError(
             "These draws do not tell how many gradients they took: they come from no run."
         )
-    chains = draws.attrs.get("num_particles", len(draws.particles))
-    return float(chains * draws.num_steps * draws.attrs["gradients_per_step"])
+    return draws.gradients
 
 
 def _projections(values: Tensor, num: int) -> Tensor:
     """On random directions, one after the other, so that memory stays bounded."""
     generator = torch.Generator().manual_seed(0)
     size = values.shape[-1]
-    found = []
+    projected = []
     for _ in range(num):
         direction = torch.randn(size, generator=generator) / math.sqrt(size)
-        found.append(values.to(direction.dtype) @ direction)
-    return torch.stack(found, dim=-1)
+        projected.append(values.to(direction.dtype) @ direction)
+    return torch.stack(projected, dim=-1)
 
 
-def _outputs(draws: Any, inputs: Any, what: str) -> Tensor:
-    found: Tensor
+def _outputs(draws: DrawSet, inputs: Any, what: str) -> Tensor:
     if draws.output_shape is not None:
-        found = draws.particles.reshape(*draws.particles.shape[:2], *draws.output_shape)
-        return found
+        return draws.particles.reshape(*draws.particles.shape[:2], *draws.output_shape)
     if inputs is None:
         raise ValueError(f"{what} of predictions needs probe inputs: inputs=x_test[:100].")
-    found = draws.outputs(inputs)
-    return found
+    return outputs(draws, inputs)
 
 
-def _identified(draws: Any, outputs: Tensor) -> Tensor:
+def _identified(draws: DrawSet, values: Tensor) -> Tensor:
     """Outputs without the directions that the likelihood does not see."""
     likelihood = None if draws.potential is None else draws.potential.likelihood
     if likelihood is not None and likelihood.classes:
-        return outputs - outputs.mean(-1, keepdim=True)
-    return outputs
+        return values - values.mean(-1, keepdim=True)
+    return values

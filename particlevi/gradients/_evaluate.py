@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from particlevi.potentials.arithmetic import pinned
 from particlevi.potentials.chunks import chunks
 from particlevi.typing import Batch, Gradient
 
@@ -43,8 +44,13 @@ def values_and_grads(terms: Sequence[tuple[Energy, Tensor, Batch | None]]) -> li
             *[particles for _, particles, _ in terms]
         )
         return [Gradient(*pair) for pair in zip(gradients, values, strict=True)]
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "torch.inference_mode() is on, and under it nothing has a gradient: use "
+            "torch.no_grad() instead, or neither."
+        )
     points = [particles.detach().requires_grad_() for _, particles, _ in terms]
-    with torch.enable_grad():
+    with torch.enable_grad(), pinned(points[0].device):
         values = [
             energy(part, batch) for part, (energy, _, batch) in zip(points, terms, strict=True)
         ]

@@ -14,6 +14,7 @@ from particlevi.data import as_data
 from particlevi.gradients._evaluate import value_and_grad
 from particlevi.gradients.full import likelihood_gradient
 from particlevi.potentials.potential import ModelPotential
+from particlevi.potentials.protocol import as_potential
 from particlevi.typing import JSON, Batch, Gradient, Progress
 
 __all__ = ["control_variate"]
@@ -77,10 +78,7 @@ class control_variate:
         return {"refresh": self.refresh}
 
     def __post_init__(self) -> None:
-        if not isinstance(self.potential, ModelPotential):
-            raise TypeError(
-                f"control_variate takes a potential, got {type(self.potential).__name__}."
-            )
+        object.__setattr__(self, "potential", as_potential(self.potential))
         if self.potential.log_likelihood_fn is None:
             raise ValueError("control_variate needs a potential with data, got one without.")
         check_positive_int("chunk_size", self.chunk_size)

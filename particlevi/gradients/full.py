@@ -21,7 +21,8 @@ def likelihood_gradient(
     """Gradient and value of ``-sum_n log p(x_n | theta)`` over all the data."""
 
     def energy(points: Tensor, batch: Batch | None) -> Tensor:
-        return -potential.log_likelihood(points, batch).sum(1)
+        assert batch is not None
+        return potential.data_energy(points, batch)
 
     gradient = torch.zeros_like(particles)
     value = particles.new_zeros(len(particles))
@@ -48,7 +49,7 @@ def full_gradient(
     """
 
     def energy(points: Tensor, batch: Batch | None) -> Tensor:
-        return -potential.log_prior(points)
+        return potential.prior_energy(points)
 
     checked = as_data(data, potential)
     prior = value_and_grad(energy, particles, None, potential.chunk_size)

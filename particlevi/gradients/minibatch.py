@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from particlevi.gradients._evaluate import value_and_grad
 from particlevi.potentials.potential import ModelPotential
-from particlevi.typing import JSON, Batch, Gradient, GradientEstimator, Progress
+from particlevi.potentials.protocol import as_potential, is_potential
+from particlevi.potentials.random import seeded
+from particlevi.typing import JSON, Batch, Gradient, GradientEstimator, Potential, Progress
 
 __all__ = ["Target", "as_estimator", "minibatch"]
 
-Target = ModelPotential | GradientEstimator
+Target = Potential | GradientEstimator
+"""What a sampler takes: a potential, or an estimator of its gradient."""
 
 
 class Stateless(NamedTuple):
@@ -45,13 +48,19 @@ class minibatch:
         """Nothing to remember."""
         return Stateless()
 
-    def draw_noise(self, state: Any, generator: torch.Generator) -> tuple[()]:
-        """No randomness beside the batch."""
-        return ()
+    def draw_noise(self, state: Any, generator: torch.Generator) -> Any:
+        """The seed of the masks of a random potential; no randomness beside the batch otherwise."""
+        if not self.potential.random:
+            return ()
+        return torch.randint(2**62, (), generator=generator, device=generator.device)
 
     def __call__(self, state: Any, particles: Tensor, batch: Batch | None, noise: Any) -> Gradient:
         """The gradient at ``particles [P, D]``."""
-        return value_and_grad(self.potential, particles, batch, self.potential.chunk_size)
+        potential = self.potential
+        if potential.random and not torch.compiler.is_compiling():
+            with seeded(int(noise)):
+                return value_and_grad(potential, particles, batch, potential.chunk_size)
+        return value_and_grad(potential, particles, batch, potential.chunk_size)
 
     def record(self, state: Any, particles: Tensor, progress: Progress) -> Any:
         """Nothing to remember."""
@@ -62,14 +71,18 @@ class minibatch:
         return 0
 
 
-def as_estimator(target: ModelPotential | GradientEstimator) -> GradientEstimator:
-    """An estimator as it is; a potential under the plain minibatch estimator."""
-    if isinstance(target, ModelPotential):
-        return minibatch(target)
+def as_estimator(target: Target) -> GradientEstimator:
+    """An estimator as it is; a potential under the plain minibatch estimator.
+
+    Raises:
+        TypeError: neither of them.
+    """
     if all(hasattr(target, name) for name in ("init", "draw_noise", "record", "potential")):
-        return target
+        return cast(GradientEstimator, target)
+    if is_potential(target):
+        return minibatch(as_potential(cast(Potential, target)))
     raise TypeError(
         "A sampler takes a potential (pvi.from_module, from_pyro, from_log_density, "
-        "from_log_likelihood) or a gradient estimator (pvi.control_variate ...), "
-        f"got {type(target).__name__}."
+        "from_log_likelihood, or an object with num_params, num_data and __call__) or a gradient "
+        f"estimator (pvi.control_variate ...), got {type(target).__name__}."
     )

@@ -19,6 +19,7 @@ from particlevi.gradients.history import Bank, history
 from particlevi.potentials.chunks import chunks
 from particlevi.potentials.layout import Groups
 from particlevi.potentials.potential import ModelPotential
+from particlevi.potentials.protocol import as_potential
 from particlevi.typing import JSON, Batch, Gradient, Progress
 
 __all__ = ["structured", "structured_dropout"]
@@ -34,16 +35,12 @@ class _SelfAveraged(ABC):
     """How many of the composites of a step keep a given group, on average."""
 
     def __init__(self, potential: ModelPotential, groups: Groups, memory: history | None):
-        if not isinstance(potential, ModelPotential):
-            raise TypeError(
-                f"{type(self).__name__} takes a potential (pvi.from_module ...), "
-                f"got {type(potential).__name__}."
-            )
         if memory is not None and not isinstance(memory, history):
             raise TypeError(
                 "history must be pvi.gradients.history(capacity=..., thin=...), "
                 f"got {type(memory).__name__}."
             )
+        potential = as_potential(potential)
         self.potential: Any = potential
         self.history = history() if memory is None else memory
         start = self.history.initial
@@ -52,7 +49,7 @@ class _SelfAveraged(ABC):
                 f"The history's initial entries must be [S, {potential.num_params}], "
                 f"got {list(start.shape)}."
             )
-        self.partition = Partition(potential.groups(groups).to(potential.device))
+        self.partition = Partition(potential.groups(groups))
         self.prior_apart = potential.factorised_prior and potential.log_likelihood_fn is not None
 
     def __repr__(self) -> str:
@@ -60,6 +57,16 @@ class _SelfAveraged(ABC):
             f"{self.name}({self.num_groups} groups, {self.num_composites} composites a step, "
             f"{self.nbytes(1) / 1e6:.3g} MB for one chain)"
         )
+
+    @property
+    def groups(self) -> Tensor:
+        """Group numbers ``[D]``."""
+        return self.partition.groups
+
+    @property
+    def pooled(self) -> bool:
+        """Whether the history is that of all chains together."""
+        return self.history.pooled
 
     @property
     def num_groups(self) -> int:

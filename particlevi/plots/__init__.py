@@ -1,14 +1,10 @@
-"""Pictures."""
+"""Pictures: each takes a result and returns matplotlib axes. ``pip install particlevi[plots]``."""
 
-from particlevi.plots.pictures import (
-    current,
-    effective_temperature,
-    lag_covariance_loops,
-    potential_against_loss,
-    reversible_null,
-    spectrum,
-    temperatures,
-)
+from particlevi.plots.flow import current, lag_covariance_loops, reversible_null
+from particlevi.plots.heat import temperatures
+from particlevi.plots.landscape import potential_against_loss
+from particlevi.plots.methods import effective_temperature
+from particlevi.plots.noise_spectra import spectrum
 
 __all__ = [
     "current",

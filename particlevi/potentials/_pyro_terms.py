@@ -10,9 +10,18 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from particlevi.typing import JSON
+from particlevi.typing import JSON, Batch
 
-__all__ = ["Look", "Sites", "Terms", "arguments", "num_rows", "sort_terms", "subsampling"]
+__all__ = [
+    "Look",
+    "Sites",
+    "Terms",
+    "arguments",
+    "check_complete",
+    "num_rows",
+    "sort_terms",
+    "subsampling",
+]
 
 Sites: TypeAlias = dict[str, Any]
 """Pyro's messages of the sample sites of one run, by name."""
@@ -32,6 +41,7 @@ class Terms(NamedTuple):
             argument that holds their values, None if there is none.
         shown: an example of each value that is the same for every batch.
         prior_data: some data to evaluate the prior on.
+        local: the latent sites that have one value per datum.
     """
 
     data_dims: dict[str, int]
@@ -39,9 +49,12 @@ class Terms(NamedTuple):
     observed: dict[str, JSON]
     shown: dict[str, Tensor]
     prior_data: Any
+    local: list[str]
 
 
-def sort_terms(model: str, latent: list[str], example: Any, rows: int, look: Look) -> Terms:
+def sort_terms(
+    model: str, latent: list[str], example: Any, rows: int, look: Look, complete: bool
+) -> Terms:
     """Sort the sites into those per datum and those there once.
 
     Runs at one particle on other data tell what depends on them; a run on another number of rows
@@ -53,6 +66,7 @@ def sort_terms(model: str, latent: list[str], example: Any, rows: int, look: Loo
         example: some data.
         rows: how many; 0 for a model without data.
         look: runs the model.
+        complete: whether the example holds all the data.
 
     Raises:
         ValueError: terms that no minibatch can estimate, observed values outside their support, or
@@ -74,6 +88,7 @@ def sort_terms(model: str, latent: list[str], example: Any, rows: int, look: Loo
     terms = [name for name, site in base.items() if not _is_deterministic(site)]
     varying: set[str] = set()
     data_dims: dict[str, int] = {}
+    local: list[str] = []
     if rows:
         index = torch.arange(rows)
         single, first = attempt(index[:1]), attempt(index * 0)
@@ -86,14 +101,18 @@ def sort_terms(model: str, latent: list[str], example: Any, rows: int, look: Loo
             if dim is not None:
                 data_dims[name] = dim
                 _check_observed(base[name], resized.get(name))
-        _check_local(latent, data_dims, base, resized)
-        _check_whole([n for n in terms if n in varying and n not in data_dims])
+        local = _local(latent, data_dims, base, resized)
+        if local and complete and data_dims:
+            varying = set()  # the data are always these, so that all else is there once
+        else:
+            _check_local(local)
+            _check_whole([n for n in terms if n in varying and n not in data_dims])
         if not data_dims:
             raise ValueError(
                 f"No observed site of the model {model} depends on the batch: pass the "
                 "observations as pyro.sample(..., obs=y)."
             )
-        if single:
+        if single and not local:
             example = pytree.tree_map(lambda leaf: leaf[:1], example)
     once = [name for name in base if name not in data_dims and name not in varying]
     return Terms(
@@ -106,6 +125,7 @@ def sort_terms(model: str, latent: list[str], example: Any, rows: int, look: Loo
         },
         shown={n: base[n]["value"] for n in once if n in latent or n not in terms},
         prior_data=example,
+        local=local,
     )
 
 
@@ -115,8 +135,8 @@ _ADVICE = (
 )
 
 
-def _check_local(latent: list[str], data_dims: dict[str, int], base: Sites, resized: Sites) -> None:
-    """No latent variable belongs to a datum."""
+def _local(latent: list[str], data_dims: dict[str, int], base: Sites, resized: Sites) -> list[str]:
+    """The latent sites that have one value per datum."""
     plates = {
         frame.name
         for name, site in base.items()
@@ -129,11 +149,16 @@ def _check_local(latent: list[str], data_dims: dict[str, int], base: Sites, resi
         moves = resized and (twin is None or twin["value"].shape != site["value"].shape)
         if moves or any(frame.name in plates for frame in site["cond_indep_stack"]):
             local.append(name)
+    return local
+
+
+def _check_local(local: list[str]) -> None:
+    """No latent variable belongs to a datum."""
     if local:
         raise ValueError(
             f"The latent sites {local} have one value per datum (or should be observed, but "
-            "their values are missing from the batch), and no minibatch can update those: sum "
-            f"them out by hand. {_ADVICE}"
+            "their values are missing from the batch), and no minibatch can update those: "
+            "give all the data as example_batch, and to sample without batch_size, or sum them out."
         )
 
 
@@ -145,6 +170,24 @@ def _check_whole(whole: list[str]) -> None:
             "cannot rescale them: put them in pyro.plate(name, len(batch)), without .to_event "
             f"over the data. {_ADVICE}"
         )
+
+
+def check_complete(batch: Batch, data: Any, local: list[str]) -> None:
+    """A batch is all the data of the model, in their order.
+
+    Raises:
+        ValueError: it is not.
+    """
+    pairs = zip(pytree.tree_leaves(batch.data), pytree.tree_leaves(data), strict=True)
+    for given, leaf in pairs:
+        lead = given.shape[:1] if batch.per_particle else ()
+        own = leaf.to(given).expand(*lead, *leaf.shape)
+        if given.shape != own.shape or not torch.equal(given, own):
+            raise ValueError(
+                f"The latent sites {local} have one value per datum, so that the model takes all "
+                "its data at every step, in the order of example_batch: leave batch_size out, or "
+                "make a potential with these data as example_batch."
+            )
 
 
 def _argument(value: Tensor, data: Any) -> JSON:

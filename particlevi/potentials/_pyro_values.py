@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["Rule", "bijection", "from_prior", "uniform"]
+__all__ = ["Rule", "at_values", "bijection", "from_prior", "uniform"]
 
 Rule: TypeAlias = Callable[[dict[str, Tensor], Any], Tensor]
 """Gives a latent site its value, and notes the unconstrained one under the site's name."""
@@ -49,4 +49,17 @@ def from_prior(points: dict[str, Tensor], site: Any) -> Tensor:
     z = transform.inv(site["fn"].sample())
     z = torch.where(z.isfinite(), z, 4 * torch.rand_like(z) - 2)
     value: Tensor = transform(points.setdefault(site["name"], z))
+    return value
+
+
+def at_values(values: dict[str, Tensor], points: dict[str, Tensor], site: Any) -> Tensor:
+    """Values that the caller gives on the sites' own supports."""
+    transform, value = bijection(site), values[site["name"]]
+    z = transform.inv(value)
+    if not bool(z.isfinite().all()):
+        raise ValueError(
+            f"initial's {site['name']!r} is outside the inner of the support "
+            f"{site['fn'].support!r}."
+        )
+    points.setdefault(site["name"], z)
     return value

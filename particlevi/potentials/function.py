@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from particlevi._checks import check_positive_int
+from particlevi._checks import check_flag, check_positive_int
 from particlevi.potentials.layout import Layout
-from particlevi.potentials.potential import ModelPotential
+from particlevi.potentials.potential import Evaluation, ModelPotential
+from particlevi.potentials.starts import Starts
 from particlevi.potentials.vectorize import Vectorized, explained
 from particlevi.typing import Batch
 
@@ -45,6 +46,7 @@ def from_log_density(
     tensor([12.5000])
     """
     check_positive_int("num_params", num_params)
+    check_flag("vectorized", vectorized)
     density = _lifted(log_density, "log_density", vectorized)
 
     def log_prior(particles: Tensor) -> Tensor:
@@ -55,10 +57,10 @@ def from_log_density(
         num_data=None,
         log_prior_fn=log_prior,
         log_likelihood_fn=None,
-        init_fns={"normal": _standard_normal(num_params)},
+        starts=Starts({"normal": _standard_normal(num_params)}),
         device=torch.device(device),
         dtype=dtype or torch.get_default_dtype(),
-        chunk_size=chunk_size,
+        evaluation=Evaluation(chunk_size=chunk_size),
         fingerprint={"kind": "log_density", "num_params": num_params},
     )
 
@@ -103,6 +105,7 @@ def from_log_likelihood(
     """
     check_positive_int("num_params", num_params)
     check_positive_int("num_data", num_data)
+    check_flag("vectorized", vectorized)
     prior = _lifted(log_prior, "log_prior", vectorized)
     likelihood = _lifted(log_likelihood, "log_likelihood", vectorized)
 
@@ -126,10 +129,10 @@ def from_log_likelihood(
         num_data=int(num_data),
         log_prior_fn=log_prior_fn,
         log_likelihood_fn=log_likelihood_fn,
-        init_fns={"normal": _standard_normal(num_params)},
+        starts=Starts({"normal": _standard_normal(num_params)}),
         device=torch.device(device),
         dtype=dtype or torch.get_default_dtype(),
-        chunk_size=chunk_size,
+        evaluation=Evaluation(chunk_size=chunk_size),
         fingerprint={"kind": "log_likelihood", "num_params": num_params, "num_data": num_data},
     )
 

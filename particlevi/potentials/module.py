@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import warnings
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter
+from torch.utils import _pytree as pytree
 
 from particlevi._checks import check_choice, check_positive_int
+from particlevi.potentials._module_modes import set_batch_norm, set_dropout, set_plain_paths
+from particlevi.potentials._module_starts import module_starts
 from particlevi.potentials.layout import Layout
-from particlevi.potentials.likelihoods import Likelihood, LikelihoodParameter, log_prob
-from particlevi.potentials.potential import ModelPotential
-from particlevi.potentials.priors import PriorLike, Segment, check_prior, segments
-from particlevi.potentials.random import draw_seed, seeded
+from particlevi.potentials.likelihoods import Likelihood, log_prob
+from particlevi.potentials.potential import Evaluation, ModelPotential, Outputs, Sites
+from particlevi.potentials.priors import PriorLike, check_prior, joint_prior
+from particlevi.potentials.probing import Habits, probe
+from particlevi.potentials.random import alone
+from particlevi.potentials.shells import Shells, shell_of
 from particlevi.potentials.vectorize import Vectorized
 from particlevi.typing import JSON, Batch
 
@@ -32,8 +37,8 @@ def from_module(
     prior: PriorLike,
     num_data: int,
     *,
-    dropout: str | None = None,
-    batch_norm: str = "frozen",
+    dropout: Literal["off", "sample"] | None = None,
+    batch_norm: Literal["frozen", "batch"] = "frozen",
     chunk_size: int | None = None,
 ) -> ModelPotential:
     """The posterior of a module's trainable parameters.
@@ -42,11 +47,22 @@ def from_module(
 
     Data are given to ``sample`` as a tuple whose last element is the target and whose others are
     the module's inputs, ``(x, y)`` or ``(x1, x2, y)``; a first element that is a dict is passed as
-    keyword arguments. The module is copied: later changes to it do not matter.
+    keyword arguments. The target may be a dict ``{"target": y, "weight": w, "mask": m}``: the
+    log-likelihood of a datum is multiplied by its weight ``w [B]``, and values where the mask is
+    False count nothing. The module is copied: later changes to it do not matter.
+
+    On the first data that it sees, a copy of the module is run a few times, and what cannot be
+    sampled is refused by name: buffers that change, random numbers beside dropout layers, a
+    gradient that is not the derivative of the output, outputs that depend on the other data of a
+    batch.
+
+    Particles start from the module's present weights if it was trained, loaded or set by hand: the
+    first exactly there, the others with 1 % of noise. If its weights look like a draw of its own
+    initialisation, every particle gets a fresh one instead. ``sample(initial=...)`` says otherwise.
 
     Args:
         module: anything with plain parameters. Tied parameters appear once; parameters with
-            ``requires_grad=False`` stay fixed at their present values; buffers stay fixed.
+            ``requires_grad=False``, buffers and the padding rows of embeddings stay as they are.
         likelihood: the law of a target given the module's output.
         prior: one prior for all parameters, or one per name pattern.
         num_data: N, the number of data in the whole training set.
@@ -63,7 +79,8 @@ def from_module(
 
     Raises:
         ValueError: dropout without a choice, batch normalisation without running statistics, no
-            trainable parameters, mixed dtypes, or a prior that does not cover the parameters.
+            trainable parameters, mixed dtypes, or a prior that does not cover the parameters; at
+            the first evaluation, a module that cannot be sampled.
 
     >>> net = nn.Linear(3, 1)
     >>> from particlevi import Gaussian, Normal
@@ -85,10 +102,156 @@ def from_module(
     lazy = [n for n, p in module.named_parameters() if isinstance(p, UninitializedParameter)]
     if lazy:
         raise ValueError(f"{lazy} have no shape yet: run the module on data once.")
+    known = set(module.state_dict())
     module = copy.deepcopy(module).eval()
-    _set_dropout(module, dropout)
-    _set_batch_norm(module, batch_norm)
+    set_dropout(module, dropout)
+    set_batch_norm(module, batch_norm)
+    set_plain_paths(module)
     trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    like = _check_trainable(module, trainable)
+    own = likelihood.parameters()
+    shapes = {name: tuple(p.shape) for name, p in trainable.items()}
+    others = {name: (math.prod(p.shape), p.prior) for name, p in own.items()}
+    joint = joint_prior(prior, shapes, like, _fan_ins(module, shapes), others)
+    own_shapes = {f"likelihood.{name}": parameter.shape for name, parameter in own.items()}
+    layout = Layout({**shapes, **own_shapes, **joint.shapes})
+    forward = _Forward(module, Layout(shapes), dropout == "sample", batch_norm == "batch", num_data)
+    where = layout.slices()
+
+    def log_likelihood(particles: Tensor, batch: Batch) -> Tensor:
+        inputs, targets = split_targets(batch.data)
+        outputs = forward(particles, Batch(inputs, batch.per_particle))
+        values = {
+            name: particles[:, where[f"likelihood.{name}"]].view(-1, *parameter.shape)
+            for name, parameter in own.items()
+        }
+        return log_prob(likelihood, outputs, targets, values, batch.per_particle)
+
+    def constrain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        tensors = dict(tensors)
+        for name, parameter in own.items():
+            value = tensors.pop(f"likelihood.{name}")
+            tensors[f"likelihood.{parameter.constrained_name}"] = parameter.constrain(value)
+        for name, (shown, transform) in joint.constrained.items():
+            tensors[shown] = transform(tensors.pop(name))
+        return tensors
+
+    draw_prior = joint.sample if joint.proper else None
+    return ModelPotential(
+        layout=layout,
+        num_data=int(num_data),
+        log_prior_fn=joint.log_prob,
+        log_likelihood_fn=log_likelihood,
+        starts=module_starts(module, layout, draw_prior, known),
+        device=like.device,
+        dtype=like.dtype,
+        model=Outputs(likelihood, forward),
+        sites=Sites(constrain),
+        evaluation=Evaluation(
+            chunk_size=chunk_size,
+            random=dropout == "sample",
+            factorised_prior=joint.factorised,
+        ),
+        fingerprint=_fingerprint(module, likelihood, prior, num_data, layout, dropout, batch_norm),
+    )
+
+
+class _Forward:
+    """The module as a function of particles ``[P, D]`` and inputs, probed at its first run."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        layout: Layout,
+        random: bool,
+        whole_batches: bool,
+        num_data: int,
+    ):
+        self.module = module
+        self.layout = layout
+        self.random = random
+        self.whole_batches = whole_batches
+        self.num_data = num_data
+        self.shells = Shells(module)
+        self.traced = shell_of(module)
+        self.habits: Habits | None = None
+        self.held = _padding_rows(module, layout)
+        name = f"The module {type(module).__name__}"
+        self.lifted = Vectorized(self.one, name, "different" if random else "error")
+
+    def __call__(self, particles: Tensor, batch: Batch) -> Tensor:
+        """Outputs ``[P, B, ...]``."""
+        if self.habits is None and not torch.compiler.is_compiling() and _is_plain(particles):
+            self.habits = self._probed(particles, batch)
+        if self.habits is not None and self.habits.attends:
+            with sdpa_kernel(SDPBackend.MATH):
+                return self._lifted(particles, batch)
+        return self._lifted(particles, batch)
+
+    def _lifted(self, particles: Tensor, batch: Batch) -> Tensor:
+        if self.random and not torch.compiler.is_compiling():
+            with alone():
+                return self.lifted(particles, batch)
+        return self.lifted(particles, batch)
+
+    def one(self, particle: Tensor, inputs: Any) -> Tensor:
+        """Outputs ``[B, ...]`` of one particle ``[D]``."""
+        weights = self.layout.unravel(particle[: self.layout.num_params])
+        if self.habits is not None and self.habits.writes_inputs:
+            inputs = pytree.tree_map(torch.clone, inputs)
+        module = self.traced if torch.compiler.is_compiling() else self.shells.here()
+        return self.run(module, weights, inputs)
+
+    def run(self, module: nn.Module, weights: dict[str, Tensor], inputs: Any) -> Tensor:
+        """A copy of the module with these weights on these inputs."""
+        for name, (row, value) in self.held.items():
+            weight = weights[name]
+            held = torch.zeros(len(weight), 1, dtype=torch.bool, device=weight.device)
+            held[row] = True
+            weights = {**weights, name: torch.where(held, value.to(weight), weight)}
+        kwargs = dict(inputs[0]) if len(inputs) == 1 and isinstance(inputs[0], Mapping) else None
+        args = () if kwargs is not None else inputs
+        outputs: Tensor = torch.func.functional_call(module, weights, args, kwargs)
+        return outputs
+
+    def _probed(self, particles: Tensor, batch: Batch) -> Habits | None:
+        weights = self.layout.unravel(particles[0, : self.layout.num_params].detach())
+        inputs = batch.data
+        if batch.per_particle:
+            inputs = pytree.tree_map(lambda leaf: leaf[0], inputs)
+        leaves = pytree.tree_leaves(inputs)
+        rows = len(leaves[0]) if leaves and isinstance(leaves[0], Tensor) and leaves[0].ndim else 0
+        if rows == 0 or not bool(torch.isfinite(particles[0]).all()):
+            return None
+        whole = self.whole_batches or rows == self.num_data
+        return probe(
+            self.module, weights, inputs, self.run, random=self.random, whole_batches=whole
+        )
+
+
+def _padding_rows(module: nn.Module, layout: Layout) -> dict[str, tuple[int, Tensor]]:
+    """The padding rows of embeddings, which have no gradient: number and present values."""
+    return {
+        f"{name}.weight".lstrip("."): (
+            layer.padding_idx,
+            layer.weight.detach()[layer.padding_idx].clone(),
+        )
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Embedding)
+        and layer.padding_idx is not None
+        and f"{name}.weight".lstrip(".") in layout.shapes
+    }
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor has values and gradients to look at: none on the meta device."""
+    if tensor.device.type == "meta" or torch.is_inference_mode_enabled():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is None
+
+
+def _check_trainable(module: nn.Module, trainable: Mapping[str, Tensor]) -> Tensor:
+    """There are trainable parameters, of one dtype and device; the first of them."""
     if not trainable:
         raise ValueError(
             f"{type(module).__name__} has no parameters with requires_grad=True, so there is "
@@ -100,60 +263,31 @@ def from_module(
         raise ValueError(
             f"All trainable parameters must have one dtype and device, got {dtypes} on {devices}."
         )
-    like = next(iter(trainable.values())).detach()
-    own = likelihood.parameters()
-    module_shapes = {name: tuple(p.shape) for name, p in trainable.items()}
-    layout = Layout(
-        module_shapes | {f"likelihood.{name}": parameter.shape for name, parameter in own.items()}
-    )
-    parts = segments(prior, module_shapes, like) + [
-        Segment(torch.Size(p.shape).numel(), p.prior) for p in own.values()
-    ]
-    names = list(trainable)
-    num_module_params = sum(p.numel() for p in trainable.values())
-    module_layout = Layout(module_shapes)
+    return next(iter(trainable.values())).detach()
 
-    def forward(particle: Tensor, inputs: Any) -> Tensor:
-        weights = module_layout.unravel(particle[:num_module_params])
-        kwargs = dict(inputs[0]) if len(inputs) == 1 and isinstance(inputs[0], Mapping) else None
-        args = () if kwargs is not None else inputs
-        outputs: Tensor = torch.func.functional_call(module, weights, args, kwargs)
-        return outputs
 
-    randomness = "different" if dropout == "sample" else "error"
-    outputs_fn = Vectorized(forward, f"The module {type(module).__name__}", randomness)
-
-    def log_likelihood(particles: Tensor, batch: Batch) -> Tensor:
-        inputs, targets = split_targets(batch.data)
-        outputs = outputs_fn(particles, Batch(inputs, batch.per_particle))
-        values = {
-            name: tensor.view(-1, *own[name].shape)
-            for name, tensor in _tail(particles, own).items()
-        }
-        return log_prob(likelihood, outputs, targets, values, batch.per_particle)
-
-    return ModelPotential(
-        layout=layout,
-        num_data=int(num_data),
-        log_prior_fn=lambda particles: _log_prior(parts, particles),
-        log_likelihood_fn=log_likelihood,
-        init_fns=_init_fns(module, names, parts, own),
-        device=like.device,
-        dtype=like.dtype,
-        outputs_fn=outputs_fn,
-        likelihood=likelihood,
-        constrain_fn=lambda tensors: _constrain(tensors, own),
-        chunk_size=chunk_size,
-        factorised_prior=True,
-        fingerprint=_fingerprint(module, likelihood, prior, num_data, layout, dropout, batch_norm),
-    )
+def _fan_ins(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """How many weights of each tensor enter one unit, the most over the layers that share it."""
+    names = {id(p): name for name, p in module.named_parameters()}
+    found: dict[str, int] = {}
+    for layer in module.modules():
+        for _, parameter in layer.named_parameters(recurse=False):
+            name, shape = names[id(parameter)], tuple(parameter.shape)
+            if isinstance(layer, _ConvTransposeNd) and len(shape) > 2:
+                number = shape[0] // layer.groups * math.prod(shape[2:])
+            elif isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
+                number = 1
+            else:
+                number = math.prod(shape[1:])
+            found[name] = max(found.get(name, 1), number)
+    return {name: found[name] for name in shapes}
 
 
 def _kind(value: Any) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
-def split_targets(data: Any) -> tuple[tuple[Any, ...], Tensor]:
+def split_targets(data: Any) -> tuple[tuple[Any, ...], Any]:
     """Inputs and target of a batch ``(*inputs, target)``."""
     if not isinstance(data, (tuple, list)) or len(data) < 2:
         raise ValueError(
@@ -161,139 +295,6 @@ def split_targets(data: Any) -> tuple[tuple[Any, ...], Tensor]:
             f"{type(data).__name__}{f' of {len(data)}' if isinstance(data, (tuple, list)) else ''}."
         )
     return tuple(data[:-1]), data[-1]
-
-
-def _tail(particles: Tensor, own: Mapping[str, LikelihoodParameter]) -> dict[str, Tensor]:
-    sizes = [torch.Size(p.shape).numel() for p in own.values()]
-    if not sizes:
-        return {}
-    parts = particles[:, -sum(sizes) :].split(sizes, dim=-1)
-    return dict(zip(own, parts, strict=True))
-
-
-def _log_prior(parts: list[Segment], particles: Tensor) -> Tensor:
-    pieces = particles.split([part.size for part in parts], dim=-1) if len(parts) > 1 else None
-    total: Tensor | None = None
-    for i, part in enumerate(parts):
-        piece = pieces[i] if pieces is not None else particles
-        value = part.distribution.log_prob(piece).sum(-1)
-        total = value if total is None else total + value
-    assert total is not None
-    return total
-
-
-def _constrain(
-    tensors: dict[str, Tensor], own: Mapping[str, LikelihoodParameter]
-) -> dict[str, Tensor]:
-    tensors = dict(tensors)
-    for name, parameter in own.items():
-        value = tensors.pop(f"likelihood.{name}")
-        tensors[f"likelihood.{parameter.constrained_name}"] = parameter.constrain(value)
-    return tensors
-
-
-def _set_dropout(module: nn.Module, dropout: str | None) -> None:
-    def rate(layer: nn.Module) -> float:
-        value = layer.p if isinstance(layer, _DropoutNd) else getattr(layer, "dropout", 0.0)
-        return float(value) if isinstance(value, (int, float)) else 0.0
-
-    layers = {name: layer for name, layer in module.named_modules() if rate(layer) > 0}
-    if dropout is not None:
-        check_choice("dropout", dropout, ["off", "sample"])
-    elif layers:
-        raise ValueError(
-            f"The module has dropout in {list(layers)}; say what to do with it: dropout='off' "
-            "samples the posterior of the net without dropout, dropout='sample' keeps the masks."
-        )
-    if dropout == "sample":
-        for layer in layers.values():
-            layer.training = True
-
-
-def _untouched(layer: Any) -> bool:
-    """Whether the running statistics are those of a fresh layer; not all kinds count batches."""
-    return not bool(layer.running_mean.any()) and bool((layer.running_var == 1).all())
-
-
-def _set_batch_norm(module: nn.Module, batch_norm: str) -> None:
-    for name, layer in module.named_modules():
-        if not isinstance(layer, _NormBase) or not layer.track_running_stats:
-            continue
-        if batch_norm == "batch":
-            layer.track_running_stats = False
-            layer.running_mean = layer.running_var = layer.num_batches_tracked = None
-        elif _untouched(layer):
-            raise ValueError(
-                f"The batch normalisation {name!r} has no running statistics yet: run the module "
-                "on data in training mode first (with torch.no_grad(): module.train()(x)), or "
-                "pass batch_norm='batch' to normalise with the statistics of each batch, or use "
-                "nn.GroupNorm or nn.LayerNorm."
-            )
-
-
-def _init_fns(
-    module: nn.Module,
-    names: list[str],
-    parts: list[Segment],
-    own: Mapping[str, LikelihoodParameter],
-) -> dict[str, Any]:
-    def from_prior(num_particles: int, generator: torch.Generator) -> Tensor:
-        with seeded(draw_seed(generator)):
-            draws = []
-            for part in parts:
-                scalar = not part.distribution.batch_shape
-                event = (num_particles, part.size) if scalar else (num_particles,)
-                draws.append(part.distribution.sample(event).view(num_particles, part.size))
-        return torch.cat(draws, dim=-1)
-
-    def ravel_weights(source: nn.Module) -> Tensor:
-        weights = dict(source.named_parameters())
-        return torch.cat([weights[name].detach().reshape(-1) for name in names])
-
-    def with_own(weights: Tensor, generator: torch.Generator) -> Tensor:
-        count = sum(torch.Size(p.shape).numel() for p in own.values())
-        tail = from_prior(len(weights), generator)[:, weights.shape[1] :] if count else None
-        return weights if tail is None else torch.cat([weights, tail.to(weights)], dim=-1)
-
-    def from_module_init(num_particles: int, generator: torch.Generator) -> Tensor:
-        fresh = copy.deepcopy(module)
-        draws = []
-        with seeded(draw_seed(generator)):
-            for _ in range(num_particles):
-                for layer in fresh.modules():
-                    reset = getattr(layer, "reset_parameters", None) or getattr(
-                        layer, "_reset_parameters", None
-                    )
-                    if callable(reset):
-                        reset()
-                draws.append(ravel_weights(fresh))
-        return with_own(torch.stack(draws), generator)
-
-    def from_current(num_particles: int, generator: torch.Generator) -> Tensor:
-        return with_own(ravel_weights(module).repeat(num_particles, 1), generator)
-
-    without_reset = _parameters_without_reset(module, names)
-    methods: dict[str, Any] = {}
-    if without_reset:
-        warnings.warn(
-            f"{without_reset} belong to layers without reset_parameters(), so particles start "
-            "from the prior by default. Pass initial= to sample() for another start.",
-            stacklevel=3,
-        )
-    else:
-        methods["module"] = from_module_init
-    return methods | {"prior": from_prior, "current": from_current}
-
-
-def _parameters_without_reset(module: nn.Module, names: list[str]) -> list[str]:
-    covered: set[int] = set()
-    for layer in module.modules():
-        if hasattr(layer, "reset_parameters"):
-            covered |= {id(p) for p in layer.parameters(recurse=False)}
-        elif hasattr(layer, "_reset_parameters"):
-            covered |= {id(p) for p in layer.parameters()}
-    weights = dict(module.named_parameters())
-    return [name for name in names if id(weights[name]) not in covered]
 
 
 def _fingerprint(

@@ -11,40 +11,88 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from particlevi._checks import check_choice, check_particles, check_positive_int
+from particlevi.potentials.arithmetic import pinned
 from particlevi.potentials.layout import Groups, Layout
-from particlevi.potentials.likelihoods import Likelihood
+from particlevi.potentials.likelihoods import Likelihood, check_targets
+from particlevi.potentials.starts import Starts
 from particlevi.typing import JSON, Batch
 
-__all__ = ["ModelPotential"]
+__all__ = ["Evaluation", "ModelPotential", "Outputs", "Sites"]
 
 
 def _identity(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """What a model predicts, and the law of a target given that.
+
+    Attributes:
+        likelihood: the law of a datum given the outputs.
+        function: particles and a batch of inputs to model outputs ``[P, B, ...]``.
+    """
+
+    likelihood: Likelihood
+    function: Callable[[Tensor, Batch], Tensor]
+
+
+@dataclass(frozen=True)
+class Sites:
+    """A model's own quantities.
+
+    Attributes:
+        constrain: from the tensors that are sampled to those of the model, as in Pyro models with
+            constrained sites and likelihoods with a learned scale.
+        predict: from constrained quantities ``[S, *shape]``, model arguments and a seed to draws of
+            the observed sites ``[S, ...]``, for models that draw their own targets.
+    """
+
+    constrain: Callable[[dict[str, Tensor]], dict[str, Tensor]] = _identity
+    predict: Callable[[dict[str, Tensor], Any, int], dict[str, Tensor]] | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a potential is evaluated.
+
+    Attributes:
+        compilable: whether ``torch.compile`` can trace it without a graph break.
+        chunk_size: at most so many particles are evaluated at once.
+        random: whether the energy is drawn anew at every evaluation, as under dropout.
+        factorised_prior: whether the prior is known to be a product over coordinates.
+    """
+
+    compilable: bool = True
+    chunk_size: int | None = None
+    random: bool = False
+    factorised_prior: bool = False
+
+    def __post_init__(self) -> None:
+        if self.chunk_size is not None:
+            check_positive_int("chunk_size", self.chunk_size)
+            object.__setattr__(self, "chunk_size", int(self.chunk_size))
+
+
 @dataclass(frozen=True, eq=False)
 class ModelPotential:
     """``U(theta) = -log p(theta) - (N/B) sum_b log p(x_b | theta)`` in nats.
 
-    Made by ``from_module``, ``from_pyro``, ``from_log_density`` and ``from_log_likelihood``.
+    Made by ``from_module``, ``from_pyro``, ``from_log_density`` and ``from_log_likelihood``, and by
+    ``as_potential`` from an object of the caller's own.
 
     Attributes:
         layout: names and shapes of the tensors in a particle.
         num_data: N, or None for a density without data.
         log_prior_fn: particles ``[P, D]`` to log prior densities ``[P]``.
         log_likelihood_fn: particles and a batch to ``[P, B]``; None for a density without data.
-        init_fns: ways to draw starting points, by name, each ``(P, generator) -> [P, D]``; the
-            first is the default.
+        starts: ways to choose starting points.
         device, dtype: of the particles.
-        outputs_fn: particles and a batch of inputs to model outputs ``[P, B, ...]``, or None.
-        likelihood: the law of a datum given the outputs, or None.
-        constrain_fn: from the tensors that are sampled to those of the model, as in Pyro models
-            with constrained sites and likelihoods with a learned scale.
-        predictive_fn: from constrained quantities ``[S, *shape]``, model arguments and a seed to
-            draws of the observed sites ``[S, ...]``, for models that draw their own targets.
-        compilable: whether ``torch.compile`` can trace it without a graph break.
-        chunk_size: at most so many particles are evaluated at once.
-        factorised_prior: whether the prior is known to be a product over coordinates.
+        energy_fn: particles and a batch to energies ``[P]``, where those are given as they are and
+            not made of the two terms.
+        model: outputs and the law of a datum given them, for models that have them.
+        sites: the model's own quantities.
+        evaluation: how the potential is evaluated.
         fingerprint: what identifies the potential in a checkpoint.
     """
 
@@ -52,22 +100,14 @@ class ModelPotential:
     num_data: int | None
     log_prior_fn: Callable[[Tensor], Tensor]
     log_likelihood_fn: Callable[[Tensor, Batch], Tensor] | None
-    init_fns: Mapping[str, Callable[[int, torch.Generator], Tensor]]
+    starts: Starts
     device: torch.device
     dtype: torch.dtype
-    outputs_fn: Callable[[Tensor, Batch], Tensor] | None = None
-    likelihood: Likelihood | None = None
-    constrain_fn: Callable[[dict[str, Tensor]], dict[str, Tensor]] = _identity
-    predictive_fn: Callable[[dict[str, Tensor], Any, int], dict[str, Tensor]] | None = None
-    compilable: bool = True
-    chunk_size: int | None = None
-    factorised_prior: bool = False
+    energy_fn: Callable[[Tensor, Batch | None], Tensor] | None = None
+    model: Outputs | None = None
+    sites: Sites = field(default_factory=Sites)
+    evaluation: Evaluation = field(default_factory=Evaluation)
     fingerprint: Mapping[str, JSON] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.chunk_size is not None:
-            check_positive_int("chunk_size", self.chunk_size)
-            object.__setattr__(self, "chunk_size", int(self.chunk_size))
 
     def __repr__(self) -> str:
         kind = self.fingerprint.get("kind", "density")
@@ -79,15 +119,64 @@ class ModelPotential:
         """D, the number of parameters in a particle."""
         return self.layout.num_params
 
+    @property
+    def likelihood(self) -> Likelihood | None:
+        """The law of a datum given the model's outputs, if there is one."""
+        return None if self.model is None else self.model.likelihood
+
+    @property
+    def chunk_size(self) -> int | None:
+        """At most so many particles are evaluated at once."""
+        return self.evaluation.chunk_size
+
+    @property
+    def compilable(self) -> bool:
+        """Whether ``torch.compile`` can trace the potential without a graph break."""
+        return self.evaluation.compilable
+
+    @property
+    def random(self) -> bool:
+        """Whether the energy is drawn anew at every evaluation."""
+        return self.evaluation.random
+
+    @property
+    def factorised_prior(self) -> bool:
+        """Whether the prior is known to be a product over coordinates."""
+        return self.evaluation.factorised_prior
+
+    @property
+    def predictive_fn(self) -> Callable[[dict[str, Tensor], Any, int], dict[str, Tensor]] | None:
+        """Draws of the observed sites of a model that draws its own targets, or None."""
+        return self.sites.predict
+
     def __call__(self, particles: Tensor, batch: Batch | None = None) -> Tensor:
         """Energies ``[P]``; on a minibatch of B data the likelihood is scaled by N/B."""
         if particles.ndim != 2 or particles.shape[1] != self.num_params:
             check_particles(particles, self.num_params)
-        energy = -self.log_prior_fn(particles)
+        if self.energy_fn is not None:
+            with pinned(self.device):
+                return self.energy_fn(particles, batch)
+        energy = -self.log_prior(particles)
         if self.log_likelihood_fn is None:
             return energy
         log_likelihood = self.log_likelihood(particles, batch)
         return energy - self.scale(log_likelihood.shape[1], batch) * log_likelihood.sum(1)
+
+    def prior_energy(self, particles: Tensor) -> Tensor:
+        """The part ``[P]`` of the energy that is there once."""
+        if self.energy_fn is not None and self.num_data is not None:
+            return 0.0 * particles.sum(1)
+        return -self.log_prior(particles)
+
+    def data_energy(self, particles: Tensor, batch: Batch) -> Tensor:
+        """The part ``[P]`` of the energy that these data bring.
+
+        With ``prior_energy`` and summed over pieces that make up all the data, it is the energy.
+        """
+        if self.energy_fn is None:
+            return -self.log_likelihood(particles, batch).sum(1)
+        size = pytree.tree_leaves(batch.data)[0].shape[1 if batch.per_particle else 0]
+        return self(particles, batch) / self.scale(size)
 
     def scale(self, batch_size: int, batch: Batch | None = None) -> float | Tensor:
         """The weight of a batch's log-likelihood: the batch's own if it has one, else N/B.
@@ -107,7 +196,8 @@ class ModelPotential:
 
     def log_prior(self, particles: Tensor) -> Tensor:
         """Log prior densities ``[P]``."""
-        return self.log_prior_fn(particles)
+        with pinned(self.device):
+            return self.log_prior_fn(particles)
 
     def log_likelihood(self, particles: Tensor, batch: Batch | None) -> Tensor:
         """Log-likelihoods ``[P, B]``."""
@@ -116,7 +206,8 @@ class ModelPotential:
                 "A log-likelihood needs a potential with data and a batch: got "
                 f"{'no batch' if batch is None else 'a density without data'}."
             )
-        values = self.log_likelihood_fn(particles, batch)
+        with pinned(self.device):
+            values = self.log_likelihood_fn(particles, batch)
         if values.ndim != 2 or values.shape[0] != particles.shape[0]:
             raise ValueError(
                 "The log-likelihood must return one value per particle and datum, "
@@ -126,14 +217,15 @@ class ModelPotential:
 
     def outputs(self, particles: Tensor, batch: Batch) -> Tensor:
         """Model outputs ``[P, B, ...]`` at a batch of inputs."""
-        if self.outputs_fn is None:
+        if self.model is None:
             raise ValueError(
                 "This potential has no outputs: it was made from a density or a Pyro model, not "
                 "from a module. Draws of a Pyro model predict targets by draws.predict(inputs)."
             )
         if particles.ndim != 2 or particles.shape[1] != self.num_params:
             check_particles(particles, self.num_params)
-        values = self.outputs_fn(particles, batch)
+        with pinned(self.device):
+            values = self.model.function(particles, batch)
         num_data = pytree.tree_leaves(batch.data)[0].shape[1 if batch.per_particle else 0]
         if values.ndim < 2 or values.shape[1] != num_data:
             raise ValueError(
@@ -160,17 +252,17 @@ class ModelPotential:
         Args:
             num_particles: P.
             generator: source of the randomness; a generator seeded with 0 if absent.
-            method: ``"module"`` (the module's own initialisation), ``"prior"``, ``"current"`` (the
-                module's present weights in every particle), ``"uniform"`` (unconstrained values in
-                (-2, 2)), as far as the potential has them; ``"default"`` is its own first choice.
+            method: one of ``potential.starts.methods``. Of a module: ``"fresh"`` (the module's own
+                initialisation, drawn anew), ``"current"`` (its present weights in every particle),
+                ``"jittered"`` (the same with 1 % of noise in all particles but the first) and
+                ``"prior"``; of a Pyro model ``"prior"`` and ``"uniform"`` (unconstrained values in
+                (-2, 2)); of a function ``"normal"``. ``"default"`` is the potential's choice.
         """
         check_positive_int("num_particles", num_particles)
         generator = generator or torch.Generator().manual_seed(0)
-        methods = list(self.init_fns)
-        check_choice("method", method, ["default", *methods])
-        particles = self.init_fns[methods[0] if method == "default" else method](
-            num_particles, generator
-        )
+        check_choice("method", method, ["default", *self.starts.methods])
+        chosen = self.starts.default() if method == "default" else method
+        particles = self.starts.methods[chosen](num_particles, generator)
         return particles.to(self.device, self.dtype)
 
     def ravel(self, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -184,11 +276,11 @@ class ModelPotential:
     def constrain(self, particles: Tensor) -> dict[str, Tensor]:
         """Particles ``[S, D]`` as the model's own quantities ``[S, *shape]`` by name."""
         check_particles(particles, self.num_params)
-        return self.constrain_fn(self.unravel(particles))
+        return self.sites.constrain(self.unravel(particles))
 
     def groups(self, rule: Groups, seed: int = 0) -> Tensor:
-        """Group numbers ``[D]`` under a rule; see ``Layout.groups``."""
-        return self.layout.groups(rule, seed)
+        """Group numbers ``[D]`` under a rule, where the particles are; see ``Layout.groups``."""
+        return self.layout.groups(rule, seed).to(self.device)
 
     def target_check(self, particles: Tensor, batch: Batch) -> Callable[[Any], None]:
         """A check whether the targets in data ``(inputs, ..., targets)`` are possible.
@@ -200,7 +292,7 @@ class ModelPotential:
             batch: of such data; its outputs tell the shapes.
         """
         likelihood, data = self.likelihood, batch.data
-        if likelihood is None or self.outputs_fn is None:
+        if likelihood is None:
             return lambda data: None
         if not isinstance(data, tuple) or len(data) < 2:
             return lambda data: None
@@ -208,4 +300,4 @@ class ModelPotential:
         if batch.per_particle:
             inputs = pytree.tree_map(lambda leaf: leaf[0], inputs)
         outputs = self.outputs(particles[:1], Batch(inputs))
-        return lambda data: likelihood.check(outputs, data[-1])
+        return lambda data: check_targets(likelihood, outputs, data[-1])

@@ -14,11 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from particlevi._checks import check_positive_int
-from particlevi.potentials._pyro_terms import Sites, num_rows, sort_terms, subsampling
-from particlevi.potentials._pyro_values import Rule, bijection, from_prior, uniform
+from particlevi.potentials._pyro_terms import (
+    Sites,
+    check_complete,
+    num_rows,
+    sort_terms,
+    subsampling,
+)
+from particlevi.potentials._pyro_values import Rule, at_values, bijection, from_prior, uniform
 from particlevi.potentials.layout import Layout
-from particlevi.potentials.potential import ModelPotential
+from particlevi.potentials.potential import Evaluation, ModelPotential
+from particlevi.potentials.potential import Sites as ModelSites
 from particlevi.potentials.random import draw_seed, seeded
+from particlevi.potentials.starts import Draw, Starts, jittered
 from particlevi.potentials.vectorize import Vectorized
 from particlevi.typing import JSON, Batch
 
@@ -56,11 +64,12 @@ def from_pyro(
       same for every batch. For that reason it is evaluated on one row of ``example_batch``, which
       is cheap, or on all of it if the model does not run on one.
 
-    What can be neither is refused: latent variables with one value per datum, and terms that
-    depend on the data without a dimension for them. Such a model has a density of the full data
-    only, which is ``from_pyro(functools.partial(model, *data))``, without a batch. What is what is
-    found out by running the model on variants of ``example_batch``, so that its values should be
-    realistic.
+    A model with latent variables that have one value per datum takes all the data at every step, in
+    one order: ``example_batch`` must hold them all, and ``sample`` gets no ``batch_size``. Terms
+    that depend on the data without a dimension for them are refused; such a model has a density of
+    the full data only, which is ``from_pyro(functools.partial(model, *data))``, without a batch.
+    What is what is found out by running the model on variants of ``example_batch``, so that its
+    values should be realistic.
 
     The model runs under ``vmap``, or in a loop over particles if it cannot; under a lock; without
     Pyro's validation; and not under ``torch.compile``. ``pyro.param`` and ``nn.Parameter`` without
@@ -118,6 +127,12 @@ def from_pyro(
         with _runtime(scoped=bool(adapter.params)):
             return function(particles, batch)
 
+    def likelihood(particles: Tensor, batch: Batch) -> Tensor:
+        if adapter.terms.local:
+            check_complete(batch, adapter.prior_data, adapter.terms.local)
+        values: Tensor = evaluate(log_likelihood, particles, batch)
+        return values
+
     def constrain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         particles = adapter.layout.ravel(tensors)
         parts = torch.split(particles, chunk_size or len(particles))
@@ -127,16 +142,12 @@ def from_pyro(
         layout=adapter.layout,
         num_data=adapter.num_data,
         log_prior_fn=lambda particles: evaluate(log_prior, particles),
-        log_likelihood_fn=None
-        if example_batch is None
-        else lambda particles, batch: evaluate(log_likelihood, particles, batch),
-        init_fns=adapter.init_fns(),
+        log_likelihood_fn=None if example_batch is None else likelihood,
+        starts=adapter.starts(),
         device=adapter.device,
         dtype=adapter.dtype,
-        constrain_fn=constrain,
-        predictive_fn=adapter.predict,
-        compilable=False,
-        chunk_size=chunk_size,
+        sites=ModelSites(constrain, adapter.predict),
+        evaluation=Evaluation(compilable=False, chunk_size=chunk_size),
         fingerprint=adapter.fingerprint,
     )
 
@@ -222,7 +233,8 @@ class _Adapter:
         self.prior_data = example
         self.names = set(sites)
         look = functools.partial(self.look, particle=self.layout.ravel(points))
-        self.terms = sort_terms(self.name, list(points), example, rows, look)
+        complete = rows == self.num_data
+        self.terms = sort_terms(self.name, list(points), example, rows, look, complete)
         self.prior_data = self.terms.prior_data
         self.fingerprint["observed"] = self.terms.observed
         shown = self.terms.shown.items()
@@ -313,15 +325,16 @@ class _Adapter:
         found = posterior_predictive(self.model, samples, args, seed, self.params, observed)
         return {name: found[name] for name in observed if name in found}
 
-    def init_fns(self) -> dict[str, Callable[[int, torch.Generator], Tensor]]:
-        """Ways to draw starting points; from the prior only if every site has draws."""
+    def starts(self) -> Starts:
+        """Ways to choose starting points; from the prior only if every site has draws."""
         uniformly = functools.partial(self._draw, uniform)
         prior = functools.partial(self._draw, from_prior)
+        methods: dict[str, Draw] = {"prior": prior, "uniform": uniformly}
         try:
             prior(1, torch.Generator())
         except Exception:
-            return {"uniform": uniformly}
-        return {"prior": prior, "uniform": uniformly}
+            del methods["prior"]
+        return Starts(methods, named=self._at_values)
 
     def _draw(self, rule: Rule, num_particles: int, generator: torch.Generator) -> Tensor:
         draws = []
@@ -331,6 +344,22 @@ class _Adapter:
                 self.run(self.prior_data, functools.partial(rule, points))
                 draws.append(self.layout.ravel(points))
         return torch.stack(draws)
+
+    def _at_values(
+        self, values: Mapping[str, Tensor], num_particles: int, generator: torch.Generator
+    ) -> Tensor:
+        """Every particle but the first near, and the first at, values of the sites."""
+        names = list(self.layout.shapes)
+        missing = [name for name in names if name not in values]
+        if missing or len(values) > len(names):
+            unknown = [name for name in values if name not in names]
+            raise ValueError(
+                f"initial holds values of the sites {names}: missing {missing}, unknown {unknown}."
+            )
+        given = {name: torch.as_tensor(v).to(self.device, self.dtype) for name, v in values.items()}
+        rule = functools.partial(at_values, given)
+        point = self._draw(rule, 1, generator)
+        return jittered(point, self.layout.sizes, num_particles, generator)
 
     def look(self, data: Any, rows: int | None, particle: Tensor | None) -> Sites:
         """The sites of a run, at any point if no particle is given, with their log densities."""

@@ -74,6 +74,10 @@ class ControlRoom:
         self._choose()
         return any(_differ(before.get(name), self._chosen.get(name)) for name in _METRIC)
 
+    def metric(self) -> Tensor | None:
+        """The linear map to theta from the coordinates in which the method moves, if any."""
+        return next((self._chosen[name] for name in _METRIC if name in self._chosen), None)
+
     def report(self) -> Mapping[str, JSON] | None:
         """What the tuner chose and why, for the record; None without one."""
         if self.tuner is None:

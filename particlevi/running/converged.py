@@ -73,7 +73,7 @@ class converged:
 def probe_inputs(potential: ModelPotential, data: Any) -> Any:
     """Some inputs of the data, evenly spread; None for a model without outputs."""
     checked = as_data(data, potential)
-    if potential.outputs_fn is None or checked.num_data == 0:
+    if potential.model is None or checked.num_data == 0:
         return None
     step = max(1, checked.num_data // _PROBES)
     first = checked.take(torch.arange(0, checked.num_data, step)[:_PROBES]).data

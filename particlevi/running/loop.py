@@ -251,7 +251,14 @@ class Loop:
             seconds=self.seconds,
             ended_by=self.ended_by,
             tuning=self.control_room.report(),
+            metric=self.control_room.metric(),
+            end=self._end(),
         )
+
+    def _end(self) -> Tensor | None:
+        """Positions of all particles ``[P, D]``, where draws are of some of them only."""
+        everyone = self.plan.sampler.draws == slice(None)
+        return None if everyone else self.state.position.clone()
 
     def _warn_of_interruption(self) -> None:
         folder, num_draws = self.plan.folder, self.plan.settings.num_draws

@@ -18,7 +18,7 @@ from particlevi.running.controls import ControlRoom
 from particlevi.running.kept import kept_steps
 from particlevi.running.settings import Settings, identity
 from particlevi.running.world import OneProcess
-from particlevi.samplers._requirements import check_batch
+from particlevi.samplers.requirements import check_batch
 from particlevi.storage.recording import Recorder, check_memory, describe_keep
 from particlevi.storage.store import Storage, Store
 from particlevi.typing import JSON, Sampler, Schedule, Tuner, World
@@ -84,8 +84,8 @@ class Plan:
             shared=settings.shared_batch,
             batching=settings.batching,
         )
-        num_data = sampler.potential.num_data
-        check_batch(sampler.name, sampler.requires, source.example(), num_data)
+        potential = sampler.potential
+        check_batch(sampler.name, sampler.requires, source.example(), potential.num_data)
         recorder = Recorder(sampler.potential, storage.keep)
         given = {} if step_size is None else {"step_size": step_size}
         schedules = {**given, **sampler.schedules}

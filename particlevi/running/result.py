@@ -12,7 +12,7 @@ from particlevi.running.plan import Plan
 from particlevi.running.settings import identity_of_sampler
 from particlevi.schedules import describe
 from particlevi.storage.store import Store
-from particlevi.typing import JSON
+from particlevi.typing import JSON, Grouped
 
 __all__ = ["draws_of"]
 
@@ -28,6 +28,8 @@ def draws_of(
     seconds: float,
     ended_by: str,
     tuning: Mapping[str, JSON] | None,
+    metric: Tensor | None,
+    end: Tensor | None,
 ) -> Draws:
     """The first ``count`` draws of the chains that were not lost.
 
@@ -41,8 +43,11 @@ def draws_of(
         seconds: that they took.
         ended_by: what ended the run.
         tuning: the tuner's report.
+        metric: the map to theta from the coordinates in which the method moved.
+        end: positions of all particles ``[P, D]``, where the draws are fewer.
     """
     sampler, settings, recorder = plan.sampler, plan.settings, plan.recorder
+    estimator = sampler.estimator
     rows = plan.rows
     places = [k for k, row in enumerate(rows) if row not in left_out]
     warm = min(plan.num_warmup_draws, count)
@@ -65,12 +70,18 @@ def draws_of(
         chains=[rows[k] for k in places],
         diverged=dict(lost),
         interrupted=ended_by == "interruption",
-        interacting=sampler.interacting,
+        minibatch=plan.source.law not in ("none", "all"),
         seconds=seconds,
         num_steps=num_steps,
         coordinates=None if recorder.columns is None else recorder.columns.cpu(),
         output_shape=recorder.output_shape if recorder.inputs is not None else None,
         shapes=dict(sampler.potential.layout.shapes),
+        facts=sampler.facts,
+        gradients=float(settings.num_particles * num_steps * sampler.gradients_per_step),
+        groups=estimator.groups if isinstance(estimator, Grouped) else None,
+        pooled=isinstance(estimator, Grouped) and estimator.pooled,
+        metric=metric,
+        end=end,
         attrs={
             **identity_of_sampler(sampler),
             **asdict(settings),

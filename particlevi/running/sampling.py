@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from particlevi._checks import (
-    check_choice,
-    check_finite,
-    check_positive_int,
-    check_seed,
-)
-from particlevi.data import Batching, Minibatches, as_data, as_particles
+from particlevi._checks import check_choice, check_positive_int, check_seed
+from particlevi.data import Batching, Minibatches, as_data
 from particlevi.data.minibatches import as_minibatches
 from particlevi.data.tensors import is_tensors
 from particlevi.draws import Draws
+from particlevi.potentials.arithmetic import pinned
 from particlevi.potentials.potential import ModelPotential
-from particlevi.potentials.random import draw_seed
+from particlevi.potentials.random import draw_seed, global_seed
+from particlevi.potentials.starts import starting_points
 from particlevi.running.converged import converged, probe_inputs
 from particlevi.running.loop import Loop
 from particlevi.running.monitor import Every, Monitor, Rule, as_monitor
@@ -38,8 +34,8 @@ from particlevi.typing import Sampler, Schedule, Tuner
 
 __all__ = ["Start", "Watcher", "resume", "sample"]
 
-Start: TypeAlias = Literal["module", "prior", "current", "uniform", "default"]
-"""Ways to draw starting points, as far as the potential has them."""
+Start: TypeAlias = Tensor | str | Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]] | Draws
+"""Starting points ``[P, D]``, a way to draw them, named tensors, or draws to go on from."""
 
 Watcher: TypeAlias = Monitor | Rule | Every | Sequence[Rule | Every]
 """A monitor, or the rules of one."""
@@ -66,7 +62,7 @@ def sample(
     step_size: float | Schedule | None = None,
     batch_size: int | None = None,
     num_particles: int | None = None,
-    initial: Tensor | Start | None = None,
+    initial: Start | None = None,
     num_warmup: int | None = None,
     num_draws: int | None = None,
     thin: int | None = None,
@@ -98,13 +94,18 @@ def sample(
         step_size: h, a number or a schedule; its meaning is the sampler's. Absent, it is tuned
             during the warm-up, from starting points that are looked for.
         batch_size: B; all data at every step if absent.
-        num_particles: P, unless ``initial`` is a tensor.
-        initial: starting points ``[P, D]``, or the name of a way to draw them: ``"module"``,
-            ``"prior"``, ``"current"``, as far as the potential has them.
+        num_particles: P, unless ``initial`` tells it.
+        initial: where particles start. By default those of a module start from its present weights
+            if it was trained, loaded or set by hand (the first exactly there, the others with 1 %
+            of noise), and each from a fresh initialisation otherwise; those of a Pyro model from
+            the prior. Or a name, ``"fresh"``, ``"current"``, ``"jittered"``, ``"prior"`` ..., as
+            far as the potential has it (``potential.starts.methods``); a tensor ``[P, D]``; a
+            ``state_dict`` (or values of Pyro's sites), or a list of them, one per particle; or
+            ``Draws``, whose chains are gone on with from their last draws.
         num_warmup: steps not kept; none unless step sizes are tuned.
         num_draws: T; 1000 unless step sizes are tuned.
-        thin: steps per draw, 1 unless step sizes are tuned; rounded up to a multiple of
-            the steps after which the method has a draw at all.
+        thin: steps per draw, 1 unless step sizes are tuned; rounded up to a multiple of the steps
+            after which the method has a draw at all.
         seed: of all randomness of the run. Starting points, minibatches and noise have streams of
             their own, so that different samplers with one seed see the data in one order. Torch's
             global generator is seeded inside and left as it was.
@@ -183,7 +184,7 @@ def sample(
         )
     if compile:
         _check_compilable(sampler)
-    start = _starting_points(sampler.potential, num_particles, initial, seeds.start)
+    start = starting_points(sampler.potential, num_particles, initial, seeds.start)
     saving = _saving(checkpoint)
     settings = Settings(
         num_particles=len(start),
@@ -202,7 +203,8 @@ def sample(
     folder = None if saving is None else Path(saving.folder)
     if folder is not None:
         _check_folder(folder)
-    with torch.no_grad(), _global_seed(seeds.everything_else, sampler.potential.device):
+    device = sampler.potential.device
+    with torch.no_grad(), global_seed(seeds.everything_else), pinned(device):
         checked = as_data(data, sampler.potential)
         plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder)
         loop = Loop.start(plan, start, seeds.noise, seeds.batches)
@@ -268,7 +270,7 @@ def resume(
             f"{folder} is the checkpoint of a run on other data, so it is not resumed:\n  "
             + "\n  ".join(others)
         )
-    with torch.no_grad(), _global_seed(0, sampler.potential.device):
+    with torch.no_grad(), global_seed(0), pinned(sampler.potential.device):
         plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder)
         return Loop.restore(plan, saved).run(watcher, progress)
 
@@ -279,7 +281,7 @@ def _prepared(
     step_size: float | Schedule | None,
     tuner: Tuner | None,
     num_particles: int | None,
-    initial: Tensor | Start | None,
+    initial: Start | None,
     batch_size: int | None,
     seeds: _Seeds,
 ) -> Setup:
@@ -290,10 +292,10 @@ def _prepared(
             "tuner out, or give a sampler, such as pvi.sghmc(potential)."
         )
     potential = what if isinstance(what, ModelPotential) else what.potential
-    points = _starting_points(potential, num_particles, initial, seeds.start)
+    points = starting_points(potential, num_particles, initial, seeds.start)
     generator = torch.Generator(points.device).manual_seed(seeds.everything_else)
-    keep = isinstance(initial, Tensor)
-    with torch.no_grad():
+    keep = not (initial is None or isinstance(initial, str))
+    with torch.no_grad(), global_seed(seeds.everything_else), pinned(points.device):
         return prepare(what, data, points, generator, batch_size, keep_start=keep)
 
 
@@ -353,36 +355,3 @@ def _check_compilable(sampler: Sampler) -> None:
             "step. Leave compile out, or write the model as a module (from_module) or as a "
             "log-likelihood in torch operations (from_log_likelihood)."
         )
-
-
-def _starting_points(
-    potential: Any, num_particles: int | None, initial: Tensor | str | None, seed: int
-) -> Tensor:
-    if isinstance(initial, Tensor):
-        points = as_particles(initial, potential, potential.num_params, "initial")
-        check_finite("initial", points, "Choose finite starting points.")
-        if num_particles is not None and num_particles != len(initial):
-            raise ValueError(
-                f"initial holds {len(initial)} particles but num_particles is {num_particles}: "
-                "leave num_particles out."
-            )
-        return points
-    if initial is not None and not isinstance(initial, str):
-        raise TypeError(
-            "initial must be a tensor [P, D] or the name of a way to draw starting points, "
-            f"got {type(initial).__name__}."
-        )
-    if num_particles is None:
-        raise ValueError("Give num_particles, or starting points initial [P, D].")
-    check_positive_int("num_particles", num_particles)
-    generator = torch.Generator().manual_seed(seed)
-    start: Tensor = potential.init(int(num_particles), generator, initial or "default")
-    return start
-
-
-@contextmanager
-def _global_seed(seed: int, device: torch.device) -> Iterator[None]:
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        yield

@@ -13,12 +13,13 @@ from particlevi._checks import check_particles
 from particlevi.gradients.minibatch import Target, as_estimator
 from particlevi.samplers._gradient_at import GradientAt
 from particlevi.samplers._metric import Metric
-from particlevi.samplers._requirements import check_batch, check_estimator
+from particlevi.samplers.requirements import check_batch, check_estimator
 from particlevi.schedules import as_schedule, describe
 from particlevi.typing import (
     JSON,
     Batch,
     Controls,
+    Facts,
     Progress,
     Requirements,
     Sampler,
@@ -119,6 +120,7 @@ class Declared(TypedDict, total=False):
     draw_every: int
     max_step_size: Callable[[float], float]
     warning: Callable[[Any, Controls], str | None] | None
+    facts: Facts
 
 
 def assemble(

@@ -41,7 +41,7 @@ from particlevi.samplers._assemble import (
     gaussian,
     momenta,
 )
-from particlevi.typing import Controls, Sampler, Schedule
+from particlevi.typing import Controls, Facts, Sampler, Schedule
 
 __all__ = ["Memory", "baoab", "drift"]
 
@@ -110,4 +110,5 @@ def baoab(target: Target, friction: float = 1.0, temperature: float | Schedule =
         noise=gaussian,
         shown=MOMENTUM_SHOWN,
         max_step_size=lambda curvature: 2 / curvature**0.5,
+        facts=Facts(kinetic="leapfrog"),
     )

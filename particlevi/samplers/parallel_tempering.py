@@ -42,7 +42,14 @@ from particlevi.samplers._assemble import (
 )
 from particlevi.samplers._metropolis import uniforms
 from particlevi.samplers._noise import Average, averaged
-from particlevi.typing import Controls, Gradient, Requirements, Sampler, SamplerState
+from particlevi.typing import (
+    Controls,
+    Facts,
+    Gradient,
+    Requirements,
+    Sampler,
+    SamplerState,
+)
 
 __all__ = ["Info", "Memory", "parallel_tempering"]
 
@@ -215,4 +222,5 @@ def parallel_tempering(
         shown=MOMENTUM_SHOWN | {"swap_acceptance": "swapped"},
         draws=slice(None, None, rungs),
         max_step_size=lambda curvature: 2 / curvature**0.5,
+        facts=Facts(kinetic="leapfrog"),
     )

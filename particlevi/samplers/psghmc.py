@@ -100,7 +100,7 @@ def psghmc(
     check_positive_int("update_every", update_every)
     potential = as_estimator(target).potential
     num_data = potential.num_data or 1
-    groups = potential.groups("tensor").to(potential.device)
+    groups = potential.groups("tensor")
     sizes = torch.bincount(groups).to(potential.dtype)
 
     def memory(position: Tensor, generator: torch.Generator) -> Memory:

@@ -24,7 +24,7 @@ from torch import Tensor
 from particlevi._checks import check_nonnegative
 from particlevi.kernels.kernels import Radial, as_radial
 from particlevi.samplers._assemble import GradientAt, Target, assemble, gaussian
-from particlevi.typing import Controls, Sampler, Schedule
+from particlevi.typing import Controls, Facts, Sampler, Schedule
 
 __all__ = ["Info", "Memory", "repulsive_langevin"]
 
@@ -110,4 +110,5 @@ def repulsive_langevin(
         memory=memory,
         noise=gaussian,
         interacting=True,
+        facts=Facts(kind="ensemble"),
     )

@@ -37,7 +37,7 @@ and Matthews, "Rational construction of stochastic numerical methods for molecul
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ from particlevi.samplers._assemble import (
     momenta,
 )
 from particlevi.samplers._noise import Average, Noise
-from particlevi.typing import Controls, Sampler, Schedule
+from particlevi.typing import Controls, Facts, Sampler, Schedule
 
 __all__ = ["Memory", "sghmc"]
 
@@ -156,6 +156,10 @@ def sghmc(
         spread = friction**2 - 4 * curvature
         return (friction - math.sqrt(max(spread, 0.0))) / curvature
 
+    kinetic: Literal["target", "below", "above"] = "below" if known.present else "target"
+    if integrator != "baoa":
+        kinetic = "above"
+
     return assemble(
         "sghmc",
         target,
@@ -172,4 +176,5 @@ def sghmc(
         shown=MOMENTUM_SHOWN | known.shown,
         max_step_size=max_step_size,
         warning=known.warning(compensable),
+        facts=Facts(kinetic=kinetic),
     )

@@ -49,7 +49,7 @@ from particlevi.samplers._assemble import (
     gaussian,
     momenta,
 )
-from particlevi.typing import Controls, Sampler, Schedule
+from particlevi.typing import Controls, Facts, Sampler, Schedule
 
 __all__ = ["Info", "Memory", "sgnht"]
 
@@ -125,6 +125,7 @@ def sgnht(target: Target, diffusion: float = 1.0, temperature: float | Schedule 
         noise=gaussian,
         shown=MOMENTUM_SHOWN | {"thermostat": "x"},
         max_step_size=lambda curvature: 2 / curvature**0.5,
+        facts=Facts(kinetic="held", thermostat=float(diffusion)),
     )
 
 

@@ -79,7 +79,7 @@ def svgd(
         ValueError: an unknown optimizer.
     """
     check_choice("optimizer", optimizer, ["plain", "adagrad", "rmsprop", "adam"])
-    chosen = as_kernel(kernel).bind(as_estimator(target).potential.layout)
+    chosen = as_kernel(kernel).bind(as_estimator(target).potential)
 
     def memory(position: Tensor, generator: torch.Generator) -> Memory:
         empty = position.new_zeros((0,)) if optimizer == "plain" else torch.zeros_like(position)

@@ -14,37 +14,55 @@ converges to limit cycles for deep networks", 2018.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_positive, check_positive_int
+from particlevi._checks import check_finite, check_positive, check_positive_int, check_seed
 from particlevi.draws import Draws
+from particlevi.sgdvi._checks import check_field, check_points
 from particlevi.sgdvi.series import as_series, block_labels, is_stationary
 from particlevi.sgdvi.slices import principal_directions
 
 __all__ = ["Current", "DriftParts", "decompose_drift", "probability_current"]
 
 Field = Callable[[Tensor], Tensor]
+_EXACT, _KNOWN = 0.01, 0.3
 
 
 @dataclass(frozen=True, eq=False)
 class DriftParts:
-    """The drift at points ``[S, D]``.
+    """The drift at points ``[S, D]``, and whether the potential fits it.
 
     Attributes:
         drift: ``-grad f [S, D]``.
         gradient: ``-D grad Phi + T div D [S, D]``, the part that descends the potential.
         circulating: ``j [S, D]``, the rest.
         flow_divergence: ``div(j rho) / rho [S]``, per unit of time; 0 where ``Phi`` is right.
+        standard_error: of ``flow_divergence``, from the potential's own resampling, ``[S]``; NaN
+            for a potential that has none.
+        imbalance: ``|flow_divergence|`` over the sum of the sizes of its two parts, the inflow by
+            the drift and the outflow by diffusion, which cancel where ``Phi`` is right; root mean
+            squares, in [0, 1]. A known potential has 0 up to rounding, a wrong one much of 1.
+        p_value: of ``flow_divergence = 0`` at all points together; NaN without standard errors.
+        verdict: ``"consistent"``: ``p_value`` above 0.05 and an error that is small against the
+            two parts, below 0.3 of them, or no error and an imbalance below 0.01.
+            ``"inconsistent"``: the potential does not fit this drift. ``"unknown"``: not rejected,
+            but known too little to say.
     """
 
     drift: Tensor
     gradient: Tensor
     circulating: Tensor
     flow_divergence: Tensor
+    standard_error: Tensor
+    imbalance: float
+    p_value: float
+    verdict: Literal["consistent", "inconsistent", "unknown"]
 
     @property
     def share(self) -> float:
@@ -53,53 +71,130 @@ class DriftParts:
 
 
 def decompose_drift(
-    points: Tensor, drift: Field, potential: Field, diffusion: Tensor | Field, temperature: float
+    points: Tensor,
+    drift: Field,
+    potential: Field,
+    diffusion: Tensor | Field,
+    temperature: float,
+    seed: int = 0,
 ) -> DriftParts:
     """Split the drift into descent of the effective potential and circulation.
 
     Args:
         points: ``[S, D]``.
         drift: ``-grad f``, points ``[S, D]`` to ``[S, D]``, differentiable by torch.
-        potential: ``Phi``, points ``[S, D]`` to ``[S]``, likewise: a fitted or a known one.
+        potential: ``Phi``, points ``[S, D]`` to ``[S]``, likewise: a fitted or a known one. A
+            fitted one (with ``resampled``) brings errors, a p-value and a verdict.
         diffusion: ``D [D, D]`` (the gradient covariance ``C``), or ``[S, D]`` to ``[S, D, D]``.
-        temperature: ``T = eta/(2b)``.
+        temperature: T, as ``particlevi.noise.temperature`` gives it.
+        seed: of the p-value's draws from the law of the error.
 
-    >>> rotate = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
-    >>> parts = decompose_drift(
-    ...     torch.tensor([[1.0, 2.0]]),
-    ...     lambda x: -x + x @ rotate.T,
-    ...     lambda x: 0.5 * x.square().sum(-1),
-    ...     torch.eye(2),
-    ...     temperature=0.1,
-    ... )
-    >>> parts.circulating
-    tensor([[-2.,  1.]])
+    Raises:
+        ValueError: points or functions of other shapes, or values that are not finite.
+
+    Examples:
+        >>> rotate = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
+        >>> parts = decompose_drift(
+        ...     torch.tensor([[1.0, 2.0]]),
+        ...     lambda x: -x + x @ rotate.T,
+        ...     lambda x: 0.5 * x.square().sum(-1),
+        ...     torch.eye(2),
+        ...     temperature=0.1,
+        ... )
+        >>> parts.circulating
+        tensor([[-2.,  1.]])
+        >>> parts.verdict
+        'consistent'
     """
     check_positive("temperature", temperature)
-    constant = isinstance(diffusion, Tensor)
+    check_seed("seed", seed)
+    check_points("points", points)
+    size = points.shape[1]
+    check_field("drift", drift, points, (size,))
+    check_field("potential", potential, points, ())
+    if isinstance(diffusion, Tensor):
+        if diffusion.shape != (size, size):
+            raise ValueError(f"diffusion must be [{size}, {size}], got {list(diffusion.shape)}.")
+    else:
+        check_field("diffusion", diffusion, points, (size, size))
+    again = getattr(potential, "resampled", None)
+
+    def values(x: Tensor) -> Tensor:
+        own = potential(x[None]).to(x.dtype)
+        return own if again is None else torch.cat([own, again(x[None])[:, 0].to(x.dtype)])
 
     def matrix(x: Tensor) -> Tensor:
         return diffusion.to(x) if isinstance(diffusion, Tensor) else diffusion(x[None])[0].to(x)
 
     def descent(x: Tensor) -> Tensor:
-        slope = torch.func.grad(lambda y: potential(y[None])[0].to(y.dtype))(x)
-        found = -matrix(x) @ slope
-        if not constant:
+        """``[R + 1, D]``, of the potential and its replicates."""
+        slope = torch.func.jacrev(values)(x)
+        found = -slope @ matrix(x).T
+        if not isinstance(diffusion, Tensor):
             found = found + temperature * torch.einsum("ijj->i", torch.func.jacrev(matrix)(x))
         down: Tensor = found
         return down
 
-    def rest(x: Tensor) -> Tensor:
-        return drift(x[None])[0] - descent(x)
+    def both(x: Tensor) -> tuple[Tensor, Tensor]:
+        """Inflow by the drift and outflow by diffusion, ``div(v rho) / rho [R + 1]`` each."""
+        slope = torch.func.jacrev(values)(x)
+        inflow = torch.func.jacrev(lambda y: drift(y[None])[0])(x).trace()
+        inflow = inflow - slope @ drift(x[None])[0] / temperature
+        down = descent(x)
+        outflow = torch.func.jacrev(descent)(x).diagonal(dim1=1, dim2=2).sum(1)
+        return inflow, outflow - (slope * down).sum(1) / temperature
 
     rows = []
     for x in points.detach():
-        j = rest(x)
-        slope = torch.func.grad(lambda y: potential(y[None])[0].to(y.dtype))(x)
-        divergence = torch.func.jacrev(rest)(x).trace() - slope @ j / temperature
-        rows.append((drift(x[None])[0], descent(x), j, divergence))
-    whole, down, around, divergences = (torch.stack(part) for part in zip(*rows, strict=True))
-    return DriftParts(whole, down, around, divergences)
+        whole, down = drift(x[None])[0].detach(), descent(x)[0].detach()
+        rows.append((whole, down, *(part.detach() for part in both(x))))
+    whole, down, inflow, outflow = (torch.stack(part) for part in zip(*rows, strict=True))
+    flow = (inflow - outflow).double().T
+    check_finite("the flow's divergence", flow, "Leave out points where the potential overflows.")
+    scale = float(inflow[:, 0].double().norm() + outflow[:, 0].double().norm())
+    size_of_flow = float(flow[0].norm())
+    imbalance = size_of_flow / scale if scale > 0 else 0.0
+    error, p_value = _tested(flow, seed)
+    return DriftParts(
+        drift=whole,
+        gradient=down,
+        circulating=whole - down,
+        flow_divergence=flow[0].to(points.dtype),
+        standard_error=error.to(points.dtype),
+        imbalance=imbalance,
+        p_value=p_value,
+        verdict=_verdict(imbalance, p_value, float(error.norm()) / scale if scale > 0 else 0.0),
+    )
+
+
+def _tested(flow: Tensor, seed: int) -> tuple[Tensor, float]:
+    """Standard errors ``[S]`` and the p-value of the mean square of ``flow / error``.
+
+    Its null distribution is that of a Gaussian with the replicates' covariance, which is known from
+    R of them: so the squares are over a chi-square variable, as in Hotelling's test.
+    """
+    if len(flow) < 3:
+        return torch.full_like(flow[0], math.nan), math.nan
+    deviation = flow[1:] - flow[1:].mean(0)
+    freedom = len(deviation) - 1
+    error = (deviation.square().sum(0) / freedom).sqrt()
+    unit = error.clamp(min=torch.finfo(error.dtype).tiny)
+    observed = (flow[0] / unit).square().mean()
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.randn(999, len(deviation), generator=generator, dtype=flow.dtype)
+    chi = torch.randn(999, freedom, generator=generator, dtype=flow.dtype).square().mean(1)
+    drawn = (weights @ (deviation / unit) / math.sqrt(freedom)).square().mean(1) / chi
+    return error, (1 + int((drawn >= observed).sum())) / 1000
+
+
+def _verdict(
+    imbalance: float, p_value: float, share: float
+) -> Literal["consistent", "inconsistent", "unknown"]:
+    if math.isnan(p_value):
+        return "consistent" if imbalance < _EXACT else "inconsistent"
+    if p_value <= 0.05:
+        return "inconsistent"
+    return "consistent" if share < _KNOWN else "unknown"
 
 
 @dataclass(frozen=True, eq=False)

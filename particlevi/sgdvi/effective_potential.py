@@ -42,7 +42,7 @@ class GaussianPotential:
     Attributes:
         mean: ``m [D]``.
         covariance: of the draws, after shrinkage, ``[D, D]``.
-        hessian: ``U = T Cov^-1 [D, D]``.
+        hessian: ``U = T Cov^-1 [D, D]``; without shrinkage corrected for the inverse's bias.
         standard_error: of each entry of ``U``, by the jackknife over blocks, ``[D, D]``.
         temperature: T.
         shrinkage: the share of the multiple of the identity in ``covariance``.
@@ -90,6 +90,10 @@ def gaussian_potential(
 ) -> GaussianPotential:
     """The effective potential as far as it is quadratic: ``U = T Cov(draws)^-1``.
 
+    The inverse of an estimated covariance is too large by ``v / (v - D - 1)``, with ``v`` the
+    number of independent draws that the covariance is worth; ``v`` is estimated from the blocks, so
+    that it knows of autocorrelation, and the factor taken off where there is no shrinkage.
+
     Args:
         draws: stationary draws of SGD, or ``[P, T, D]``.
         temperature: T, as ``particlevi.noise.temperature`` gives it, with the momentum of the run.
@@ -99,7 +103,7 @@ def gaussian_potential(
         num_blocks: for the standard errors: whole chains, or stretches of them.
 
     Raises:
-        ValueError: fewer draws than dimensions and no shrinkage.
+        ValueError: the worth of fewer independent draws than ``D + 4``, and no shrinkage.
 
     >>> x = torch.randn(50, 200, 2, generator=torch.Generator().manual_seed(0))
     >>> found = gaussian_potential(x, temperature=0.5)
@@ -147,6 +151,17 @@ def gaussian_potential(
 
     mixed, hessian = invert(covariance)
     replicates = torch.stack([invert(c)[1] for _, c in left_out])
+    freedom = _degrees_of_freedom(covariance, torch.stack([c for _, c in left_out]), len(flat) - 1)
+    if share == 0:
+        if freedom < size + 4:
+            raise ValueError(
+                f"The draws tell as much as {freedom:.3g} independent ones, too few for the "
+                f"inverse of their covariance in {size} dimensions: run longer, pass "
+                "shrinkage='auto', or project the draws on fewer directions."
+            )
+        # E[S^-1] = v / (v - D - 1) Cov^-1 for a covariance S of v degrees of freedom.
+        unbias = (freedom - size - 1) / freedom
+        hessian, replicates = unbias * hessian, unbias * replicates
     return GaussianPotential(
         mean=mean,
         covariance=mixed,
@@ -169,6 +184,16 @@ def _share(shrinkage: float | str, covariance: Tensor, replicates: Tensor) -> fl
     if not is_number(shrinkage) or not 0 <= shrinkage <= 1:
         raise ValueError(f'shrinkage must be in [0, 1] or "auto", got {shrinkage!r}.')
     return float(shrinkage)
+
+
+def _degrees_of_freedom(covariance: Tensor, replicates: Tensor, most: int) -> float:
+    """``v`` with ``Var S_ij = (S_ii S_jj + S_ij^2) / v``, from the spread of ``S`` over blocks."""
+    diagonal = covariance.diagonal()
+    scale = diagonal.sqrt()
+    wanted = torch.outer(diagonal, diagonal) + covariance.square()
+    error = _jackknife_error(replicates / torch.outer(scale, scale)).square().sum()
+    total = (wanted / torch.outer(diagonal, diagonal)).sum()
+    return min(float(total / error), float(most)) if float(error) > 0 else float(most)
 
 
 def _jackknife_error(replicates: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from particlevi._checks import check_positive, check_positive_int
 from particlevi.draws import Draws
+from particlevi.typing import Facts
 
 __all__ = ["iterate_average", "swag"]
 
@@ -75,7 +76,8 @@ def swag(
     around = diagonal * noise(chains, num_draws, size)
     around += noise(chains, num_draws, kept) @ columns / math.sqrt(kept - 1)
     settings = {"rank": kept, "scale": scale, "swag_seed": seed}
-    return _again(draws, mean + math.sqrt(scale) * around, "swag", settings)
+    sampled = _again(draws, mean + math.sqrt(scale) * around, "swag", settings)
+    return replace(sampled, facts=Facts(kind="independent"))
 
 
 def iterate_average(draws: Draws, window: int) -> Draws:
@@ -124,5 +126,6 @@ def _again(draws: Draws, particles: Tensor, name: str, settings: dict[str, Any])
         stats={},
         warmup=None,
         warmup_stats={},
+        end=None,
         attrs={**draws.attrs, "sampler": name, "from": draws.attrs.get("sampler"), **settings},
     )

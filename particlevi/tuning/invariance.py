@@ -31,6 +31,7 @@ from torch import Tensor
 
 from particlevi._checks import check_positive, check_positive_int, check_seed
 from particlevi.data import Data, as_data
+from particlevi.drawset import DrawSet
 from particlevi.potentials.chunks import chunks
 from particlevi.potentials.potential import ModelPotential
 from particlevi.samplers.randomized_hmc import randomized_hmc
@@ -131,8 +132,7 @@ def sign_flip_test(changes: Tensor, generator: torch.Generator) -> float:
 
 
 def check_invariance(
-    particles: Tensor,
-    potential: ModelPotential,
+    draws: DrawSet,
     data: Any = None,
     *,
     num_starts: int = 4,
@@ -150,9 +150,8 @@ def check_invariance(
     Source: Gandy and Scott, "Unit testing for MCMC and other Monte Carlo methods", 2020.
 
     Args:
-        particles: draws from anywhere, ``[C, T, D]``, C of them independent of each other; of
-            interacting particles, and of independent draws, ``[C, 1, D]``.
-        potential: of the posterior.
+        draws: of chains, from anywhere (``pvi.Draws.from_tensor``); of interacting particles, each
+            counts as a chain, and its last state is the start.
         data: as given to ``sample``.
         num_starts: draws of each chain to start from, evenly spread.
         num_steps: leapfrog steps from each.
@@ -161,16 +160,16 @@ def check_invariance(
         seed: of the kernel.
 
     Raises:
-        ValueError: fewer than five chains, of which no test at 5 % can be made; particles of
-            another shape.
+        ValueError: fewer than five chains, of which no test at 5 % can be made; draws without
+            their potential, or of a part of the parameters.
 
     Examples:
         >>> import particlevi as pvi
         >>> normal = pvi.from_log_density(lambda x: -0.5 * x.square().sum(), num_params=3)
-        >>> draws = torch.randn(8, 50, 3, generator=torch.Generator().manual_seed(0))
-        >>> check_invariance(draws, normal).moved
+        >>> exact = torch.randn(8, 50, 3, generator=torch.Generator().manual_seed(0))
+        >>> check_invariance(pvi.Draws.from_tensor(exact, normal)).moved
         False
-        >>> check_invariance(1.5 * draws, normal).moved
+        >>> check_invariance(pvi.Draws.from_tensor(1.5 * exact, normal)).moved
         True
     """
     check_positive_int("num_starts", num_starts)
@@ -178,11 +177,9 @@ def check_invariance(
     check_positive("tolerance", tolerance)
     check_seed("seed", seed)
     began = time.perf_counter()
-    if particles.ndim != 3 or particles.shape[2] != potential.num_params:
-        raise ValueError(
-            f"particles must be [C, T, {potential.num_params}], got {list(particles.shape)}: "
-            "independent draws [C, D] are particles.unsqueeze(1)."
-        )
+    draws.check_complete()
+    potential = draws.model()
+    particles = draws.particles[:, -1:] if draws.interacting else draws.particles
     checked = as_data(data, potential)
     starts, others = _split(particles, num_starts)
     chains, per_chain = starts.shape[:2]
@@ -277,7 +274,7 @@ class _Kernel:
 
 def _probe(potential: ModelPotential, data: Data, inputs: Any) -> Batch | None:
     """Inputs at which outputs are looked at; None for a model without outputs."""
-    if potential.outputs_fn is None:
+    if potential.model is None:
         return None
     if inputs is not None:
         parts = inputs if isinstance(inputs, tuple) else (inputs,)
@@ -295,19 +292,19 @@ def _functionals(
     potential: ModelPotential, data: Data, probe: Batch | None, points: Tensor
 ) -> tuple[list[str], Tensor]:
     """Names, and values ``[S, F]`` in float64."""
-    names, columns = ["log_prior"], [potential.log_prior(points).double()]
-    if potential.log_likelihood_fn is not None:
-        total = torch.zeros_like(columns[0])
+    prior = potential.prior_energy(points).double()
+    names, columns = ["potential"], [prior]
+    if data.num_data:
+        fit = torch.zeros_like(prior)
         for batch in data.chunks(4096):
             parts = [
-                potential.log_likelihood(part, piece).double().sum(1)
+                potential.data_energy(part, piece).double()
                 for part, piece in chunks(points, batch, potential.chunk_size)
+                if piece is not None
             ]
-            total = total + torch.cat(parts)
-        names += ["log_likelihood", "potential"]
-        columns += [total, -columns[0] - total]
-    else:
-        names, columns = ["potential"], [-columns[0]]
+            fit = fit + torch.cat(parts)
+        names += ["log_prior", "log_likelihood"]
+        columns = [prior + fit, -prior, -fit]
     if probe is not None:
         with torch.no_grad():
             outputs = torch.cat(

@@ -80,9 +80,10 @@ class Objective:
         if 0 < self.data.num_data <= self.chunk_size:
             yield self.potential, self.data.whole()
             return
-        yield lambda points, batch: -self.potential.log_prior(points), None
+        yield lambda points, batch: self.potential.prior_energy(points), None
         for batch in self.data.chunks(self.chunk_size):
-            yield self._likelihood, batch
+            yield self._data_energy, batch
 
-    def _likelihood(self, points: Tensor, batch: Batch | None) -> Tensor:
-        return -self.potential.log_likelihood(points, batch).sum(1)
+    def _data_energy(self, points: Tensor, batch: Batch | None) -> Tensor:
+        assert batch is not None
+        return self.potential.data_energy(points, batch)

@@ -83,6 +83,11 @@ def check_stability(
     >>> found.stable, round(found.max_step_size, 3)
     (True, 0.333)
     """
+    if not isinstance(sampler, Sampler):
+        raise TypeError(
+            "check_stability takes a sampler, such as pvi.sghmc(potential), got "
+            f"{type(sampler).__name__}."
+        )
     check_positive("step_size", step_size)
     model = sampler.potential
     points = model.init(2) if at is None else at

@@ -47,7 +47,7 @@ def find_start(objective: Objective, initial: Tensor, generator: torch.Generator
     """
     size = initial.shape[1]
     few = _MOST_PARAMETERS
-    if objective.potential.outputs_fn is not None:
+    if objective.potential.model is not None:
         few = _MOST_PARAMETERS_OF_A_MODULE
     if size > few:
         found = adam(objective.gradient_at, initial, _ADAM_STEPS, _LEARNING_RATE)

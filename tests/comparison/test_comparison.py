@@ -5,8 +5,10 @@ import pytest
 import torch
 
 import particlevi as pvi
-from particlevi.comparison.table import _center
+from particlevi.comparison import Estimate, Score, Setting, default_scores
+from particlevi.comparison.temperature_score import _center
 from particlevi.curvature import dense_hessian, potential_energy
+from particlevi.data import as_data
 from particlevi.diagnostics import calibration
 
 N = 60
@@ -69,7 +71,7 @@ def test_effective_temperatures_and_distances():
     assert rows["same"]["ess"] > 1000
     assert rows["same"]["ess_per_second"] == rows["same"]["ess"] / 2.0
     assert rows["same"]["function_distance"] < rows["hot"]["function_distance"] < 0.05
-    assert rows["posterior"]["ece"] < 0.1
+    assert rows["posterior"]["coverage_error"] < 0.1
     # Errors of temperatures: 2/n of a variance over n independent draws, twice of a ratio.
     for name in ("hot", "same"):
         relative = found.temperature_errors[name] / found.temperatures[name]
@@ -84,7 +86,9 @@ def test_effective_temperatures_and_distances():
     )
     table, explained = found.table(), found.explain()
     assert explained.count("\n") == 1 + table.split("\n")[0].count("|") - 2
-    assert all(pvi.comparison.table.COLUMNS[c] in explained for c in ("nll", "ksd", "temperature"))
+    assert all(
+        s.meaning in explained for s in found.scores if s.name in ("nll", "ksd", "temperature")
+    )
     assert "nll" in table
     assert "agreement" not in table
     assert table.count("\n") == 4
@@ -100,7 +104,7 @@ def test_scores_are_their_formulas():
     rmse = (mean - y[:, 0]).square().mean().sqrt()
     row = found.rows["b"]
     assert row["rmse"] == pytest.approx(float(rmse))
-    assert "accuracy" not in row
+    assert row["accuracy"] is None
     density = torch.distributions.Normal(outputs, 0.5).log_prob(y[:, 0]).logsumexp(0)
     nll = -(density - math.log(len(outputs)))
     assert row["nll"] == pytest.approx(float(nll.mean()), rel=1e-6)
@@ -111,7 +115,7 @@ def test_scores_are_their_formulas():
     )
     away = (x.sum(1) ** 2).std() / N**0.5 / (2 * found.rows["a"]["function_distance"])
     assert found.errors["a"]["function_distance"] == pytest.approx(float(away), rel=0.1)
-    assert 0.005 < found.errors["b"]["ece"] < 0.1
+    assert 0.005 < found.errors["b"]["coverage_error"] < 0.1
     assert found.rows["a"]["nll"] > row["nll"] + 1
     assert found.rows["a"]["function_distance"] == pytest.approx(
         float(x.sum(1).square().mean().sqrt()), rel=0.05
@@ -136,7 +140,9 @@ def test_classification():
     )
     accuracy = (probs[1].argmax(1) == y).double().mean()
     assert found.rows["sghmc"]["accuracy"] == pytest.approx(float(accuracy))
-    assert row["ece"] == pytest.approx(calibration.calibration_error(probs[0], y), rel=1e-9)
+    for binning in ("width", "mass"):
+        wanted = calibration.calibration_error(probs[0], y, binning=binning)
+        assert row[f"ece_{binning}"] == pytest.approx(wanted, rel=1e-9)
     share = float(same)
     assert found.errors["sharp"]["agreement"] == pytest.approx(
         (share * (1 - share) / 199) ** 0.5, rel=1e-6
@@ -160,7 +166,7 @@ def test_two_classes_from_one_logit():
     assert found.rows["right"]["accuracy"] > 0.95
     assert found.rows["wrong"]["accuracy"] < 0.05
     assert found.rows["wrong"]["agreement"] < 0.05
-    assert found.rows["wrong"]["ece"] > 0.5
+    assert found.rows["wrong"]["ece_width"] > 0.5
 
 
 def test_hessian_is_taken_where_the_density_is_highest():
@@ -170,7 +176,8 @@ def test_hessian_is_taken_where_the_density_is_highest():
     far[5] = particles.mean(0)
     # Only those that are looked at: the mean and every second one.
     far = far[[5, *range(31)]]
-    assert torch.allclose(_center(model, far, data), particles.mean(0))
+    setting = Setting(model, data, as_data(data, model), 1, 1500, 0)
+    assert torch.allclose(_center(setting, far), particles.mean(0))
 
 
 def test_hessian_by_finite_differences():
@@ -221,8 +228,92 @@ def test_bad_input():
         pvi.compare({"a": draws}, data)
     with pytest.raises(ValueError, match="reference"):
         pvi.compare({"a": draws, "b": draws}, data, reference="c")
-    other = pvi.from_module(torch.nn.Linear(2, 1), pvi.Gaussian(0.1), pvi.Normal(1.0), num_data=N)
+    net = torch.nn.Linear(2, 1, bias=False)
+    other = pvi.from_module(net, pvi.Gaussian(0.1), pvi.Normal(1.0), num_data=N)
     with pytest.raises(ValueError, match="different potentials"):
         pvi.compare({"a": draws, "b": dataclasses.replace(draws, potential=other)}, data)
     with pytest.raises(ValueError, match="without potential"):
         pvi.compare({"a": draws, "b": dataclasses.replace(draws, potential=None)}, data)
+
+
+def test_a_user_adds_a_score():
+    model, data = regression()
+    sets = {"a": exact_draws(model, data), "b": exact_draws(model, data, seed=1)}
+
+    def spread(subject, reference):
+        return Estimate(float(subject.parameters.std()), 0.1 if subject is reference else 0.2)
+
+    mine = Score("spread", "of all numbers", spread)
+    found = pvi.compare(sets, data, scores=[*default_scores(), mine])
+    assert found.rows["a"]["spread"] == float(sets["a"].flat().std())
+    assert (found.rows["a"].error("spread"), found.rows["b"].error("spread")) == (0.2, 0.1)
+    assert "| spread |" in found.table() and "of all numbers" in found.explain()
+    assert set(pvi.compare(sets, data, scores=[mine]).rows["a"]) == {"spread"}
+    with pytest.raises(ValueError, match="different names"):
+        pvi.compare(sets, data, scores=[mine, mine])
+    with pytest.raises(TypeError, match="Score"):
+        pvi.compare(sets, data, scores=["nll"])
+
+
+def test_every_number_has_an_error():
+    model, data = regression()
+    sets = {"a": exact_draws(model, data), "b": exact_draws(model, data, seed=1)}
+    found = pvi.compare(sets, data, train_data=data)
+    for row in found.rows.values():
+        for name, estimate in row.estimates.items():
+            assert estimate is None or estimate.error >= 0, name
+
+
+def test_a_hessian_too_large_is_said_to_be_left_out():
+    model, data = regression()
+    sets = {"a": exact_draws(model, data), "b": exact_draws(model, data, seed=1)}
+    found = pvi.compare(sets, data, train_data=data, max_hessian=1)
+    assert "temperature is left out: the Hessian of 2 parameters" in found.table()
+    assert found.notes[0] in found.explain()
+    assert not found.temperatures
+
+
+def test_a_discrepancy_that_ranks_nothing_is_left_out_and_said_so():
+    model, data = regression()
+    sets = {"a": exact_draws(model, data), "b": exact_draws(model, data, seed=1)}
+    found = pvi.compare(sets, data, train_data=data)
+    assert found.rows["a"]["ksd"] is None
+    assert "ksd is left out" in found.table()
+
+
+def test_the_stein_discrepancy_does_not_depend_on_units():
+    """A coordinate that is a thousand times wider counts as before."""
+    model, (x, y) = regression()
+    found = []
+    for scale in (1.0, 1e-3):
+        data = (x * torch.tensor([1.0, scale], dtype=torch.float64), y)
+        sets = {
+            "hot": exact_draws(model, data, 4.0, seed=1),
+            "posterior": exact_draws(model, data),
+        }
+        found.append(pvi.compare(sets, data, train_data=data).rows["hot"]["ksd"])
+    # The prior has a share in the wide coordinate, so that the two laws differ a little.
+    assert found[0] == pytest.approx(found[1], rel=0.5)
+
+
+def test_epistemic_std_is_that_of_the_mean():
+    model, data = regression()
+    draws = exact_draws(model, data)
+    narrow = dataclasses.replace(draws, particles=draws.particles.mean((0, 1)).expand(4, 500, 2))
+    found = pvi.compare({"narrow": narrow, "draws": draws}, data)
+    values = draws.flat() @ data[0].T
+    wanted = float(values.var(0, correction=0).mean().sqrt())
+    assert found.rows["draws"]["epistemic_std"] == pytest.approx(wanted, rel=1e-9)
+    # Relative error of a variance over n independent draws, sqrt(2/n) at most, halved by the root.
+    assert found.rows["draws"].error("epistemic_std") < 0.6 * wanted * math.sqrt(2 / 2000)
+    assert found.rows["narrow"]["epistemic_std"] < 1e-6
+
+
+def test_a_loader_will_do():
+    model, data = regression()
+    sets = {"a": exact_draws(model, data), "b": exact_draws(model, data, seed=1)}
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data), batch_size=20)
+    wanted = pvi.compare(sets, data, train_data=data)
+    found = pvi.compare(sets, loader, train_data=loader)
+    for name in ("nll", "rmse", "temperature"):
+        assert found.rows["a"][name] == pytest.approx(wanted.rows["a"][name], rel=1e-9)

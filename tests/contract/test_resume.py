@@ -89,7 +89,8 @@ def assert_same(resumed: Any, whole: Any) -> None:
 @pytest.mark.parametrize(("sampler", "estimator", "problem"), registry.grid())
 def test_every_sampler_resumes(sampler, estimator, problem, tmp_path):
     made, data, step_size = case(sampler, estimator, problem)
-    options = settings_of("full" if data is None else "epoch") | {"step_size": step_size}
+    batching = "subset" if made.requires.independent_data else "epoch"
+    options = settings_of("full" if data is None else batching) | {"step_size": step_size}
     whole = pvi.sample(made, data, **options)
     bomb = killed_after(made, 17, fail)
     with pytest.raises(Killed):

@@ -94,3 +94,107 @@ def test_chains_see_different_data_unless_they_share():
     ).particles
     assert not torch.equal(own[0], own[1])
     assert torch.equal(shared[0], shared[1])
+
+
+class Streams:
+    """Particles ``first`` to ``first + count``, each with a generator of its own."""
+
+    def __init__(self, first, count):
+        self.generators = [torch.Generator().manual_seed(100 + first + k) for k in range(count)]
+        self.common = torch.Generator().manual_seed(7)
+
+    def integers(self, high, shape):
+        return torch.stack([torch.randint(high, shape, generator=g) for g in self.generators])
+
+    def uniform(self, shape):
+        return torch.stack([torch.rand(shape, generator=g) for g in self.generators])
+
+    @property
+    def shared(self):
+        alone = Streams(0, 0)
+        alone.generators = [self.common]
+        return alone
+
+
+@pytest.mark.parametrize("method", ["replacement", "subset", "epoch"])
+def test_batches_of_a_particle_do_not_depend_on_the_others(method):
+    """From streams that belong to particles: 2 and 3 alone see what they see among five."""
+    together, streams = source(method, 4, particles=5), Streams(0, 5)
+    alone, own = source(method, 4, particles=2), Streams(2, 2)
+    for _ in range(7):
+        assert torch.equal(alone.next(own).data, together.next(streams).data[2:4])
+
+
+@pytest.mark.parametrize("method", ["replacement", "subset", "epoch"])
+def test_shared_batches_take_from_the_shared_stream(method):
+    """So they do not depend on how many particles there are."""
+    many, streams = source(method, 4, particles=5, shared=True), Streams(0, 5)
+    few, own = source(method, 4, particles=1, shared=True), Streams(3, 1)
+    for _ in range(7):
+        batch = many.next(streams).data
+        assert batch.shape == (4,)
+        assert torch.equal(batch, few.next(own).data)
+
+
+@pytest.mark.parametrize("method", ["replacement", "subset", "epoch"])
+def test_orders_and_integers_from_streams_are_uniform(method):
+    made, streams = source(method, 4), Streams(0, 3)
+    drawn = torch.stack([made.next(streams).data for _ in range(1000)]).long()
+    counts = torch.bincount(drawn.flatten(), minlength=12)
+    assert (counts - 1000).abs().max() < 5 * 1000**0.5
+
+
+LAWS = [
+    ({"batch_size": None, "method": "replacement"}, "all", True, 12),
+    ({"batch_size": 12, "method": "replacement"}, "independent", False, 12),
+    ({"batch_size": 4, "method": "replacement"}, "independent", False, 4),
+    ({"batch_size": 12, "method": "subset"}, "all", True, 12),
+    ({"batch_size": 4, "method": "subset"}, "subset", False, 4),
+    ({"batch_size": 12, "method": "epoch"}, "all", True, 12),
+    ({"batch_size": 4, "method": "epoch"}, "epoch", False, 4),
+]
+
+
+@pytest.mark.parametrize(("options", "law", "shared", "size"), LAWS)
+def test_each_source_declares_its_law(options, law, shared, size):
+    """A bootstrap of N from N data is no complete batch."""
+    made = source(options["method"], options["batch_size"])
+    assert (made.law, made.shared, made.batch_size) == (law, shared, size)
+    assert made.num_data == 12
+    batch = made.next(torch.Generator())
+    assert batch.complete == (law == "all") and batch.scale is None
+    assert source(options["method"], options["batch_size"], shared=True).shared
+
+
+@pytest.mark.parametrize("method", ["replacement", "subset", "epoch"])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("size", "width"), [(500, 40), (10, 1)])
+def test_planned_memory_is_what_a_batch_takes(method, shared, size, width):
+    """The allocations of one draw and the batch before it, within a factor 1.5."""
+    num, particles = 20_000, 10
+    potential = pvi.from_log_likelihood(
+        lambda t: -(t.sum() ** 2), lambda t, x: -(t - x).square().sum(-1), 1, num
+    )
+    made = as_data(torch.zeros(num, width), potential).batches(
+        batch_size=size, num_particles=particles, shared=shared, batching=method
+    )
+    generator = torch.Generator().manual_seed(0)
+    before = made.next(generator)
+    made.restore({"order": torch.empty(0, 0).long(), "cursor": torch.tensor(num)})
+    with torch.profiler.profile(profile_memory=True) as profile:
+        after = made.next(generator)
+    held = before.data.nbytes
+    peak = held + _peak(profile)
+    assert after.data.nbytes == held
+    planned = made.batch_nbytes(particles) + made.nbytes()
+    assert peak / 1.5 <= planned <= 1.5 * peak
+
+
+def _peak(profile):
+    """The largest sum of allocations minus releases."""
+    level = most = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            level += event.nbytes()
+            most = max(most, level)
+    return most

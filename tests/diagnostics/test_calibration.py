@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 
@@ -42,10 +43,24 @@ def test_calibration_error(classified):
     expected = 0.0
     for part in np.array_split(np.argsort(confidence, kind="stable"), 15):
         expected += len(part) / 400 * abs(hit[part].mean() - confidence[part].mean())
-    assert calibration.calibration_error(probs, targets) == pytest.approx(expected, rel=1e-12)
+    found = calibration.calibration_error(probs, targets, binning="mass")
+    assert found == pytest.approx(expected, rel=1e-12)
     assert expected < 0.08
     overconfident = torch.softmax(5 * probs.log(), -1)
     assert calibration.calibration_error(overconfident, targets) > 2 * expected
+
+
+def test_calibration_error_of_equal_width(classified):
+    probs, targets = classified
+    confidence = probs.max(1).values.numpy()
+    hit = (probs.argmax(1) == targets).double().numpy()
+    expected = 0.0
+    for low, high in itertools.pairwise(np.linspace(0, 1, 16)):
+        part = (confidence > low) & (confidence <= high)
+        if part.any():
+            expected += part.sum() / 400 * abs(hit[part].mean() - confidence[part].mean())
+    found = calibration.calibration_error(probs, targets)
+    assert found == pytest.approx(expected, rel=1e-6)
 
 
 def test_crps_by_brute_force():

@@ -92,7 +92,7 @@ def test_a_few_draws_still_give_a_thousand_targets(draws):
 def test_interacting_particles_count_at_their_last_place(particles):
     potential = pvi.from_pyro(line, example_batch=(X, Y))
     cut = draws_of(potential, particles[:, -1:])
-    all_of_them = draws_of(potential, particles, interacting=True)
+    all_of_them = draws_of(potential, particles, facts=pvi.typing.Facts(kind="particles"))
     assert torch.equal(all_of_them.predict(NEW).mean, cut.predict(NEW).mean)
     found = all_of_them.to_arviz((X, Y), posterior_predictive=True, log_likelihood=True)
     assert found["posterior_predictive"]["target"].shape == (1, 4, 12)

@@ -131,8 +131,8 @@ def test_refusals():
 
     with pytest.raises(ValueError, match="no momenta"):
         temperatures.kinetic(draws)
-    with pytest.raises(ValueError, match="lack their potential"):
+    with pytest.raises(ValueError, match="without their potential"):
         temperatures.configurational(replace(draws, potential=None))
     with pytest.raises(ValueError, match="interact"):
-        temperatures.configurational(replace(draws, interacting=True))
+        temperatures.configurational(replace(draws, facts=pvi.typing.Facts(kind="particles")))
     assert not math.isnan(temperatures.configurational(draws)["all"].mcse)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import particlevi as pvi
-from particlevi.diagnostics import verdict
 from particlevi.diagnostics.arviz import integrated_autocorrelation_time
 from particlevi.diagnostics.temperatures import Temperature
+from particlevi.diagnostics.verdict import heat
 from particlevi.potentials.layout import Layout
 from tests.stationarity.laws import NoisyGradient, quadratic
 
@@ -78,9 +78,8 @@ def test_too_cold():
     [(1.1, 0.01, True), (1.1, 0.03, False), (1.02, 0.001, False), (0.9, 0.01, True)],
 )
 def test_a_temperature_is_off_by_both_its_size_and_its_error(mean, mcse, off):
-    findings = []
-    verdict._judge("kinetic", Temperature(2 * mean, 2 * mcse, 20, 0.9), 2.0, findings)
-    assert bool(findings) == off
+    measured = Temperature(2 * mean, 2 * mcse, 20, 0.9, 2 * mean)
+    assert bool(heat.is_off(measured, heat.Expected(2.0, 2.0), 2.0)) == off
 
 
 def test_one_hot_tensor_is_named():

@@ -429,12 +429,12 @@ class Raw(nn.Module):
         return (x * self.scale).sum(-1, keepdim=True)
 
 
-def test_a_module_without_initialisation_starts_from_the_prior_and_says_so():
-    with pytest.warns(UserWarning, match=r"\['scale'\].*start\s+from the prior"):
+def test_a_module_without_initialisation_starts_where_it_is_and_says_so():
+    with pytest.warns(UserWarning, match=r"\['scale'\].*start from the module's present weights"):
         potential = pvi.from_module(Raw(), pvi.Gaussian(0.5), pvi.Normal(1.0), num_data=N)
-    assert list(potential.init_fns) == ["prior", "current"]
-    with pytest.raises(ValueError, match="method must be one of 'default', 'prior', 'current'"):
-        potential.init(2, method="module")
+    assert potential.starts.default() == "jittered"
+    with pytest.raises(ValueError, match="method must be one of 'default', 'current', 'jittered'"):
+        potential.init(2, method="fresh")
 
 
 def test_the_dtype_of_the_module_is_that_of_the_particles():

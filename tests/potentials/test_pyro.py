@@ -262,6 +262,81 @@ class TestWithoutData:
         assert from_pyro(bound).fingerprint["model"] == "eight_schools"
 
 
+def schools(scale, y=None):
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+    with pyro.plate("schools", len(scale)):
+        eta = pyro.sample("eta", dist.Normal(0.0, 1.0))
+        theta = pyro.deterministic("theta", mu + tau * eta)
+        pyro.sample("y", dist.Normal(theta, scale), obs=y)
+
+
+def centred_schools(scale, y=None):
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+    with pyro.plate("schools", 8):
+        theta = pyro.sample("theta", dist.Normal(mu, tau))
+        pyro.sample("y", dist.Normal(theta, scale), obs=y)
+
+
+class TestLatentVariablesPerDatum:
+    DATA = (torch.tensor(SCHOOLS_SCALE), torch.tensor(SCHOOLS_Y))
+
+    @pytest.mark.parametrize("model", [schools, centred_schools])
+    def test_eight_schools_as_people_write_it(self, model):
+        data = tuple(leaf.to(torch.get_default_dtype()) for leaf in self.DATA)
+        potential = from_pyro(model, example_batch=data)
+        assert potential.num_data == 8
+        z = rand(P, 10)
+        bound = from_pyro(functools.partial(model, *data))
+        torch.testing.assert_close(potential(z, Batch(data)), bound(z), **CLOSE)
+        theta = potential.constrain(z)["theta"]
+        each = normal(data[1], theta, data[0])
+        torch.testing.assert_close(potential.log_likelihood(z, Batch(data)), each, **CLOSE)
+
+    @pytest.mark.parametrize("per_particle", [False, True])
+    def test_a_batch_is_all_the_data_in_their_order(self, per_particle):
+        data = tuple(leaf.to(torch.get_default_dtype()) for leaf in self.DATA)
+        potential, z = from_pyro(schools, example_batch=data), rand(P, 10)
+        lead = (P,) if per_particle else ()
+        whole = Batch(tuple(leaf.expand(*lead, 8) for leaf in data), per_particle)
+        assert torch.isfinite(potential(z, whole)).all()
+        parts = (slice(4), torch.tensor([1, 0, *range(2, 8)]), torch.zeros(8, dtype=torch.long))
+        for part in parts:
+            batch = Batch(tuple(leaf[..., part] for leaf in whole.data), per_particle)
+            with pytest.raises(ValueError, match=r"\['eta'\].*leave batch_size out"):
+                potential(z, batch)
+
+    def test_sampled_scored_and_predicted(self):
+        data = tuple(leaf.to(torch.get_default_dtype()) for leaf in self.DATA)
+        potential = from_pyro(schools, example_batch=data)
+        draws = pvi.sample(
+            pvi.sghmc(potential), data, step_size=0.1, num_particles=50, num_warmup=200,
+            num_draws=20, thin=10, progress=False,
+        )  # fmt: skip
+        mu = torch.linspace(-25, 35, 301).view(-1, 1, 1)
+        log_tau = torch.linspace(-8, 6, 301).view(1, -1, 1)
+        tau = log_tau.exp()
+        density = normal(data[1], mu, (data[0] ** 2 + tau**2).sqrt()).sum(-1)
+        density = density + normal(mu, 0.0, 5.0)[..., 0]
+        density = density + (log_tau - torch.log1p((tau / 5) ** 2))[..., 0]
+        exact = float((density.flatten().softmax(0).view(301, 301).sum(1) * mu[:, 0, 0]).sum())
+        found = draws.constrained()["mu"]
+        error = float(found.mean(1).std()) / math.sqrt(50)
+        assert abs(float(found.mean()) - exact) < 5 * error
+        assert error < 0.5
+        idata = draws.to_arviz(data, log_likelihood=True, posterior_predictive=True)
+        assert idata["log_likelihood"]["y"].shape == (50, 20, 8)
+        assert idata["posterior_predictive"]["y"].shape == (50, 20, 8)
+        assert draws.predict(data[0]).mean.shape == (8,)
+        assert torch.isfinite(draws.log_predictive_density(data)).all()
+        with pytest.raises(ValueError, match="leave batch_size out"):
+            pvi.sample(
+                pvi.sghmc(potential), data, batch_size=4, step_size=0.1, num_particles=2,
+                progress=False,
+            )  # fmt: skip
+
+
 def plain(x, y, index):
     slope = pyro.sample("slope", dist.Normal(0.5, 2.0))
     scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
@@ -796,9 +871,8 @@ class TestRefusals:
 
         self.refuse("two sample sites named 'v'", model)
 
-    @pytest.mark.parametrize("length", [B, N])
     @pytest.mark.parametrize("size", [{}, {"subsample_size": None}, {"subsample": None}])
-    def test_latent_variables_per_datum(self, length, size):
+    def test_latent_variables_per_datum(self, size):
         def model(x):
             known = {
                 "subsample_size": {"size": N, "subsample_size": len(x)},
@@ -810,15 +884,16 @@ class TestRefusals:
                 pyro.sample("x", dist.Normal(local, 1.0), obs=x)
             pyro.sample("global", dist.Normal(0.0, 1.0))
 
-        match = r"\['local'\] have one value per datum.*functools.partial\(model, \*data\)"
-        self.refuse(match, model, N, X[:length])
+        match = r"\['local'\] have one value per datum.*all the data as example_batch"
+        self.refuse(match, model, N, X[:B])
+        assert from_pyro(model, N, X).num_data == N
 
     def test_latent_variables_per_datum_without_a_plate(self):
         def model(x):
             local = pyro.sample("local", dist.Normal(0.0, 1.0).expand([len(x)]).to_event(1))
             pyro.sample("x", dist.Normal(local, 1.0), obs=x)
 
-        self.refuse(r"\['local'\] have one value per datum", model, N, X)
+        self.refuse(r"\['local'\] have one value per datum", model, N, X[:B])
 
     def test_a_plate_of_fixed_size_with_latent_variables(self):
         def model(x):
@@ -1057,7 +1132,7 @@ class TestInit:
                 pyro.sample("v", dist.Normal(mu, scale))
 
         potential = from_pyro(model)
-        assert list(potential.init_fns) == ["prior", "uniform"]
+        assert list(potential.starts.methods) == ["prior", "uniform"]
         count = 500
         z = potential.init(count, torch.Generator().manual_seed(0))
         assert z.shape == (count, 5) and z.dtype == torch.float64
@@ -1094,7 +1169,7 @@ class TestInit:
 
         potential = from_pyro(model)
         assert potential.layout.shapes == {"a": (), "b": (2, 2)}
-        assert list(potential.init_fns) == ["uniform"]
+        assert list(potential.starts.methods) == ["uniform"]
         assert potential.init(3).abs().max() < 2
 
     def test_infinite_coordinates_of_prior_draws_are_replaced(self):

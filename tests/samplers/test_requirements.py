@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 import particlevi as pvi
+from particlevi.data import Minibatches
 from tests.samplers.test_online_noise import B, N, X, conjugate
 from tests.stationarity.laws import quadratic
 
@@ -77,7 +78,7 @@ def run(sampler, data=X, step_size=1e-3, **options):
 def test_a_bootstrap_of_all_data_is_no_exact_energy(name, shared):
     sampler = ENERGY[name](conjugate(N))
     with pytest.raises(ValueError, match=f"all {N} data, got a batch of {N} drawn with replace"):
-        run(sampler, batch_size=N, batching=pvi.data.Minibatches(shared=shared))
+        run(sampler, batch_size=N, batching=Minibatches(shared=shared))
     run(sampler, batch_size=N, batching="subset")
 
 
@@ -85,7 +86,7 @@ def test_noise_of_a_shared_bootstrap_is_seen():
     draws = run(
         pvi.sgld(conjugate(N), gradient_noise="online"),
         batch_size=N,
-        batching=pvi.data.Minibatches(shared=True),
+        batching=Minibatches(shared=True),
         num_draws=900,
     )
     found = float(draws.stats["gradient_noise"][0, -1])
@@ -108,11 +109,11 @@ def test_compensation_needs_independent_batches(factory, noise):
 def test_exchanges_need_minibatches_of_their_own():
     sampler = pvi.parallel_tempering(conjugate(N))
     with pytest.raises(ValueError, match="they share a minibatch"):
-        run(sampler, batch_size=B, batching=pvi.data.Minibatches(shared=True))
+        run(sampler, batch_size=B, batching=Minibatches(shared=True))
     with pytest.raises(ValueError, match="they share a minibatch"):
         run(sampler, DataLoader(Rows(X), B, shuffle=True))
     run(sampler, batch_size=B)
-    run(sampler, batching=pvi.data.Minibatches(shared=True))
+    run(sampler, batching=Minibatches(shared=True))
 
 
 def test_a_loader_that_replaces_is_never_complete():

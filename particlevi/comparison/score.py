@@ -1,0 +1,37 @@
+"""A score: a column of the comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from particlevi.comparison.estimates import Estimate
+from particlevi.comparison.subject import Subject
+
+__all__ = ["Score"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A column of the comparison.
+
+    Attributes:
+        name: its head.
+        meaning: one line, with units.
+        compute: ``(subject, reference) -> Estimate``, with its standard error, or None where it
+            does not apply. In the reference's row the two are one object.
+        rank: whether the column is left out where no set's value exceeds two of its errors.
+
+    Examples:
+        >>> from particlevi.comparison import Estimate, Score
+        >>> spread = Score(
+        ...     "spread",
+        ...     "mean standard deviation of the parameters",
+        ...     lambda subject, reference: Estimate(float(subject.parameters.std(0).mean())),
+        ... )
+    """
+
+    name: str
+    meaning: str
+    compute: Callable[[Subject, Subject], Estimate | None]
+    rank: bool = False

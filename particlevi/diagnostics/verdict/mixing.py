@@ -1,0 +1,94 @@
+"""Convergence and the number of independent draws."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from particlevi.diagnostics import arviz
+from particlevi.diagnostics._agreement import agreement
+from particlevi.diagnostics.verdict.findings import Verdict
+from particlevi.diagnostics.views import View, series
+from particlevi.drawset import DrawSet
+
+__all__ = ["check_mixing", "least_ess"]
+
+MAX_RHAT = 1.01
+MIN_ESS = 400.0
+LEVEL = 0.01
+MAX_COORDINATES = 200
+_PROJECTIONS = 50
+_ESS_ERROR = 0.15
+"""Relative standard error of an ESS near 400, over AR(1) chains of many kinds."""
+
+
+def least_ess(num: int, level: float = 0.05) -> float:
+    """What the smallest of ``num`` estimates of an ESS of 400 exceeds with chance ``1 - level``."""
+    from scipy.special import ndtri
+
+    return MIN_ESS * max(0.25, 1 + _ESS_ERROR * float(ndtri(level / max(num, 1))))
+
+
+def check_mixing(draws: DrawSet, inputs: Any, verdict: Verdict) -> None:
+    """Whether chains agree, by more than R-hat 1.01, and whether 400 independent draws are there.
+
+    Not converged: R-hat is above 1.01 and the chains differ by more than their memory explains
+    (``particlevi.diagnostics.agreement``, at a level of 1 %). Too few: the smallest ESS is below
+    400 by more than the error of such an estimate.
+    """
+    chains, length, size = draws.particles.shape
+    if length < arviz.MIN_DRAWS:
+        verdict.add(
+            "few draws",
+            "untold",
+            f"{length} draws per chain tell nothing about convergence.",
+            f"Raise num_draws to {arviz.MIN_DRAWS} at the very least.",
+        )
+        return
+    view: View = "parameters"
+    if inputs is not None or draws.output_shape is not None:
+        view = "predictions"
+    elif size > MAX_COORDINATES:
+        view = "projections"
+    values = series(draws, view, inputs, _PROJECTIONS, "Convergence")
+    sizes = arviz.ess(values).ravel()
+    moving = sizes[~np.isnan(sizes)]
+    ess, total = float(moving.min(initial=math.inf)), chains * length
+    verdict.note("smallest ESS", ess, _ESS_ERROR * ess)
+    verdict.note("smallest ESS per second", ess / draws.seconds, _ESS_ERROR * ess / draws.seconds)
+    if chains > 1:
+        rhat = float(np.nanmax(np.append(arviz.rhat(values), 1.0)))
+        chance = agreement(values)
+        verdict.note("largest R-hat", rhat)
+        verdict.note("p of one law", chance)
+        if rhat > MAX_RHAT and chance < LEVEL:
+            verdict.add(
+                "not converged",
+                "wrong",
+                f"Not converged: R-hat of the {view} reaches {rhat:.3f}, and chains or their "
+                f"halves differ by more than their memory explains (p = {chance:.1g}).",
+                "Raise num_warmup and num_draws, or start from a trained point. Of a net, judge "
+                "predictions (inputs=...): weights need not agree between chains.",
+                rhat=rhat,
+                p=chance,
+            )
+    if ess < least_ess(len(moving)):
+        longer = math.ceil(MIN_ESS / max(ess, 1.0))
+        verdict.add(
+            "low ESS",
+            "uncertain",
+            f"Too few independent draws: the smallest ESS of the {view} is {ess:.0f} of {total} "
+            f"draws; {MIN_ESS:.0f} are needed for stable intervals.",
+            f"Run about {longer} times as long (a larger thin costs no memory), or raise the "
+            "step size if it is far below the stable range.",
+            ess=ess,
+        )
+    if chains == 1:
+        verdict.add(
+            "one chain",
+            "untold",
+            "One chain cannot show that it has seen all of the posterior.",
+            "Run 4 chains or more from different starts.",
+        )

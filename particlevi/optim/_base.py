@@ -1,0 +1,195 @@
+"""The convention of ``torch.optim``, written once for every optimiser of this room."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from particlevi._checks import check_nonnegative, is_number
+
+__all__ = ["Closure", "Group", "Params", "TorchOptimizer", "check_betas", "check_lr", "descend"]
+
+Params: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
+"""Parameters, named parameters or parameter groups, as ``torch.optim`` takes them."""
+
+Closure: TypeAlias = Callable[[], Any]
+"""Clears the gradients, computes the loss, calls ``backward`` and returns the loss."""
+
+Group: TypeAlias = Mapping[str, Any]
+"""The settings of one parameter group."""
+
+
+def check_lr(lr: float | Tensor) -> None:
+    """``lr`` is a number of at least 0, or a tensor with one element."""
+    if isinstance(lr, Tensor):
+        if lr.numel() != 1:
+            raise ValueError(f"A tensor lr must have one element, got {list(lr.shape)}.")
+    else:
+        check_nonnegative("lr", lr)
+
+
+def check_betas(betas: Sequence[float], names: Sequence[str]) -> None:
+    """All but the last are decay rates in [0, 1); the last is any finite number."""
+    if len(betas) != len(names):
+        raise ValueError(f"betas must be ({', '.join(names)}), got {betas!r}.")
+    for name, beta in zip(names[:-1], betas[:-1], strict=True):
+        if not is_number(beta) or not 0 <= beta < 1:
+            raise ValueError(f"{name} must be a number in [0, 1), got {beta!r}.")
+    if not is_number(betas[-1]) or not abs(betas[-1]) < float("inf"):
+        raise ValueError(f"{names[-1]} must be a finite number, got {betas[-1]!r}.")
+
+
+def descend(
+    params: list[Tensor], updates: list[Tensor], lr: float | Tensor, scale: float = 1.0
+) -> None:
+    """``params -= lr scale updates``."""
+    if isinstance(lr, Tensor):
+        torch._foreach_add_(params, torch._foreach_mul(updates, lr.reshape(()) * -scale))
+    else:
+        torch._foreach_add_(params, updates, alpha=-lr * scale)
+
+
+def decay(params: list[Tensor], lr: float | Tensor, weight_decay: float) -> None:
+    """Decoupled weight decay, ``params *= 1 - lr weight_decay``."""
+    factor = 1 - lr * weight_decay
+    torch._foreach_mul_(params, factor.reshape(()) if isinstance(factor, Tensor) else factor)
+
+
+def real(tensors: list[Tensor]) -> list[Tensor]:
+    """Complex tensors seen as pairs of real numbers."""
+    return [torch.view_as_real(t) if torch.is_complex(t) else t for t in tensors]
+
+
+class TorchOptimizer(Optimizer):
+    """Loss, groups, state and gradients as in ``torch.optim``; a subclass says how a list moves.
+
+    A parameter's state is ``step``, a 0-d tensor that counts its steps, and what ``_buffers``
+    names, tensors of the parameter's shape that start at 0. Gradients are read and never written;
+    parameters without one are left alone. Complex parameters move as pairs of real numbers.
+    """
+
+    def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
+        check_lr(defaults["lr"])
+        check_nonnegative("weight_decay", defaults["weight_decay"])
+        if defaults["foreach"] and defaults.get("differentiable"):
+            raise ValueError("foreach=True keeps no graph: leave it out for differentiable=True.")
+        super().__init__(params, {"differentiable": False, **defaults})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+
+    @abstractmethod
+    def _buffers(self, group: Group) -> tuple[str, ...]:
+        """The names of the state tensors."""
+
+    @abstractmethod
+    def _update(
+        self,
+        group: Group,
+        params: list[Tensor],
+        grads: list[Tensor],
+        steps: list[Tensor],
+        *buffers: list[Tensor],
+    ) -> None:
+        """Move some parameters of a group; ``steps`` already counts this step."""
+
+    def _init_group(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        grads: list[Tensor],
+        steps: list[Tensor],
+        *buffers: list[Tensor],
+    ) -> None:
+        # torch.compile runs this method as it is, and only under this name.
+        names = self._buffers(group)
+        on_device = group.get("capturable", False)
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            if p.grad.layout != torch.strided:
+                raise RuntimeError(
+                    f"{type(self).__name__} takes dense gradients, got one of layout "
+                    f"{p.grad.layout}: use sparse=False in the layer, or torch.optim.SparseAdam "
+                    "for it."
+                )
+            state = self.state[p]
+            if "step" not in state:
+                state["step"] = torch.zeros((), device=p.device if on_device else "cpu")
+            for name in names:
+                if name not in state:
+                    state[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            params.append(p)
+            grads.append(p.grad)
+            steps.append(state["step"])
+            for name, tensors in zip(names, buffers, strict=True):
+                tensors.append(state[name])
+
+    def _chunks(self, group: Group, lists: list[list[Tensor]]) -> Iterator[list[list[Tensor]]]:
+        foreach = group["foreach"]
+        if foreach is None:
+            # On a CPU one tensor after the other stays in the cache and is faster.
+            kinds = {Tensor, torch.nn.Parameter}
+            quick = all(type(p) in kinds and not p.is_cpu for p in lists[0])
+            foreach = quick and not group["differentiable"]
+        if foreach:
+            grouped = self._group_tensors_by_device_and_dtype(cast(Any, lists))
+            yield from (cast(list[list[Tensor]], tensors) for tensors, _ in grouped.values())
+        else:
+            yield from ([[t] for t in tensors] for tensors in zip(*lists, strict=True))
+
+    def step(self, closure: Closure | None = None) -> Any:
+        """One step.
+
+        Args:
+            closure: clears the gradients, computes the loss, calls ``backward``, returns the loss.
+
+        Returns:
+            The closure's loss, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._step_groups()
+        return loss
+
+    def _step_groups(self) -> None:
+        with torch.set_grad_enabled(self.defaults["differentiable"]):
+            for group in self.param_groups:
+                params: list[Tensor] = []
+                grads: list[Tensor] = []
+                steps: list[Tensor] = []
+                buffers: list[list[Tensor]] = [[] for _ in self._buffers(group)]
+                self._init_group(group, params, grads, steps, *buffers)
+                lists = [*map(real, (params, grads)), steps, *map(real, buffers)]
+                for chunk in self._chunks(group, lists) if params else ():
+                    self._move(group, *chunk)
+
+    def _move(
+        self,
+        group: Group,
+        params: list[Tensor],
+        grads: list[Tensor],
+        steps: list[Tensor],
+        *buffers: list[Tensor],
+    ) -> None:
+        if steps[0].is_cpu and not torch.compiler.is_compiling():
+            torch._foreach_add_(steps, torch.ones(()), alpha=1.0)
+        else:
+            torch._foreach_add_(steps, 1)
+        if group["maximize"]:
+            grads = list(torch._foreach_neg(grads))
+        if group["weight_decay"] and group["decoupled_weight_decay"]:
+            decay(params, group["lr"], group["weight_decay"])
+        elif group["weight_decay"]:
+            grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
+        self._update(group, params, grads, steps, *buffers)

@@ -1,0 +1,145 @@
+"""Where particles start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from particlevi._checks import check_finite, check_particles, check_positive_int
+
+if TYPE_CHECKING:
+    from particlevi.potentials.potential import ModelPotential
+
+__all__ = ["Draw", "Starts", "starting_points"]
+
+Draw: TypeAlias = Callable[[int, torch.Generator], Tensor]
+"""``(P, generator)`` to starting points ``[P, D]``."""
+
+
+@dataclass(frozen=True)
+class Starts:
+    """Ways to choose starting points.
+
+    Attributes:
+        methods: by name, each ``(P, generator) -> [P, D]``.
+        choose: the name of the default, where it takes a look to know; the first if absent.
+        named: tensors of one particle by name, as in a ``state_dict``, P and a generator to
+            ``[P, D]``; the layout's own tensors if absent.
+    """
+
+    methods: Mapping[str, Draw]
+    choose: Callable[[], str] | None = None
+    named: Callable[[Mapping[str, Tensor], int, torch.Generator], Tensor] | None = None
+
+    def default(self) -> str:
+        """The name of the default method."""
+        return next(iter(self.methods)) if self.choose is None else self.choose()
+
+
+def starting_points(
+    potential: ModelPotential, num_particles: int | None, initial: Any, seed: int
+) -> Tensor:
+    """Starting points ``[P, D]`` from what a caller gives as ``initial``.
+
+    Args:
+        potential: what is sampled.
+        num_particles: P; needed unless ``initial`` tells it.
+        initial: None for the potential's default; the name of a method of ``potential.starts``; a
+            tensor ``[P, D]``; a ``state_dict`` (or, of a Pyro model, values by site), which all
+            particles share, all but the first with 1 % of noise; a list of them, one per particle;
+            or draws, of which each chain's last is taken, or ``num_particles`` at random if that is
+            another number.
+        seed: of the randomness.
+
+    Raises:
+        TypeError: none of these.
+        ValueError: a wrong number of particles, shape or name, or values that are not finite.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if initial is None or isinstance(initial, str):
+        if num_particles is None:
+            raise ValueError("Give num_particles, or starting points initial [P, D].")
+        check_positive_int("num_particles", num_particles)
+        return potential.init(int(num_particles), generator, initial or "default")
+    if num_particles is not None:
+        check_positive_int("num_particles", num_particles)
+    if isinstance(initial, Tensor):
+        points = initial
+    elif isinstance(initial, Mapping):
+        points = _from_named(potential, initial, num_particles or 1, generator)
+    elif isinstance(initial, (list, tuple)) and all(isinstance(x, Mapping) for x in initial):
+        if not initial:
+            raise ValueError("initial is an empty list: give one state_dict per particle.")
+        points = torch.cat([_from_named(potential, one, 1, generator) for one in initial])
+    elif isinstance(getattr(initial, "particles", None), Tensor) and initial.particles.ndim == 3:
+        points = _from_draws(potential, initial.particles, num_particles, generator)
+    else:
+        raise TypeError(
+            "initial must be a tensor [P, D] or the name of a way to draw starting points, a "
+            f"state_dict, a list of them or Draws, got {type(initial).__name__}."
+        )
+    check_particles(points, potential.num_params, "initial")
+    check_finite("initial", points, "Choose finite starting points.")
+    if num_particles is not None and num_particles != len(points):
+        raise ValueError(
+            f"initial holds {len(points)} particles but num_particles is {num_particles}: "
+            "leave num_particles out."
+        )
+    return points.detach().to(potential.device, potential.dtype)
+
+
+def _from_named(
+    potential: ModelPotential,
+    tensors: Mapping[str, Tensor],
+    num_particles: int,
+    generator: torch.Generator,
+) -> Tensor:
+    named = potential.starts.named
+    if named is not None:
+        return named(tensors, num_particles, generator)
+    try:
+        point = potential.ravel({name: torch.as_tensor(v) for name, v in tensors.items()})
+    except KeyError as error:
+        raise ValueError(f"initial does not fit the potential: {error.args[0]}") from None
+    return jittered(point.reshape(1, -1), potential.layout.sizes, num_particles, generator)
+
+
+def _from_draws(
+    potential: ModelPotential,
+    particles: Tensor,
+    num_particles: int | None,
+    generator: torch.Generator,
+) -> Tensor:
+    chains, draws, size = particles.shape
+    if size != potential.num_params:
+        raise ValueError(
+            f"initial holds draws of {size} coordinates but a particle has {potential.num_params}: "
+            "it takes draws of this model, run without keep=."
+        )
+    if num_particles in (None, chains):
+        return particles[:, -1]
+    assert num_particles is not None
+    if num_particles > chains * draws:
+        raise ValueError(
+            f"initial holds {chains * draws} draws but num_particles is {num_particles}."
+        )
+    order = torch.randperm(chains * draws, generator=generator)[:num_particles]
+    return particles.reshape(-1, size)[order.to(particles.device)]
+
+
+def jittered(
+    point: Tensor, sizes: tuple[int, ...], num_particles: int, generator: torch.Generator
+) -> Tensor:
+    """A point ``[1, D]`` as P particles, all but the first with 1 % of noise.
+
+    The noise of a tensor has a hundredth of its root mean square as standard deviation: too little
+    to change a fit, enough for interacting particles, which could not leave one and the same point.
+    """
+    noise = torch.randn(num_particles, point.shape[1], generator=generator).to(point)
+    scales = [part.square().mean().sqrt().expand(part.shape) for part in point[0].split(sizes)]
+    noise[0] = 0.0
+    return point + 0.01 * torch.cat(scales) * noise

@@ -1,0 +1,97 @@
+"""A potential has the arithmetic of its particles, whatever its caller has switched on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import particlevi as pvi
+from particlevi.typing import Batch
+
+N = 20
+X = torch.randn(N, 3, generator=torch.Generator().manual_seed(0))
+Y = X.sum(1, keepdim=True)
+
+
+def net():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 1))
+
+
+def potentials():
+    a = torch.randn(50, 50, generator=torch.Generator().manual_seed(0))
+
+    class Own:
+        num_params, num_data = 50, None
+
+        def __call__(self, particles, batch=None):
+            return (particles @ a).square().sum(1)
+
+    return {
+        "module": (pvi.from_module(net(), pvi.Gaussian(0.1), pvi.Normal(), N), (X, Y)),
+        "density": (pvi.from_log_density(lambda t: -(a @ t).square().sum(), 50), None),
+        "own": (Own(), None),
+    }
+
+
+def run(potential, data, **options):
+    return pvi.sample(
+        pvi.sghmc(potential), data, step_size=1e-3, num_particles=3, num_draws=5, seed=1,
+        progress=False, **options,
+    ).particles  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["module", "density", "own"])
+def test_autocast_changes_nothing(name):
+    plain = run(*potentials()[name])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(run(*potentials()[name]), plain)
+
+
+@pytest.mark.slow
+def test_autocast_changes_no_compiled_step():
+    torch._dynamo.reset()
+    plain = run(*potentials()["module"], compile=True)
+    torch._dynamo.reset()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = run(*potentials()["module"], compile=True)
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_autocast_changes_no_outputs():
+    potential, (x, _) = potentials()["module"]
+    theta = potential.init(2)
+    plain = potential.outputs(theta, Batch((x,)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = potential.outputs(theta, Batch((x,)))
+    assert torch.equal(found, plain) and found.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["module", "density", "own"])
+def test_inference_mode_is_named(name):
+    potential, data = potentials()[name]
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"inference_mode\(\) is on"):
+        run(potential, data)
+
+
+def test_no_grad_does_no_harm():
+    potential, data = potentials()["module"]
+    plain = run(potential, data)
+    with torch.no_grad():
+        assert torch.equal(run(potential, data), plain)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: pvi.from_module(net(), pvi.Gaussian(0.1), pvi.Normal(), N, batch_norm=True),
+        lambda: pvi.from_module(net(), pvi.Gaussian(0.1), pvi.Normal(), N, dropout=True),
+        lambda: pvi.from_log_density(lambda t: t.sum(), 2, vectorized=1),
+        lambda: pvi.from_log_density(lambda t: t.sum(), 2, vectorized="no"),
+    ],
+)
+def test_flags_take_their_own_type_only(make):
+    with pytest.raises((TypeError, ValueError), match="must be"):
+        make()
