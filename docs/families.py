@@ -35,6 +35,7 @@ FAMILIES: dict[str, tuple[str, list[str]]] = {
             "hmc",
             "parallel_tempering",
             "sgd",
+            "optimizer",
         ],
     ),
     "stein": (

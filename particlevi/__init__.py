@@ -49,6 +49,7 @@ from particlevi.samplers.mams import mams
 from particlevi.samplers.mclmc import mclmc
 from particlevi.samplers.nvgd import nvgd
 from particlevi.samplers.obabo import obabo
+from particlevi.samplers.optimizer import optimizer
 from particlevi.samplers.parallel_tempering import parallel_tempering
 from particlevi.samplers.psghmc import psghmc
 from particlevi.samplers.psgld import psgld
@@ -111,6 +112,7 @@ __all__ = [
     "nvgd",
     "obabo",
     "optim",
+    "optimizer",
     "outputs_at",
     "parallel_tempering",
     "plots",

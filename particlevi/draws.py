@@ -13,6 +13,7 @@ from particlevi.diagnostics import convergence, export, outputs, predictive, tem
 from particlevi.diagnostics.arviz import EssMethod, McseMethod
 from particlevi.diagnostics.groups import recombine
 from particlevi.diagnostics.predictive import Prediction
+from particlevi.diagnostics.summary import summary
 from particlevi.diagnostics.temperatures import Temperature
 from particlevi.diagnostics.verdict import Verdict, diagnose
 from particlevi.diagnostics.views import View
@@ -240,6 +241,10 @@ class Draws(DrawSet):
         if verbose:
             print(verdict)
         return verdict
+
+    def summary(self) -> str:
+        """A run in a few lines: what was chosen and why, ESS and R-hat, energy error, seconds."""
+        return summary(self)
 
     def check_invariance(self, data: Any = None, **options: Any) -> Invariance:
         """Go on from the draws with an exact kernel, and test whether anything moves.

@@ -80,6 +80,8 @@ class EstimatorCase:
 SAMPLERS = {
     "sgd": SamplerCase(pvi.sgd, 1e-3),
     "sgd_momentum": SamplerCase(pvi.sgd, 1e-3, {"momentum": 0.9}),
+    "optimizer_adamw": SamplerCase(pvi.optimizer, 1e-2, {"make": torch.optim.AdamW}),
+    "optimizer_pnm": SamplerCase(pvi.optimizer, 1e-2, {"make": pvi.optim.PNM}),
     "sgld": SamplerCase(pvi.sgld, 1e-3),
     "psgld": SamplerCase(pvi.psgld, 1e-3),
     "sghmc": SamplerCase(pvi.sghmc, 1e-2),

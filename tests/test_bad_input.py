@@ -265,7 +265,7 @@ CASES = {
     "ends for good": (
         lambda: run(regression(), Stream([data(4)] * 3), num_draws=9),
         ValueError,
-        "ended after an earlier pass",
+        "can be read only once",
     ),
     "empty list": (lambda: run(regression(), []), ValueError, "empty"),
     "empty loader": (

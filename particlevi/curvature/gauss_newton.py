@@ -48,7 +48,7 @@ def gauss_newton_product(
         ValueError: a potential that is not from a module, data or shapes that do not fit.
     """
     likelihood = potential.likelihood
-    if potential.model is None or likelihood is None:
+    if likelihood is None:
         raise ValueError(
             "The Gauss-Newton matrix needs the outputs of a module: this potential was made from "
             "a density or a Pyro model. Take hessian_product."

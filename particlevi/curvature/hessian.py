@@ -57,7 +57,7 @@ def potential_energy(
     theta = position.detach().to(potential.device, potential.dtype)
 
     def surprise(batch: Batch, leaf: Tensor) -> Tensor:
-        return potential.data_energy(leaf[None], batch).sum()
+        return potential.data_energy(leaf[None], batch)[0]
 
     def terms() -> Iterator[Term]:
         yield lambda leaf: potential.prior_energy(leaf[None])[0]

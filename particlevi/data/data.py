@@ -99,6 +99,11 @@ class Data(ABC):
         """Whether ``take`` reads only what it returns."""
         return True
 
+    @property
+    def own_batches(self) -> bool:
+        """Whether each particle can draw minibatches of its own."""
+        return True
+
     def isolated(self, seed: int = 0) -> AbstractContextManager[None]:
         """Inside, random streams of torch, numpy, python and the loader start from a seed.
 

@@ -77,6 +77,11 @@ class LoaderData(Data):
         """Whether single data can be read."""
         return is_indexed(self.loader)
 
+    @property
+    def own_batches(self) -> bool:
+        """A loader's batches are shared."""
+        return False
+
     def batches(
         self,
         *,

@@ -63,6 +63,10 @@ class LoaderBatches:
         if isinstance(sampler, RandomSampler) and sampler.replacement:
             self.batch_law = "independent"
         self.law: Law = self.batch_law
+        device = pytree.tree_leaves(first)[0].device
+        # Double precision, because it does not round a weight; it does not widen [P] energies.
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.scale = torch.tensor(self.epoch.scale, dtype=dtype, device=device)
         self.first = self._weighted(first)
 
     def _first(self) -> Any:
@@ -75,11 +79,7 @@ class LoaderBatches:
     def _weighted(self, data: Any) -> Batch:
         if self.batch_law == "all":
             return Batch(data, law="all")
-        leaf = pytree.tree_leaves(data)[0]
-        # Double precision, because it does not round a weight; it does not widen [P] energies.
-        dtype = torch.float32 if leaf.device.type == "mps" else torch.float64
-        scale = torch.tensor(self.epoch.scale, dtype=dtype, device=leaf.device)
-        return Batch(data, scale=scale, law=self.batch_law)
+        return Batch(data, scale=self.scale, law=self.batch_law)
 
     def _generators(self) -> dict[str, Tensor]:
         own = {name: generator.get_state() for name, generator in self.own.items()}
@@ -138,7 +138,11 @@ class LoaderBatches:
         return self.first
 
     def check_targets(self, check: Callable[[Any], None]) -> None:
-        """The first batch now, every batch when it is read."""
+        """All batches of a list now; of others the first now, every batch when it is read."""
+        if isinstance(self.loader, list):
+            for data in self.loader:
+                check(data)
+            return
         check(self.first.data)
         self.check = check
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from particlevi.potentials.arithmetic import pinned
 from particlevi.potentials.chunks import chunks
+from particlevi.potentials.potential import Energy
 from particlevi.typing import Batch, Gradient
 
 __all__ = ["Energy", "value_and_grad", "values_and_grads"]
-
-Energy = Callable[[Tensor, Batch | None], Tensor]
-"""Particles ``[P, D]`` and a batch to energies ``[P]``; each depends on its own particle only."""
 
 
 def value_and_grad(

@@ -106,10 +106,11 @@ class control_variate:
         check_finite("center", center, "Choose a point that training has reached.")
 
     def _likelihood_energy(self, particles: Tensor, batch: Batch | None) -> Tensor:
-        return -self.potential.log_likelihood(particles, batch).sum(1)
+        assert batch is not None
+        return self.potential.data_energy(particles, batch)
 
     def _prior_energy(self, particles: Tensor, batch: Batch | None) -> Tensor:
-        return -self.potential.log_prior(particles)
+        return self.potential.prior_energy(particles)
 
     def init(self, particles: Tensor, generator: torch.Generator) -> State:
         """One pass over the whole data at the centres."""

@@ -34,6 +34,7 @@ from particlevi.noise.scalings import Batching, batch_factor
 from particlevi.noise.spectrum import Spectrum, covariance_spectrum, gram_spectrum, top_spectrum
 from particlevi.potentials.layout import Layout
 from particlevi.potentials.potential import ModelPotential
+from particlevi.potentials.protocol import as_potential, is_potential
 from particlevi.progress import progress_bar
 
 __all__ = ["Estimate", "GradientNoise", "NoisePath", "measure", "noise_along"]
@@ -330,7 +331,8 @@ def measure(
     True
     """
     check_positive_int("chunk_size", chunk_size)
-    if isinstance(model, ModelPotential):
+    if is_potential(model) and not isinstance(model, nn.Module):
+        model = as_potential(model)
         if loss_fn is not None or mode != "eval":
             raise ValueError("A potential has its own loss and mode: leave out loss_fn and mode.")
         if position is None:

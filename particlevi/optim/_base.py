@@ -65,6 +65,16 @@ def real(tensors: list[Tensor]) -> list[Tensor]:
     return [torch.view_as_real(t) if torch.is_complex(t) else t for t in tensors]
 
 
+def fast_together(params: list[Tensor]) -> bool:
+    """Whether one operation on all tensors beats one tensor after the other.
+
+    On a CPU it does while they fit into the cache.
+    """
+    if not all(type(p) in {Tensor, torch.nn.Parameter} for p in params):
+        return False
+    return not params[0].is_cpu or sum(p.numel() for p in params) < 2**17
+
+
 class TorchOptimizer(Optimizer):
     """Loss, groups, state and gradients as in ``torch.optim``; a subclass says how a list moves.
 
@@ -136,10 +146,7 @@ class TorchOptimizer(Optimizer):
     def _chunks(self, group: Group, lists: list[list[Tensor]]) -> Iterator[list[list[Tensor]]]:
         foreach = group["foreach"]
         if foreach is None:
-            # On a CPU one tensor after the other stays in the cache and is faster.
-            kinds = {Tensor, torch.nn.Parameter}
-            quick = all(type(p) in kinds and not p.is_cpu for p in lists[0])
-            foreach = quick and not group["differentiable"]
+            foreach = not group["differentiable"] and fast_together(lists[0])
         if foreach:
             grouped = self._group_tensors_by_device_and_dtype(cast(Any, lists))
             yield from (cast(list[list[Tensor]], tensors) for tensors, _ in grouped.values())
@@ -162,17 +169,23 @@ class TorchOptimizer(Optimizer):
         self._step_groups()
         return loss
 
+    def _collect(self, group: dict[str, Any]) -> list[list[Tensor]]:
+        """Parameters, gradients, steps and buffers of a group, complex ones as real."""
+        params: list[Tensor] = []
+        grads: list[Tensor] = []
+        steps: list[Tensor] = []
+        buffers: list[list[Tensor]] = [[] for _ in self._buffers(group)]
+        self._init_group(group, params, grads, steps, *buffers)
+        return [*map(real, (params, grads)), steps, *map(real, buffers)]
+
     def _step_groups(self) -> None:
         with torch.set_grad_enabled(self.defaults["differentiable"]):
             for group in self.param_groups:
-                params: list[Tensor] = []
-                grads: list[Tensor] = []
-                steps: list[Tensor] = []
-                buffers: list[list[Tensor]] = [[] for _ in self._buffers(group)]
-                self._init_group(group, params, grads, steps, *buffers)
-                lists = [*map(real, (params, grads)), steps, *map(real, buffers)]
-                for chunk in self._chunks(group, lists) if params else ():
-                    self._move(group, *chunk)
+                self._step_lists(group, self._collect(group))
+
+    def _step_lists(self, group: Group, lists: list[list[Tensor]]) -> None:
+        for chunk in self._chunks(group, lists) if lists[0] else ():
+            self._move(group, *chunk)
 
     def _move(
         self,

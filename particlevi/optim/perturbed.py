@@ -72,7 +72,7 @@ class PerturbedGD(TorchOptimizer):
         weight_decay: the coefficient of the weight decay.
         decoupled_weight_decay: ``theta *= 1 - lr weight_decay`` rather than a term of the gradient.
         maximize: go up.
-        foreach: one kernel for many tensors; by default on accelerators.
+        foreach: one kernel for many tensors; by default where that is faster.
         capturable: the count of steps lives on the device.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,7 +17,16 @@ from particlevi.potentials.likelihoods import Likelihood, check_targets
 from particlevi.potentials.starts import Starts
 from particlevi.typing import JSON, Batch
 
-__all__ = ["Evaluation", "ModelPotential", "Outputs", "Sites"]
+__all__ = ["Energy", "Evaluation", "ModelPotential", "Outputs", "Sites"]
+
+Energy: TypeAlias = Callable[[Tensor, Batch | None], Tensor]
+"""Particles ``[P, D]`` and a batch to energies ``[P]``; each depends on its own particle only."""
+
+
+def _length(batch: Batch) -> int:
+    """B."""
+    size: int = pytree.tree_leaves(batch.data)[0].shape[1 if batch.per_particle else 0]
+    return size
 
 
 def _identity(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -103,7 +112,7 @@ class ModelPotential:
     starts: Starts
     device: torch.device
     dtype: torch.dtype
-    energy_fn: Callable[[Tensor, Batch | None], Tensor] | None = None
+    energy_fn: Energy | None = None
     model: Outputs | None = None
     sites: Sites = field(default_factory=Sites)
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -154,8 +163,7 @@ class ModelPotential:
         if particles.ndim != 2 or particles.shape[1] != self.num_params:
             check_particles(particles, self.num_params)
         if self.energy_fn is not None:
-            with pinned(self.device):
-                return self.energy_fn(particles, batch)
+            return self._whole(self.energy_fn, particles, batch)
         energy = -self.log_prior(particles)
         if self.log_likelihood_fn is None:
             return energy
@@ -175,8 +183,17 @@ class ModelPotential:
         """
         if self.energy_fn is None:
             return -self.log_likelihood(particles, batch).sum(1)
-        size = pytree.tree_leaves(batch.data)[0].shape[1 if batch.per_particle else 0]
-        return self(particles, batch) / self.scale(size)
+        plain = batch._replace(scale=None)
+        return self(particles, plain) / self.scale(_length(batch))
+
+    def _whole(self, energy: Energy, particles: Tensor, batch: Batch | None) -> Tensor:
+        """An energy that is given as it is; its data weighted as the batch says."""
+        with pinned(self.device):
+            values = energy(particles, batch)
+        if batch is None or batch.scale is None:
+            return values
+        prior = -self.log_prior(particles)
+        return prior + batch.scale / self.scale(_length(batch)) * (values - prior)
 
     def scale(self, batch_size: int, batch: Batch | None = None) -> float | Tensor:
         """The weight of a batch's log-likelihood: the batch's own if it has one, else N/B.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from particlevi._checks import check_particles, is_integer
 from particlevi.potentials.layout import Layout
-from particlevi.potentials.potential import Evaluation, ModelPotential, Sites
+from particlevi.potentials.potential import Energy, Evaluation, ModelPotential, Sites
 from particlevi.potentials.starts import Starts
 from particlevi.typing import JSON, Batch, Potential
 
@@ -122,9 +122,7 @@ def _viewed(candidate: Any) -> ModelPotential:
     )
 
 
-def _log_prior(
-    candidate: Any, name: str, energy: Callable[[Tensor, Batch | None], Tensor]
-) -> Callable[[Tensor], Tensor]:
+def _log_prior(candidate: Any, name: str, energy: Energy) -> Callable[[Tensor], Tensor]:
     given: Callable[[Tensor], Tensor] | None = getattr(candidate, "log_prior", None)
     if given is not None:
         return given
@@ -172,7 +170,7 @@ def _starts(candidate: Any, name: str, num_params: int) -> dict[str, Any]:
 
 
 def _values(
-    energy: Callable[[Tensor, Batch | None], Tensor],
+    energy: Energy,
     num_params: int,
     dtype: torch.dtype,
     device: torch.device,

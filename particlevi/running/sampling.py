@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_choice, check_positive_int, check_seed
-from particlevi.data import Batching, Minibatches, as_data
+from particlevi._checks import (
+    check_choice,
+    check_positive_int,
+    check_seed,
+)
+from particlevi.data import Batching, Minibatches, as_data, as_particles
 from particlevi.data.minibatches import as_minibatches
-from particlevi.data.tensors import is_tensors
 from particlevi.draws import Draws
 from particlevi.potentials.arithmetic import pinned
 from particlevi.potentials.potential import ModelPotential
@@ -34,8 +38,15 @@ from particlevi.typing import Sampler, Schedule, Tuner
 
 __all__ = ["Start", "Watcher", "resume", "sample"]
 
-Start: TypeAlias = Tensor | str | Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]] | Draws
-"""Starting points ``[P, D]``, a way to draw them, named tensors, or draws to go on from."""
+Start: TypeAlias = Literal[
+    "default", "fresh", "current", "jittered", "prior", "uniform", "normal", "init"
+]
+"""Ways to choose starting points, as far as the potential has them."""
+
+Initial: TypeAlias = (
+    Tensor | Start | Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]] | Draws | None
+)
+"""What tells where particles start."""
 
 Watcher: TypeAlias = Monitor | Rule | Every | Sequence[Rule | Every]
 """A monitor, or the rules of one."""
@@ -62,7 +73,7 @@ def sample(
     step_size: float | Schedule | None = None,
     batch_size: int | None = None,
     num_particles: int | None = None,
-    initial: Start | None = None,
+    initial: Initial = None,
     num_warmup: int | None = None,
     num_draws: int | None = None,
     thin: int | None = None,
@@ -177,13 +188,10 @@ def sample(
     schedule = None if step_size is None else as_schedule("step_size", step_size)
     tuner = _tuner(sampler, schedule, tuner, int(num_warmup))
     watcher, storage, batches = as_monitor(monitor), storage or InMemory(), as_minibatches(batching)
-    if batches.shared is False and data is not None and not is_tensors(data):
-        raise ValueError(
-            "Batches of a DataLoader are shared by all particles: leave shared out of Minibatches, "
-            "or pass tensors, from which each chain draws its own."
-        )
     if compile:
         _check_compilable(sampler)
+    if isinstance(initial, (Tensor, np.ndarray)):
+        initial = as_particles(initial, sampler.potential, sampler.potential.num_params, "initial")
     start = starting_points(sampler.potential, num_particles, initial, seeds.start)
     saving = _saving(checkpoint)
     settings = Settings(
@@ -203,9 +211,13 @@ def sample(
     folder = None if saving is None else Path(saving.folder)
     if folder is not None:
         _check_folder(folder)
-    device = sampler.potential.device
-    with torch.no_grad(), global_seed(seeds.everything_else), pinned(device):
+    with torch.no_grad(), global_seed(seeds.everything_else), pinned(sampler.potential.device):
         checked = as_data(data, sampler.potential)
+        if batches.shared is False and not checked.own_batches:
+            raise ValueError(
+                "Batches of a DataLoader are shared by all particles: leave shared out of "
+                "Minibatches, or pass tensors, from which each chain draws its own."
+            )
         plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder)
         loop = Loop.start(plan, start, seeds.noise, seeds.batches)
         if schedule is not None:
@@ -281,7 +293,7 @@ def _prepared(
     step_size: float | Schedule | None,
     tuner: Tuner | None,
     num_particles: int | None,
-    initial: Start | None,
+    initial: Initial,
     batch_size: int | None,
     seeds: _Seeds,
 ) -> Setup:
@@ -292,6 +304,8 @@ def _prepared(
             "tuner out, or give a sampler, such as pvi.sghmc(potential)."
         )
     potential = what if isinstance(what, ModelPotential) else what.potential
+    if isinstance(initial, (Tensor, np.ndarray)):
+        initial = as_particles(initial, potential, potential.num_params, "initial")
     points = starting_points(potential, num_particles, initial, seeds.start)
     generator = torch.Generator(points.device).manual_seed(seeds.everything_else)
     keep = not (initial is None or isinstance(initial, str))

@@ -3,13 +3,9 @@
 from particlevi.errors import NotStationaryWarning
 from particlevi.sgdvi.circulation import Circulation, circulation, entropy_production
 from particlevi.sgdvi.currents import Current, DriftParts, decompose_drift, probability_current
-from particlevi.sgdvi.effective_potential import (
-    FittedPotential,
-    GaussianPotential,
-    fit_potential,
-    gaussian_potential,
-)
+from particlevi.sgdvi.effective_potential import GaussianPotential, gaussian_potential
 from particlevi.sgdvi.epochs import EpochLaw, epoch_law
+from particlevi.sgdvi.fitted_potential import FittedPotential, fit_potential
 from particlevi.sgdvi.free_energy import (
     FreeEnergy,
     Moments,

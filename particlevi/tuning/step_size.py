@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_positive
+from particlevi._checks import check_flag, check_positive
 from particlevi.curvature.largest import largest_curvature
 from particlevi.data import as_data
 from particlevi.gradients.minibatch import as_estimator
@@ -91,6 +91,7 @@ def suggest_step_size(
     >>> round(found.overdamped, 4), round(found.momentum, 4)
     (0.0333, 0.2041)
     """
+    check_flag("verbose", verbose)
     check_positive("temperature", temperature)
     check_positive("friction", friction)
     model: ModelPotential = as_estimator(target).potential

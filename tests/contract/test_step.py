@@ -137,7 +137,8 @@ def test_the_seed_decides_the_draws(sampler, estimator, problem):
     first, same, other = (setting.run(seed=seed) for seed in (0, 0, 100))
     assert_trees(first, same)
     fixed = problem == "density" and estimator == "minibatch"
-    deterministic = sampler in ("sgd", "sgd_momentum") or setting.sampler.interacting
+    plain = ("sgd", "sgd_momentum", "optimizer_adamw", "optimizer_pnm")
+    deterministic = sampler in plain or setting.sampler.interacting
     differ = not torch.equal(first[-1][0].position, other[-1][0].position)
     if not (fixed and deterministic):
         assert differ

@@ -96,6 +96,24 @@ def test_chains_see_different_data_unless_they_share():
     assert torch.equal(shared[0], shared[1])
 
 
+def test_a_run_takes_data_that_were_prepared():
+    data = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    potential = pvi.from_log_likelihood(
+        lambda t: -0.5 * t.sum() ** 2, lambda t, x: -0.5 * (t - x).square(), 1, 50
+    )
+    options = {
+        "initial": torch.zeros(2, 1),
+        "num_draws": 3,
+        "batch_size": 5,
+        "progress": False,
+        "step_size": 1e-3,
+        "batching": pvi.data.Minibatches("subset", shared=False),
+    }
+    prepared = pvi.sample(pvi.sgld(potential), as_data(data, potential), **options)
+    raw = pvi.sample(pvi.sgld(potential), data, **options)
+    assert torch.equal(prepared.particles, raw.particles)
+
+
 class Streams:
     """Particles ``first`` to ``first + count``, each with a generator of its own."""
 

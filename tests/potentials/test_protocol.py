@@ -10,6 +10,7 @@ import torch
 
 import particlevi as pvi
 from particlevi.potentials.protocol import as_potential, probe_values
+from particlevi.storage import Checkpoint
 from particlevi.typing import Batch, Potential
 
 
@@ -149,9 +150,7 @@ def test_it_resumes_bit_for_bit_and_only_itself(tmp_path, monkeypatch):
 
     Breaks.__name__ = "Bowl"
     with pytest.raises(KeyboardInterrupt):
-        pvi.sample(
-            pvi.sghmc(Breaks()), **options, checkpoint=pvi.storage.Checkpoint(tmp_path, every=2)
-        )
+        pvi.sample(pvi.sghmc(Breaks()), **options, checkpoint=Checkpoint(tmp_path, every=2))
     again = pvi.resume(tmp_path, pvi.sghmc(Bowl()), progress=False)
     assert torch.equal(again.particles, whole.particles)
     with pytest.raises(ValueError, match="another run"):
@@ -225,3 +224,13 @@ def test_a_total_over_particles_is_refused():
 
     with pytest.raises(ValueError, match=r"one energy per particle, \[2\] .* got \[\]"):
         as_potential(Total())(torch.zeros(2, 3), Batch(X))
+
+
+def test_batches_that_a_loader_weights_are_weighted():
+    particles = torch.tensor([[0.3], [1.7]], dtype=torch.float64)
+    scale = torch.tensor(3.0, dtype=torch.float64)
+    found = as_potential(Terms())(particles, Batch(X[:5], scale=scale))
+    error = (X[:5] - particles).square().sum(1)
+    torch.testing.assert_close(found, 0.5 * particles.square().sum(1) + 0.5 * 3 * error)
+    with pytest.raises(ValueError, match="add a method log_prior"):
+        as_potential(Mean())(particles, Batch(X[:5], scale=scale))

@@ -52,6 +52,9 @@ def test_the_record_says_what_was_chosen_and_why():
     assert tuning["metric"] == "dense"
     assert tuning["start_gradients"] > 0
     assert draws.particles.shape[1] == 20
+    told = draws.summary()
+    for part in ("randomized_hmc: 8 chains of 20 draws", "one minimum", "acceptance", "R-hat"):
+        assert part in told
 
 
 def test_a_seed_decides_all_of_it():

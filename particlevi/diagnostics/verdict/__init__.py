@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from particlevi.diagnostics.verdict.findings import Finding, FindingKind, Severity, Verdict
+from particlevi.diagnostics.verdict.fit import check_fit
 from particlevi.diagnostics.verdict.heat import check_heat
 from particlevi.diagnostics.verdict.mixing import check_mixing
 from particlevi.diagnostics.verdict.moves import check_moves
@@ -43,6 +44,7 @@ def diagnose(draws: DrawSet, data: Any = None, *, inputs: Any = None, thin: int 
         check_mixing(draws, inputs, verdict)
         check_heat(draws, data, thin, verdict)
         check_moves(draws, verdict)
+    check_fit(draws, data, thin, verdict)
     return verdict
 
 

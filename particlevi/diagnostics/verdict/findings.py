@@ -25,11 +25,12 @@ FindingKind: TypeAlias = Literal[
     "bad fit",
 ]
 
-Severity: TypeAlias = Literal["wrong", "uncertain", "untold"]
-"""``"wrong"``: the draws follow another law; ``"uncertain"``: too few of them to rely on;
+Severity: TypeAlias = Literal["wrong", "model", "uncertain", "untold"]
+"""``"wrong"``: the draws follow another law; ``"model"``: they may be right, and the model fits the
+data badly; ``"uncertain"``: too few of them to rely on;
 ``"untold"``: nothing can be said of them."""
 
-_ORDER: dict[Severity, int] = {"wrong": 0, "uncertain": 1, "untold": 2}
+_ORDER: dict[Severity, int] = {"wrong": 0, "model": 1, "uncertain": 2, "untold": 3}
 
 
 @dataclass(frozen=True)

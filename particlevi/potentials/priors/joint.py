@@ -97,14 +97,16 @@ def joint_prior(
     sizes: list[int] = []
     runs: list[tuple[int, Any]] = []
     blocks: list[tuple[tuple[str, int], Block]] = []
-    open_run: list[tuple[Any, Tensor, Tensor]] = []
+    open_run: list[tuple[Any, Tensor, Tensor | None]] = []
 
     def close() -> None:
         if open_run:
             scale = torch.cat([scale for _, scale, _ in open_run])
-            mean = torch.cat([mean for _, _, mean in open_run])
-            law = open_run[0][0].elementwise(scale, mean if bool(mean.any()) else None)
-            runs.append((len(sizes), law))
+            mean = None
+            if any(part is not None for _, _, part in open_run):
+                means = [torch.zeros_like(s) if m is None else m for _, s, m in open_run]
+                mean = torch.cat(means)
+            runs.append((len(sizes), open_run[0][0].elementwise(scale, mean)))
             sizes.append(len(scale))
             open_run.clear()
 
@@ -164,8 +166,10 @@ class _Used:
                 )
 
 
-def _filled(mean: Any, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """A mean as one number per element."""
+def _filled(mean: Any, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor | None:
+    """A mean as one number per element; None for zero."""
+    if not isinstance(mean, Tensor) and mean == 0.0:
+        return None
     if isinstance(mean, Tensor):
         if mean.shape != shape:
             raise ValueError(

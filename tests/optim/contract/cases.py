@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from particlevi.optim import PNM, AdaPNM, PerturbedGD, power
+from particlevi.optim import PNM, AdaPNM, LeaderSGD, PerturbedGD, SafeguardSGD, power
 
 WORKERS = 3
 SHAPES = [(WORKERS, 4, 2), (WORKERS, 5), (WORKERS,)]
@@ -32,6 +32,10 @@ class Case:
     arguments: Callable[[Tensor], dict[str, Tensor]] = lambda losses: {}
     differentiable: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
+    still: dict[str, Any] = field(default_factory=dict)
+    """Settings under which nothing but the learning rate moves a parameter."""
+    mixes_gradients: bool = False
+    """Whether weight decay is added to something else than the worker's own gradient."""
 
     def __call__(self, params: Any, **settings: Any) -> Any:
         """An optimiser of ``params``."""
@@ -48,8 +52,23 @@ CASES = [
     Case("AdaPNM", AdaPNM, differentiable=True),
     Case("AdaPNM-v", AdaPNM, differentiable=True, settings={"amsgrad": False}),
     Case("PerturbedGD", PerturbedGD, around=lambda optimizer: optimizer.perturbed()),
-    Case("power-PNM", powered(PNM)),
-    Case("power-PerturbedGD", powered(PerturbedGD), around=lambda o: o.optimizer.perturbed()),
+    Case(
+        "LeaderSGD",
+        LeaderSGD,
+        arguments=lambda losses: {"loss": losses},
+        settings={"period": 2, "momentum": 0.9, "window": 3},
+        still={"pull": 0.0},
+    ),
+    Case(
+        "SafeguardSGD", SafeguardSGD, settings={"window": 3, "constant": 1e3}, mixes_gradients=True
+    ),
+    Case("power-PNM", powered(PNM), mixes_gradients=True),
+    Case(
+        "power-PerturbedGD",
+        powered(PerturbedGD),
+        around=lambda o: o.optimizer.perturbed(),
+        mixes_gradients=True,
+    ),
 ]
 
 

@@ -1,0 +1,162 @@
+"""Simulate, sample, cover: every law and prior finds what made its data.
+
+Parameters are drawn from the prior and data given them, for many data sets at once, each of which
+is the batch of one chain. A chain that starts at the truth starts at an exact draw of the
+posterior, so that its later states are exact draws too and, over data sets, follow the prior again;
+and intervals of the chain cover the truth as often as they say. Both fail if the density that is
+sampled is not that of the model (Geweke, "Getting it right", 2004; Talts and others, "Validating
+Bayesian inference algorithms with simulation-based calibration", 2018).
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+import particlevi as pvi
+from particlevi.typing import Batch
+
+F64 = torch.float64
+SETS, N = 250, 15
+
+
+def inputs(size):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(SETS, N, size, generator=generator, dtype=F64)
+
+
+def linear(size, outputs=1, bias=True):
+    return nn.Linear(size, outputs, bias=bias).double()
+
+
+TIGHT = pvi.Normal(0.5)
+CASES = {
+    "one scale for all": (linear(2), pvi.Gaussian(0.7), TIGHT, 0.15),
+    "a head for the scale": (linear(1, 2), pvi.MeanScaleGaussian(), TIGHT, 0.12),
+    "a learned scale": (
+        linear(2),
+        pvi.Gaussian("learned", log_scale_prior=pvi.Normal(0.3, mean=-0.5)),
+        TIGHT,
+        0.1,
+    ),
+    "learned degrees of freedom": (
+        linear(1),
+        pvi.StudentT("learned", "learned", log_scale_prior=pvi.Normal(0.3)),
+        TIGHT,
+        0.15,
+    ),
+    "counts": (linear(2), pvi.Poisson(), TIGHT, 0.12),
+    "spread counts": (linear(2), pvi.NegativeBinomial(), TIGHT, 0.15),
+    "grades": (linear(2, bias=False), pvi.Ordinal(4), TIGHT, 0.2),
+    "classes": (linear(2, 3), pvi.Categorical(), TIGHT, 0.25),
+    "several labels": (linear(2, 3), pvi.Bernoulli(), TIGHT, 0.25),
+    "a prior with a mean": (linear(2), pvi.Gaussian(0.7), pvi.Normal(0.5, mean=2.0), 0.15),
+    "a Laplace prior": (linear(2), pvi.Gaussian(0.7), pvi.Laplace(0.5), 0.12),
+    "sampled scales": (linear(3), pvi.Gaussian(0.7), pvi.Hierarchical(0.5, 0.4), 0.08),
+    "correlated weights": (
+        linear(2, bias=False),
+        pvi.Gaussian(0.7),
+        pvi.Correlated(torch.tensor([[1.0, 0.8], [0.8, 1.0]])),
+        0.15,
+    ),
+}
+
+
+def simulate(potential, likelihood, x):
+    """Parameters ``[SETS, D]`` and a data set for each."""
+    truth = potential.init(SETS, torch.Generator().manual_seed(2), "prior")
+    outputs = potential.outputs(truth, Batch((x,), per_particle=True))
+    law = likelihood.distribution(outputs, potential.likelihood_parameters(truth))
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return truth, law.sample()
+
+
+def chains(potential, data, start, step_size, num_steps):
+    """States ``[num_steps, P, D]`` of chains that each have a data set of their own."""
+    sampler = pvi.hmc(potential, num_leapfrog=6, jitter=0.3)
+    generator = torch.Generator().manual_seed(4)
+    one = torch.ones((), dtype=F64)
+    controls = {"step_size": step_size * one, "temperature": one}
+    state = sampler.init(start, generator)
+    states, accepted = [], []
+    for _ in range(num_steps):
+        noise = sampler.draw_noise(state, generator)
+        state, info = sampler.step(
+            state, Batch(data, per_particle=True, law="all"), noise, controls
+        )
+        states.append(state.position)
+        accepted.append(info.acceptance.nan_to_num().mean())
+    assert torch.stack(accepted).mean() > 0.6
+    return torch.stack(states)
+
+
+FAST = ("a head for the scale", "learned degrees of freedom", "spread counts", "grades")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in CASES],
+)
+def test_the_truth_is_covered_and_the_prior_comes_back(name):
+    module, likelihood, prior, step_size = CASES[name]
+    potential = pvi.from_module(module, likelihood, prior, num_data=N)
+    x = inputs(module.in_features)
+    truth, y = simulate(potential, likelihood, x)
+    states = chains(potential, (x, y), truth, step_size, 60)
+    low, high = torch.quantile(states[10:], torch.tensor([0.1, 0.9], dtype=F64), dim=0)
+    covered = ((low < truth) & (truth < high)).double().mean(0)
+    assert (covered - 0.8).abs().max() < 5 * math.sqrt(0.8 * 0.2 / SETS)
+    again = potential.init(20_000, torch.Generator().manual_seed(5), "prior")
+    for k in range(potential.num_params):
+        assert stats.ks_2samp(states[-1, :, k], again[:, k]).pvalue > 1e-5, k
+
+
+def test_a_flat_prior_recovers_the_law_of_least_squares():
+    module = linear(2, bias=False)
+    potential = pvi.from_module(module, pvi.Gaussian(0.7), pvi.Flat(), num_data=N)
+    x = inputs(2)
+    truth = torch.tensor([[[2.0], [-1.0]]], dtype=F64)
+    noise = torch.randn(SETS, N, 1, generator=torch.Generator().manual_seed(6), dtype=F64)
+    y = x @ truth + 0.7 * noise
+    start = torch.linalg.lstsq(x, y).solution.squeeze(-1)
+    states = chains(potential, (x, y), start, 0.12, 60)[10:]
+    precision = x.transpose(1, 2) @ x / 0.49
+    factor = torch.linalg.cholesky(precision).transpose(1, 2)
+    white = torch.einsum("sij,tsj->tsi", factor, states - start)
+    error = white.mean(0).std() / math.sqrt(SETS)
+    assert white.mean((0, 1)).abs().max() < 5 * error
+    spread = white.square().mean(0)
+    assert (spread.mean(0) - 1).abs().max() < 5 * float(spread.std() / math.sqrt(SETS))
+
+
+@pytest.mark.slow
+def test_a_horseshoe_shrinks_what_is_zero_and_leaves_what_is_not():
+    """Ten coefficients of which two are not zero."""
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(60, 10, generator=generator, dtype=F64)
+    truth = torch.zeros(10, dtype=F64)
+    truth[:2] = torch.tensor([4.0, -3.0])
+    y = x @ truth.unsqueeze(1) + torch.randn(60, 1, generator=generator, dtype=F64)
+    module = linear(10, bias=False)
+
+    def posterior(prior):
+        potential = pvi.from_module(module, pvi.Gaussian(1.0), prior, num_data=60)
+        start = torch.zeros(40, potential.num_params, dtype=F64)
+        start[:, :10] = torch.linalg.lstsq(x, y).solution.T
+        draws = pvi.sample(
+            pvi.hmc(potential, num_leapfrog=10, jitter=0.5), (x, y), step_size=0.04, initial=start,
+            num_warmup=100, num_draws=60, progress=False,
+        )  # fmt: skip
+        return draws.particles[..., :10].reshape(-1, 10)
+
+    sparse, wide = posterior(pvi.Horseshoe(0.1)), posterior(pvi.Normal(10.0))
+    zeros = slice(2, None)
+    assert (sparse[:, :2].mean(0) - truth[:2]).abs().max() < 0.5
+    assert sparse[:, zeros].mean(0).square().sum() < 0.5 * wide[:, zeros].mean(0).square().sum()
+    low, high = torch.quantile(sparse, torch.tensor([0.005, 0.995], dtype=F64), dim=0)
+    assert ((low < truth) & (truth < high)).all()
