@@ -7,7 +7,7 @@ over the quantities that posteriordb reports; gradients are all of a particle, t
 and of the warm-up included. ``|z|`` are differences of means and second moments from the reference
 draws in combined Monte-Carlo errors, the largest over quantities.
 
-    python benchmarks/posteriordb.py <folder of posteriordb> [--peer] [--chains 16] [--seeds 2]
+    python benchmarks/posteriordb.py <folder of posteriordb> [--peer --timed] [--chains 16] [--seeds 2]
 """
 
 from __future__ import annotations
@@ -124,7 +124,9 @@ def jax_density(name: str, files: Files) -> Any:
     return regression
 
 
-def nuts(name: str, files: Files, dense: bool, seed: int, chains: int = 4) -> dict[str, Any]:
+def nuts(
+    name: str, files: Files, dense: bool, seed: int, timed: bool, chains: int = 4
+) -> dict[str, Any]:
     import blackjax
     import jax
 
@@ -150,7 +152,8 @@ def nuts(name: str, files: Files, dense: bool, seed: int, chains: int = 4) -> di
 
     run = jax.jit(jax.vmap(chain))
     keys = jax.random.split(jax.random.key(seed), chains)
-    jax.block_until_ready(run(keys))
+    if timed:  # a first run compiles
+        jax.block_until_ready(run(keys))
     began = time.perf_counter()
     path, count = jax.block_until_ready(run(keys))
     seconds = time.perf_counter() - began
@@ -164,15 +167,18 @@ def main() -> None:
     parser.add_argument("--chains", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--peer", action="store_true")
+    parser.add_argument("--timed", action="store_true", help="leave XLA's compilation out")
+    parser.add_argument("--models", nargs="*", default=NAMES)
     options = parser.parse_args()
     files = Files(options.folder)
     ratios, speed = [], []
-    for name in NAMES:
+    for name in options.models:
         rows = {"particlevi": [ours(name, files, options.chains, s) for s in range(options.seeds)]}
         if options.peer:
             for kind in ("diagonal", "dense"):
                 rows[f"NUTS {kind}"] = [
-                    nuts(name, files, kind == "dense", s) for s in range(options.seeds)
+                    nuts(name, files, kind == "dense", s, options.timed)
+                    for s in range(options.seeds)
                 ]
         for who, found in rows.items():
             shown = {
@@ -180,7 +186,9 @@ def main() -> None:
                 f"[{min(each[key] for each in found):.3g}, {max(each[key] for each in found):.3g}]"
                 for key in found[0]
             }
-            print(f"{name:44} {who:14}", *(f"{key} {text}" for key, text in shown.items()))
+            print(
+                f"{name:44} {who:14}", *(f"{key} {text}" for key, text in shown.items()), flush=True
+            )
         if options.peer:
             # A chain set that has not converged has no effective draws.
             def best(key: str, rows: dict[str, Any] = rows) -> float:
