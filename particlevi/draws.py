@@ -13,12 +13,15 @@ from particlevi.diagnostics import convergence, export, outputs, predictive, tem
 from particlevi.diagnostics.arviz import EssMethod, McseMethod
 from particlevi.diagnostics.groups import recombine
 from particlevi.diagnostics.predictive import Prediction
+from particlevi.diagnostics.summary import summary
 from particlevi.diagnostics.temperatures import Temperature
 from particlevi.diagnostics.verdict import Verdict, diagnose
 from particlevi.diagnostics.views import View
 from particlevi.drawset import DrawSet
 from particlevi.potentials.layout import Groups
 from particlevi.storage import drawfile
+from particlevi.tuning import invariance
+from particlevi.tuning.invariance import Invariance
 
 __all__ = ["Draws", "Prediction"]
 
@@ -238,6 +241,25 @@ class Draws(DrawSet):
         if verbose:
             print(verdict)
         return verdict
+
+    def summary(self) -> str:
+        """A run in a few lines: what was chosen and why, ESS and R-hat, energy error, seconds."""
+        return summary(self)
+
+    def check_invariance(self, data: Any = None, **options: Any) -> Invariance:
+        """Go on from the draws with an exact kernel, and test whether anything moves.
+
+        R-hat is blind to chains that agree on a wrong law; this is not. It prints and returns a
+        p-value and the size of the shift in posterior standard deviations.
+
+        Args:
+            data: as given to ``sample``.
+            options: as for ``pvi.tuning.check_invariance``: ``num_starts`` of each chain,
+                ``num_steps`` of the kernel, the ``tolerance``, ``inputs``, ``seed``.
+        """
+        found = invariance.check_invariance(self, data, **options)
+        print(found)
+        return found
 
     def to_arviz(
         self,
