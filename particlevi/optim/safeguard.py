@@ -62,7 +62,7 @@ class SafeguardSGD(TorchOptimizer):
         window: steps after which the short sums start anew.
         long_window: the same of the long sums, None for the single safeguard.
         constant: of the threshold ``constant sqrt(window) V``. 2 removed every attack that the
-            tests make, 3 did not.
+            tests make, 3.5 did not.
         noise: standard deviation of normal noise that is added to the average, 0 for none.
         sketch: how many numbers stand for a gradient in the comparison.
         seed: of the noise and the sketches; all processes give the same.
