@@ -243,10 +243,10 @@ class TensorBatches:
         if self.batching == "replacement":
             # A batch is gathered while a block of indices, for some steps to come, is there.
             return int(2 * batch + 8 * rows * self.size * calls_at_once(self.size))
-        # Keys of all rows, 4 bytes each; sorted keys and their order of some, 4 + 8 bytes.
+        # Keys of all rows, 4 bytes each, stay; sorted keys and their order of some, 4 + 8 bytes.
         keys = 4 * rows * self.total * calls_at_once(self.total)
-        keys += 12 * min(rows, rows_at_once(self.total)) * self.total
-        return int(batch + max(batch, keys) + 8 * rows * self.size)
+        sorting = 12 * min(rows, rows_at_once(self.total)) * self.total
+        return int(batch + keys + max(batch, sorting) + 8 * rows * self.size)
 
     def state(self) -> dict[str, Tensor]:
         """The order of the current epoch and the place in it."""

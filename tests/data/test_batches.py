@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
+from torch import is_tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import particlevi as pvi
 from particlevi.data import as_data, indices
@@ -180,21 +185,31 @@ def test_planned_memory_is_what_a_batch_takes(method, shared, size, width):
     streams = ParticleStreams(0)
     before = made.next(streams)
     made.restore({"order": torch.empty(0, 0).long(), "cursor": torch.tensor(num)})
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with Meter() as meter:
         streams = ParticleStreams(1)
         after = made.next(streams)
     held = before.data.nbytes
-    peak = held + _peak(profile)
+    peak = held + meter.most
     assert after.data.nbytes == held
     planned = made.batch_nbytes(particles) + made.nbytes()
     assert peak / 1.5 <= planned <= 1.5 * peak
 
 
-def _peak(profile):
-    """The largest sum of allocations minus releases."""
-    level = most = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            level += event.nbytes()
-            most = max(most, level)
-    return most
+class Meter(TorchDispatchMode):
+    """The most memory that tensors made inside took at one time."""
+
+    def __init__(self):
+        super().__init__()
+        self.live, self.most = {}, 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+        found = operation(*arguments, **(options or {}))
+        given = {x.untyped_storage()._cdata for x in pytree.tree_leaves(arguments) if is_tensor(x)}
+        for tensor in filter(is_tensor, pytree.tree_leaves(found)):
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key not in given and key not in self.live:
+                self.live[key] = storage.nbytes()
+                weakref.finalize(storage, self.live.pop, key, None)
+        self.most = max(self.most, sum(self.live.values()))
+        return found
