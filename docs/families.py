@@ -19,7 +19,22 @@ FAMILIES: dict[str, tuple[str, list[str]]] = {
     ),
     "likelihoods": (
         "Likelihoods and priors",
-        ["Gaussian", "StudentT", "Bernoulli", "Categorical", "Poisson", "Normal", "Laplace"],
+        [
+            "Gaussian",
+            "MeanScaleGaussian",
+            "StudentT",
+            "Bernoulli",
+            "Categorical",
+            "Ordinal",
+            "Poisson",
+            "NegativeBinomial",
+            "Normal",
+            "Laplace",
+            "Flat",
+            "Hierarchical",
+            "Horseshoe",
+            "Correlated",
+        ],
     ),
     "langevin": (
         "Langevin and Hamiltonian samplers",

@@ -53,12 +53,13 @@ def as_potential(candidate: Potential) -> ModelPotential:
     Raises:
         TypeError: an object that does not, or a member of the wrong type.
 
-    >>> class Bowl:
-    ...     num_params, num_data = 2, None
-    ...     def __call__(self, particles, batch=None):
-    ...         return 0.5 * particles.square().sum(1)
-    >>> as_potential(Bowl())
-    ModelPotential(Bowl, D=2, N=None, float32)
+    Examples:
+        >>> class Bowl:
+        ...     num_params, num_data = 2, None
+        ...     def __call__(self, particles, batch=None):
+        ...         return 0.5 * particles.square().sum(1)
+        >>> as_potential(Bowl())
+        ModelPotential(Bowl, D=2, N=None, float32)
     """
     if isinstance(candidate, ModelPotential):
         return candidate

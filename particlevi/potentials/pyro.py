@@ -90,16 +90,17 @@ def from_pyro(
             estimate; a plate that subsamples otherwise; a ``poutine.scale`` that holds N/B
             already; observed values outside their support; sites that come and go.
 
-    >>> import pyro, pyro.distributions as dist
-    >>> def model(x):
-    ...     scale = pyro.sample("scale", dist.HalfNormal(1.0))
-    ...     with pyro.plate("data", len(x)):
-    ...         pyro.sample("x", dist.Normal(0.0, scale), obs=x)
-    >>> potential = from_pyro(model, num_data=100, example_batch=torch.randn(10))
-    >>> potential.constrain(torch.zeros(1, 1))
-    {'scale': tensor([1.])}
-    >>> potential(torch.zeros(1, 1), Batch(torch.ones(10)))
-    tensor([142.62])
+    Examples:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(0.0, scale), obs=x)
+        >>> potential = from_pyro(model, num_data=100, example_batch=torch.randn(10))
+        >>> potential.constrain(torch.zeros(1, 1))
+        {'scale': tensor([1.])}
+        >>> potential(torch.zeros(1, 1), Batch(torch.ones(10)))
+        tensor([142.62])
     """
     if isinstance(num_data, (Tensor, tuple, dict)):
         raise TypeError(
@@ -178,13 +179,14 @@ def posterior_predictive(
     Raises:
         ValueError: no samples, or samples of different lengths.
 
-    >>> import pyro, pyro.distributions as dist
-    >>> def model(x, y=None):
-    ...     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
-    ...     with pyro.plate("data", len(x)):
-    ...         pyro.sample("y", dist.Normal(slope * x, 0.1), obs=y)
-    >>> posterior_predictive(model, {"slope": torch.ones(50)}, torch.zeros(3))["y"].shape
-    torch.Size([50, 3])
+    Examples:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x, y=None):
+        ...     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("y", dist.Normal(slope * x, 0.1), obs=y)
+        >>> posterior_predictive(model, {"slope": torch.ones(50)}, torch.zeros(3))["y"].shape
+        torch.Size([50, 3])
     """
     lengths = {name: len(value) for name, value in samples.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():

@@ -153,6 +153,6 @@ def check_memory(needed: Mapping[str, int]) -> None:
         "keep=LongTensor for a subset of coordinates, keep=pvi.outputs_at(inputs) for predictions "
         "only, or, for an estimator that remembers iterates, a smaller history: "
         "pvi.gradients.history(capacity=..., dtype=torch.bfloat16), and fewer groups or masks, for "
-        "each of which it evaluates a composite of every particle. What one evaluation takes, chunk_size=... of the potential "
-        "bounds: so many particles are evaluated at once."
+        "each of which it evaluates a composite of every particle. What one evaluation takes, "
+        "chunk_size=... of the potential bounds: so many particles are evaluated at once."
     )

@@ -568,3 +568,9 @@ def test_importing_warns_of_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pvi.from_module(linear(), pvi.Gaussian(0.5), pvi.Normal(1.0), num_data=N)
+
+
+def test_neurons_of_layers_of_one_width_are_different_groups():
+    layout = Layout({"a.weight": (2, 3), "a.bias": (2,), "b.weight": (2, 2), "b.bias": (2,)})
+    expected = [0, 0, 0, 1, 1, 1, 0, 1, 2, 2, 3, 3, 2, 3]
+    assert layout.groups("neuron").tolist() == expected
