@@ -141,6 +141,11 @@ class ParticleStreams:
             self._generators.append(generator.manual_seed(_mixed(particle) ^ self._base))
         return self._generators[:num_particles]
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the particles' blocks of numbers that are there."""
+        return sum(b.values.numel() * b.values.element_size() for b in self._blocks.values())
+
     def state(self) -> dict[str, Tensor]:
         """What ``restore`` needs: generators, and numbers drawn but not given out yet."""
         state: dict[str, Tensor] = dict(self._waiting)

@@ -378,6 +378,7 @@ class Sampler:
         draw_every: a state is a draw of the posterior only after a multiple of so many steps.
         energy_error: ``info -> [P]``, the change of the energy over the last trajectory, in nats;
             one beyond 1000 is a divergent transition.
+        work_bytes: ``P -> bytes`` of work space that a step takes beside its evaluations.
         observe: ``state -> statistics [P] by name``, read off the states of the kept draws only.
         gradients_per_step: gradients of the potential on a batch that a step takes per particle.
         max_step_size: beyond which it is unstable on a Gaussian, as a function of the largest
@@ -402,6 +403,7 @@ class Sampler:
     draws: slice = field(default_factory=lambda: slice(None))
     draw_every: int = 1
     energy_error: Callable[[Any], Tensor] | None = None
+    work_bytes: Callable[[int], int] | None = None
     observe: Callable[[SamplerState], Mapping[str, Tensor]] = lambda state: {}
     gradients_per_step: int = 1
     max_step_size: Callable[[float], float] | None = None

@@ -75,6 +75,7 @@ class Loop:
             ValueError: a potential that is not finite there.
         """
         _check_start(plan.energies(initial))
+        plan.check_memory(initial)
         streams = RunStreams.of(plan)
         state = plan.sampler.init(initial, streams.noise)
         control_room = plan.control_room()

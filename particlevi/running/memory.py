@@ -1,9 +1,9 @@
-"""What a run takes at its peak, before it starts.
+"""What a step takes at its peak, before the first.
 
-The activations of one evaluation are measured, on one particle: what autograd saves for the
-backward pass, and the largest tensor beside it. The rest is counted: states before and after a
-step, gradients and temporaries of the size of the particles, blocks of random numbers, the work
-space that a sampler declares, and copies for a checkpoint.
+One particle is tried: its state, its blocks of random numbers, and what autograd keeps of one
+evaluation are measured and taken P times. The rest is counted: states before and after the step,
+the gradient and temporaries of the size of the particles, and the work space that a sampler
+declares.
 """
 
 from __future__ import annotations
@@ -14,24 +14,56 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from particlevi.potentials.chunks import chunks
-from particlevi.streams import calls_at_once
+from particlevi.streams import ParticleStreams
 from particlevi.typing import Batch, Sampler
 
-__all__ = ["activation_nbytes", "state_nbytes", "step_nbytes"]
+__all__ = ["step_nbytes"]
 
-_TEMPORARIES = 5
-"""Tensors ``[P, D]`` of a step beside states, gradient and noise."""
+_TEMPORARIES = 4
+"""Tensors of the size of the particles in a step, beside states and noise."""
+
+_BACKWARD = 2.5
+"""What is kept for the backward pass, gradients of the same size on the way back, and results that
+the forward pass drops again."""
 
 
-def activation_nbytes(sampler: Sampler, particle: Tensor, batch: Batch | None) -> int:
-    """What autograd keeps of one evaluation at one particle ``[1, D]``, in bytes."""
-    (piece, part), *_ = chunks(particle[:1], _first(batch), None)
-    known = (
-        {leaf.untyped_storage().data_ptr() for leaf in pytree.tree_leaves(part.data)}
-        if (part is not None)
-        else set()
-    )
+def step_nbytes(sampler: Sampler, initial: Tensor, batch: Batch | None) -> dict[str, int]:
+    """The most memory of one step by what takes it, without draws, minibatches and estimator.
+
+    Args:
+        sampler: what runs.
+        initial: starting points ``[P, D]``.
+        batch: an example.
+    """
+    potential, num_particles = sampler.potential, len(initial)
+    streams = ParticleStreams(0, device=initial.device)
+    state = sampler.init(initial[:1], streams)
+    sampler.draw_noise(state, streams)
+    leaves = pytree.tree_leaves((state.position, state.memory))
+    own = sum(_nbytes(leaf) for leaf in leaves if leaf.shape[:1] == (1,))
+    common = sum(_nbytes(leaf) for leaf in leaves) - own
+    at_once = min(num_particles, potential.chunk_size or num_particles)
+    kept = _kept_for_backward(sampler, initial[:1], batch)
+    work = sampler.work_bytes(num_particles) if sampler.work_bytes is not None else 0
+    return {
+        "states": num_particles * (2 * own + _TEMPORARIES * _nbytes(initial[:1])) + 2 * common,
+        "random numbers": num_particles * streams.nbytes + streams.shared.streams.nbytes,
+        "one evaluation": int(_BACKWARD * at_once * kept),
+        f"the work of {sampler.name}": work,
+    }
+
+
+def _nbytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _kept_for_backward(sampler: Sampler, point: Tensor, batch: Batch | None) -> int:
+    """Bytes that autograd keeps of one evaluation at ``point [1, D]``."""
+    if batch is not None and batch.per_particle:
+        batch = batch._replace(data=pytree.tree_map(lambda leaf: leaf[:1], batch.data))
+    given = () if batch is None else pytree.tree_leaves(batch.data)
+    leaf = point.detach().requires_grad_()
+    known = {each.untyped_storage().data_ptr() for each in (*given, leaf)}
     saved: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -40,40 +72,11 @@ def activation_nbytes(sampler: Sampler, particle: Tensor, batch: Batch | None) -
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    leaf = piece.detach().requires_grad_()
-    known.add(leaf.untyped_storage().data_ptr())
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        energy: Any = sampler.potential(leaf, part)
+    def unpack(tensor: Tensor) -> Tensor:
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        energy: Any = sampler.potential(leaf, batch)
+    total = sum(saved.values())
     del energy
-    return sum(saved.values())
-
-
-def _first(batch: Batch | None) -> Batch | None:
-    """The batch of the first particle."""
-    if batch is None or not batch.per_particle:
-        return batch
-    return batch._replace(data=pytree.tree_map(lambda leaf: leaf[:1], batch.data))
-
-
-def state_nbytes(state: Any) -> int:
-    """Memory of a sampler's position and its own tensors, without the estimator's."""
-    leaves = pytree.tree_leaves((state.position, state.memory))
-    return sum(leaf.numel() * leaf.element_size() for leaf in leaves)
-
-
-def step_nbytes(sampler: Sampler, num_particles: int, state: int, activations: int) -> int:
-    """The most memory of one step, beside draws, minibatches and the estimator.
-
-    Args:
-        sampler: what runs.
-        num_particles: P.
-        state: of one particle, in bytes.
-        activations: of one particle, in bytes.
-    """
-    potential = sampler.potential
-    at_once = min(num_particles, potential.chunk_size or num_particles)
-    size = potential.num_params
-    item = torch.finfo(potential.dtype).bits // 8
-    noise = size * calls_at_once(size) * item
-    per_particle = 2 * state + noise + _TEMPORARIES * size * item
-    return int(num_particles * per_particle + 2 * at_once * activations)
+    return total

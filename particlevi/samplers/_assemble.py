@@ -120,6 +120,7 @@ class Declared(TypedDict, total=False):
     draws: slice
     draw_every: int
     energy_error: Callable[[Any], Tensor] | None
+    work_bytes: Callable[[int], int]
     max_step_size: Callable[[float], float]
     warning: Callable[[Any, Controls], str | None] | None
     facts: Facts

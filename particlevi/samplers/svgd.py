@@ -81,7 +81,9 @@ def svgd(
         ValueError: an unknown optimizer.
     """
     check_choice("optimizer", optimizer, ["plain", "adagrad", "rmsprop", "adam"])
-    chosen = as_kernel(kernel).bind(as_estimator(target).potential)
+    potential = as_estimator(target).potential
+    chosen = as_kernel(kernel).bind(potential)
+    item = torch.finfo(potential.dtype).bits // 8
 
     def memory(position: Tensor, streams: Streams) -> Moments:
         empty = position.new_zeros((0,)) if optimizer == "plain" else torch.zeros_like(position)
@@ -105,6 +107,7 @@ def svgd(
         schedules={"annealing": annealing},
         memory=memory,
         interacting=True,
+        work_bytes=lambda num: 5 * min(num**2, 2**21) * item,
         watched=lambda info, controls: controls["annealing"] * info.potential,
     )
 
