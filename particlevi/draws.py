@@ -197,7 +197,7 @@ class Draws(DrawSet):
         """Rank-normalised split R-hat, by ArviZ; arguments as for ``ess``.
 
         With ``superchains=K`` it is the nested one, for many short chains: K groups of chains that
-        follow each other, each group begun at a point of its own.
+        follow each other, each group begun at another point.
         """
         return convergence.rhat(self, of, inputs=inputs, num=num, superchains=superchains)
 
@@ -280,7 +280,7 @@ class Draws(DrawSet):
         pooled: bool | None = None,
         seed: int = 0,
     ) -> Draws:
-        """Draws from the factorised law: each group of parameters from a draw of its own.
+        """Draws from the factorised law: each group of parameters from another draw.
 
         ``structured`` samples a law in which groups are independent, one per chain. Its joint
         iterates follow that law over a run; recombined draws obey the independence exactly, and

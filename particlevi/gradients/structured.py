@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -82,6 +83,15 @@ class _SelfAveraged(ABC):
     def conservative(self) -> bool:
         """Only where nothing is replaced: else the potential is a mean, the gradient a sum."""
         return self._plain()
+
+    @property
+    def mask_noise(self) -> float:
+        """The masks are gradient noise of about this times ``l T``, l the curvature."""
+        return 0.0 if self._plain() else self._mask_noise()
+
+    def _mask_noise(self) -> float:
+        """As ``mask_noise``, where masks replace something."""
+        return 0.0
 
     @property
     def interacting(self) -> bool:
@@ -357,6 +367,11 @@ class structured_dropout(_SelfAveraged):
     def _plain(self) -> bool:
         return self.keep is not None and (self.keep == 1 or self.num_groups == 1)
 
+    def _mask_noise(self) -> float:
+        """``Var r^2 / (L (E r)^2)``, of a group of one parameter with its history at the mean."""
+        second, fourth = (_moment(self.mask, self.keep, k) for k in (2, 4))
+        return (fourth - second**2) / (self.num_composites * _mean(self.mask, self.keep) ** 2)
+
     def _masks(self, num_particles: int, streams: Streams) -> Tensor:
         shape = (num_particles, self.num_composites, self.num_groups)
         dtype = self.potential.dtype
@@ -393,6 +408,14 @@ def _mean(mask: str | tuple[str, float, float], keep: float | None) -> float:
     if keep is not None:
         return keep
     return mask[1] / (mask[1] + mask[2]) if isinstance(mask, tuple) else 0.5
+
+
+def _moment(mask: str | tuple[str, float, float], keep: float | None, power: int) -> float:
+    """``E r^power``."""
+    if keep is not None:
+        return keep
+    a, b = mask[1:] if isinstance(mask, tuple) else (1.0, 1.0)
+    return math.prod((a + k) / (a + b + k) for k in range(power))
 
 
 def _beta(a: float, b: float, shape: tuple[int, ...], streams: Streams) -> Tensor:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from particlevi._checks import check_positive_int
 from particlevi.typing import Streams
 
-__all__ = ["Adam", "Witness", "adam_step", "stein_loss", "value_and_gradient"]
+__all__ = ["Witness", "stein_loss", "value_and_gradient"]
 
 
 class Scale(nn.Module):
@@ -148,23 +147,3 @@ def value_and_gradient(
         value = loss(leaf)
         (gradient,) = torch.autograd.grad(value, leaf)
     return value.detach(), gradient
-
-
-class Adam(NamedTuple):
-    """Moments ``[W]`` and the number of updates, 0-d."""
-
-    first: Tensor
-    second: Tensor
-    num_updates: Tensor
-
-
-def adam_step(gradient: Tensor, moments: Adam, step_size: Tensor) -> tuple[Tensor, Adam]:
-    """What Adam adds to the parameters ``[W]``, and its moments.
-
-    Source: Kingma and Ba, "Adam: a method for stochastic optimization", 2015.
-    """
-    count = moments.num_updates + 1
-    first = 0.9 * moments.first + 0.1 * gradient
-    second = 0.999 * moments.second + 0.001 * gradient.square()
-    spread = (second / (1 - 0.999**count)).sqrt() + 1e-8
-    return -step_size * first / (1 - 0.9**count) / spread, Adam(first, second, count)

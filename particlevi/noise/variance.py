@@ -45,9 +45,9 @@ def gradient_variance(
         seed: of the minibatches.
     """
     check_positive_int("num_batches", num_batches, minimum=2)
+    check_seed("seed", seed)
     estimator = as_estimator(target)
     model = estimator.potential
-    check_seed("seed", seed)
     particles = as_particles(particles, model, model.num_params)
     streams = ParticleStreams(seed, device=model.device)
     checked = as_data(data, model)

@@ -189,8 +189,9 @@ class ModelPotential:
 
     def _whole(self, energy: Energy, particles: Tensor, batch: Batch | None) -> Tensor:
         """An energy that is given as it is; its data weighted as the batch says."""
+        plain = batch if batch is None else batch._replace(scale=None)
         with pinned(self.device):
-            values = energy(particles, batch)
+            values = energy(particles, plain)
         if batch is None or batch.scale is None:
             return values
         prior = -self.log_prior(particles)

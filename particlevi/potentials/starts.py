@@ -78,7 +78,12 @@ def starting_points(
             raise ValueError("initial is an empty list: give one state_dict per particle.")
         points = torch.cat([_from_named(potential, one, 1, streams) for one in initial])
     elif isinstance(getattr(initial, "particles", None), Tensor) and initial.particles.ndim == 3:
-        points = _from_draws(potential, initial.particles, num_particles, streams)
+        end = getattr(initial, "end", None)
+        if end is not None and num_particles in (None, len(end)):
+            # Draws are of some of the particles only, as of the coldest replicas.
+            points = end
+        else:
+            points = _from_draws(potential, initial.particles, num_particles, streams)
     else:
         raise TypeError(
             "initial must be a tensor [P, D] or the name of a way to draw starting points, a "

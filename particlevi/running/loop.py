@@ -176,6 +176,7 @@ class Loop:
         batch = plan.source.next(self.streams.batches)
         noise = sampler.draw_noise(self.state, self.streams.noise)
         controls = self.control_room.at(self.step, self.state.position)
+        self._before = self.state.position
         self.state, info = move(self.state, batch, noise, controls)
         self.step += 1
         progress = Progress(self.step, plan.settings.num_warmup, plan.num_steps)
@@ -221,6 +222,7 @@ class Loop:
             warnings.warn(message, stacklevel=5)
         if self.step > self.plan.settings.num_warmup:
             watch.warn(info, controls)
+            watch.warn_of_rounding(self._before, self.state.position, controls)
         watch.show(self.step, info, [c for c in range(num_particles) if c not in lost])
 
     def _look(self, info: Any, controls: Controls) -> Look:

@@ -12,6 +12,7 @@ from particlevi._checks import check_particles
 from particlevi.gradients.minibatch import Target, as_estimator
 from particlevi.samplers._gradient_at import GradientAt
 from particlevi.samplers._metric import Metric
+from particlevi.samplers.precision import check_dtype
 from particlevi.samplers.requirements import check_batch, check_estimator
 from particlevi.schedules import as_schedule, describe
 from particlevi.typing import (
@@ -163,6 +164,7 @@ def assemble(
     estimator = as_estimator(target)
     requires = declared.get("requires", Requirements())
     check_estimator(name, requires, estimator)
+    check_dtype(name, estimator.potential.dtype)
     scheduled = {key: as_schedule(key, value) for key, value in (schedules or {}).items()}
 
     def init(particles: Tensor, streams: Streams) -> SamplerState:

@@ -85,5 +85,6 @@ def mams(
         memory=memory,
         noise=_trajectories.draw_noise,
         requires=Requirements(all_data=True, energy=True, chains=True),
+        energy_error=lambda info: info.energy_error,
         gradients=len(INTEGRATORS[integrator].drifts),
     )

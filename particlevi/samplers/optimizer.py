@@ -164,7 +164,7 @@ def _(
 def check_rows(make: Make, like: Tensor) -> None:
     """A row moves as it would alone."""
     size = max(int(like.shape[-1]), 2)
-    points = torch.linspace(-1.0, 2.0, 2 * size, dtype=like.dtype, device=like.device).view(2, -1)
+    points = torch.linspace(-1.0, 2.0, 2 * size, dtype=like.dtype).view(2, -1)
 
     def after(start: Tensor) -> Tensor:
         stepper, position = Stepper(make, start), start

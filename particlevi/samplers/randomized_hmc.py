@@ -78,6 +78,7 @@ def randomized_hmc(
         memory=memory,
         noise=_trajectories.draw_noise,
         requires=Requirements(all_data=True, energy=True, chains=True),
+        energy_error=lambda info: info.energy_error,
         gradients=len(INTEGRATORS[integrator].drifts),
         max_step_size=lambda curvature: 2 / curvature**0.5,
     )

@@ -17,7 +17,7 @@ from tests import registry
 N = 20
 F64 = torch.float64
 PLACE = Place(torch.device("cpu"), F64, num_data=N)
-X, Y = registry._data(F64)
+X, Y = registry.module(F64).data
 
 
 class Stream(IterableDataset):

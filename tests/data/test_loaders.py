@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import numpy as np
@@ -21,6 +20,8 @@ from torch.utils.data import (
 import particlevi as pvi
 from particlevi.data import as_data
 from particlevi.data.tensors import length_of
+from particlevi.gradients.full import full_gradient
+from particlevi.potentials.protocol import as_potential
 from particlevi.streams import ParticleStreams
 from particlevi.typing import Batch
 
@@ -31,7 +32,7 @@ X[-1] = 33.0
 STREAMS = ParticleStreams(0)
 
 
-def mean_model(num=N):
+def mean_model(num=N, chunk_size=None):
     """Unit noise and a unit normal prior: precision N + 1, mean sum(x) / (N + 1)."""
     return pvi.from_log_likelihood(
         lambda theta: -0.5 * theta.square().sum(),
@@ -39,6 +40,7 @@ def mean_model(num=N):
         num_params=1,
         num_data=num,
         dtype=F64,
+        chunk_size=chunk_size,
     )
 
 
@@ -118,6 +120,33 @@ def test_every_estimator_weights_a_loaders_batches_alike(name):
     found = torch.stack([estimator(state, points, b, noise).gradient for b in batches]).mean(0)
     whole = 34 * points - 33
     torch.testing.assert_close(found, whole, rtol=1e-12, atol=1e-12)
+
+
+class Own:
+    """The mean model as an object of a user's own, which knows no weights but N/B."""
+
+    num_params, num_data, dtype = 1, N, F64
+
+    def log_prior(self, particles):
+        return -0.5 * particles.square().sum(1)
+
+    def __call__(self, particles, batch=None):
+        return -self.log_prior(particles) + N / len(batch.data) * 0.5 * (
+            batch.data - particles
+        ).square().sum(1)
+
+
+@pytest.mark.parametrize("name", [name for name in LOADERS if name != "list"])
+def test_a_potential_of_ones_own_is_unbiased_over_an_epoch(name):
+    potential = as_potential(Own())
+    points = torch.tensor([[0.3], [-2.0]], dtype=F64)
+    _, batches = epoch_of(LOADERS[name](), potential)
+    estimator = pvi.gradients.minibatch(potential)
+    found = torch.stack([estimator((), points, b, ()).gradient for b in batches]).mean(0)
+    torch.testing.assert_close(found, 34 * points - 33, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        full_gradient(potential, points, X, 10).gradient, 34 * points - 33, rtol=1e-12, atol=1e-12
+    )
 
 
 def test_halves_of_a_weighted_batch_average_to_the_batch():
@@ -353,9 +382,7 @@ def test_weights_survive_chunks_of_particles():
     for name in ("minibatch", "structured"):
         found = []
         for chunk_size in (None, 1):
-            made = mean_model()
-            evaluation = dataclasses.replace(made.evaluation, chunk_size=chunk_size)
-            potential = dataclasses.replace(made, evaluation=evaluation)
+            potential = mean_model(chunk_size=chunk_size)
             estimator = ESTIMATORS[name](potential)
             state = estimator.init(points, STREAMS)
             noise = estimator.draw_noise(state, ParticleStreams(0))

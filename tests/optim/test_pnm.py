@@ -166,6 +166,15 @@ def test_a_negative_eps_is_refused():
         AdaPNM([zero()], eps=-1.0)
 
 
+@pytest.mark.parametrize("capturable", [False, True])
+def test_eps_is_added_to_the_corrected_root(capturable):
+    # Under the gradient 1 the corrected root is 1 at every step.
+    param = zero()
+    found = updates(AdaPNM([param], lr=1.0, eps=0.5, capturable=capturable), param, 4)
+    exact = [pnm_update(t) / (1 - 0.9**t) / 1.5 for t in range(1, 5)]
+    assert found == pytest.approx(exact, abs=1e-7)
+
+
 def test_adapnm_divides_by_the_largest_square_so_far():
     param = zero()
     optimizer = AdaPNM([param])

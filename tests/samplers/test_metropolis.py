@@ -10,6 +10,7 @@ import torch
 from scipy.stats import chi2, kstest
 
 import particlevi as pvi
+from particlevi.streams import ParticleStreams
 from tests.stationarity.laws import controls_of, quadratic
 
 CONJUGATE = pvi.from_log_likelihood(
@@ -167,13 +168,13 @@ def test_step_sizes_are_spread_evenly_around_theirs():
     flat = pvi.from_log_density(lambda x: 0 * x.sum(), 1, dtype=torch.float64)
     jitter, length, num = 0.4, 3, 4001
     sampler = pvi.hmc(flat, num_leapfrog=length, jitter=jitter)
-    generator = torch.Generator().manual_seed(0)
-    state = sampler.init(torch.zeros(num, 1, dtype=torch.float64), generator)
+    streams = ParticleStreams(0)
+    state = sampler.init(torch.zeros(num, 1, dtype=torch.float64), streams)
     state = state._replace(memory=state.memory._replace(begun=torch.ones(())))
     u = torch.linspace(0, 1, num, dtype=torch.float64)
     noise = (torch.ones(num, 1, dtype=torch.float64), torch.stack([torch.zeros_like(u), u], 1))
     moved, _ = sampler.step(state, None, (noise, ()), controls_of(sampler, 0.1))
     expected = length * 0.1 * (1 - jitter + 2 * jitter * u)
     torch.testing.assert_close(moved.position[:, 0], expected, rtol=1e-12, atol=0)
-    drawn, _ = sampler.draw_noise(state, generator)
+    drawn, _ = sampler.draw_noise(state, streams)
     assert kstest(drawn[1][:, 1], "uniform").pvalue > 1e-3

@@ -36,7 +36,7 @@ SAMPLERS = {
     "sgnht": pvi.sgnht,
     "parallel_tempering": pvi.parallel_tempering,
 }
-WITHOUT_BOUND = {"psgld", "psghmc", "mclmc", "mams"} | {
+WITHOUT_BOUND = {"optimizer", "psgld", "psghmc", "mclmc", "mams"} | {
     "svgd",
     "message_passing_svgd",
     "repulsive_langevin",
