@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from particlevi.potentials.random import alone
+
 __all__ = ["GlobalStreams", "generators_of", "quietly"]
 
 _END = object()
@@ -62,13 +64,14 @@ class GlobalStreams:
     @contextmanager
     def inside(self) -> Iterator[None]:
         """Use these streams, go on with them next time, and leave those outside as they were."""
-        outer = _capture(self.own)
-        _set(self.own, self.states)
-        try:
-            yield
-        finally:
-            self.states = _capture(self.own)
-            _set(self.own, outer)
+        with alone():
+            outer = _capture(self.own)
+            _set(self.own, self.states)
+            try:
+                yield
+            finally:
+                self.states = _capture(self.own)
+                _set(self.own, outer)
 
 
 def quietly(iterable: Iterable[Any]) -> Iterator[Any]:

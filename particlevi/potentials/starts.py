@@ -141,10 +141,14 @@ def _from_draws(
 def jittered(point: Tensor, sizes: tuple[int, ...], num_particles: int, streams: Streams) -> Tensor:
     """A point ``[1, D]`` as P particles, all but the first with 1 % of noise.
 
-    The noise of a tensor has a hundredth of its root mean square as standard deviation: too little
-    to change a fit, enough for interacting particles, which could not leave one and the same point.
+    The noise of a tensor has a hundredth of its root mean square as standard deviation, or 0.01 if
+    the tensor is zero: too little to change a fit, enough for interacting particles, which could
+    not leave one and the same point.
     """
     noise = streams.normal((num_particles, point.shape[1])).to(point)
-    scales = [part.square().mean().sqrt().expand(part.shape) for part in point[0].split(sizes)]
     noise[0] = 0.0
+    scales = []
+    for part in point[0].split(sizes):
+        size = part.square().mean().sqrt()
+        scales.append(torch.where(size > 0, size, torch.ones_like(size)).expand(part.shape))
     return point + 0.01 * torch.cat(scales) * noise
