@@ -7,7 +7,7 @@ over the quantities that posteriordb reports; gradients are all of a particle, t
 and of the warm-up included. ``|z|`` are differences of means and second moments from the reference
 draws in combined Monte-Carlo errors, the largest over quantities.
 
-    python benchmarks/posteriordb.py <folder of posteriordb> [--peer --timed] [--chains 16] [--seeds 2]
+    python benchmarks/posteriordb.py <folder of posteriordb> --peer --timed --chains 16 --seeds 2
 """
 
 from __future__ import annotations
