@@ -61,12 +61,13 @@ def step(num: int, dim: int) -> Callable[[], object]:
     import torch
 
     import particlevi as pvi
+    from particlevi.streams import ParticleStreams
 
     normal = pvi.from_log_density(lambda t: -0.5 * t.square().sum(-1), dim, vectorized=True)
     sampler = pvi.svgd(normal)
-    state = sampler.init(torch.randn(num, dim), torch.Generator())
+    state = sampler.init(torch.randn(num, dim), ParticleStreams(0))
     controls = {"step_size": torch.tensor(0.1), "annealing": torch.tensor(1.0)}
-    noise = sampler.draw_noise(state, torch.Generator())
+    noise = sampler.draw_noise(state, ParticleStreams(0))
 
     def call() -> object:
         with torch.no_grad():

@@ -25,6 +25,7 @@ from _page import markdown, write
 from torch import Tensor
 
 import particlevi as pvi
+from particlevi.streams import ParticleStreams
 
 COLORS = {
     "SVGD": "black",
@@ -133,6 +134,7 @@ def witness(quick: bool) -> tuple[str, Any]:
     )
     sampler = pvi.nvgd(target, num_inner_steps=1, validation_fraction=0.0)
     generator = torch.Generator().manual_seed(0)
+    streams = ParticleStreams(0)
 
     def fresh(num: int) -> Tensor:
         return torch.randn(num, dim, generator=generator, dtype=torch.float64)
@@ -140,7 +142,7 @@ def witness(quick: bool) -> tuple[str, Any]:
     from particlevi.kernels.witness import Witness
 
     network = Witness(None, dim)
-    state = sampler.init(fresh(1000), generator)
+    state = sampler.init(fresh(1000), streams)
     controls = {"step_size": precision.new_zeros(())}
     curve = []
 
@@ -155,7 +157,7 @@ def witness(quick: bool) -> tuple[str, Any]:
         controls["network_step_size"] = precision.new_tensor(1e-2)
         state = state._replace(position=fresh(1000))
         with torch.no_grad():
-            state, _ = sampler.step(state, None, sampler.draw_noise(state, generator), controls)
+            state, _ = sampler.step(state, None, sampler.draw_noise(state, streams), controls)
         if step % 50 == 49:
             weights = state.memory.network
             curve.append(discrepancy(lambda y, w=weights: network(w, y), fresh(5000)) / optimum)

@@ -39,6 +39,7 @@ from torch import Tensor, nn
 
 import particlevi as pvi
 from particlevi.diagnostics import arviz
+from particlevi.streams import ParticleStreams
 from particlevi.typing import Batch
 
 CHAINS = 4
@@ -152,7 +153,8 @@ def near_the_mode(task: Task, seed: int, steps: int) -> Tensor:
     """Adam on the minibatch potential from the module's own initialisation, per chain."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    particles = task.potential.init(CHAINS, generator).requires_grad_()
+    streams = ParticleStreams(seed)
+    particles = task.potential.init(CHAINS, streams).requires_grad_()
     optimizer = torch.optim.Adam([particles], lr=3e-3)
     for _ in range(steps):
         rows = torch.randint(len(task.train[0]), (task.batch_size,), generator=generator)
@@ -196,7 +198,7 @@ def seconds_per_step(name: str, folder: str, sampler: str, method: str) -> float
     task = TASKS[name](Path(folder), 0)
     memory = pvi.gradients.history(capacity=200)
     made = make_sampler(sampler, task, target(task.potential, method, memory))
-    start = 0.01 * task.potential.init(CHAINS, torch.Generator().manual_seed(0))
+    start = 0.01 * task.potential.init(CHAINS, ParticleStreams(0))
     run(task, made, sampler, start, 0, 1, 5, 0)
     few = run(task, made, sampler, start, 0, 1, 200, 0).seconds / 200
     many = 200 + int(1 / few)

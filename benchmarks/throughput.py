@@ -28,6 +28,8 @@ from pathlib import Path
 import torch
 from _peers import LIBRARIES, Method, Model
 
+from particlevi.streams import ParticleStreams
+
 N, F, H, B = 455, 13, 50, 32
 Timed = Callable[[int], float]
 """A number of steps to the seconds that they took."""
@@ -97,8 +99,9 @@ def particlevi_svgd(P: int, D: int) -> Timed:
         pvi.from_log_density(lambda x: -0.5 * x.square().sum(-1), D, vectorized=True)
     )
     generator = torch.Generator().manual_seed(0)
-    state = sampler.init(torch.randn(P, D, generator=generator), generator)
-    noise = sampler.draw_noise(state, generator)
+    streams = ParticleStreams(0)
+    state = sampler.init(torch.randn(P, D, generator=generator), streams)
+    noise = sampler.draw_noise(state, streams)
     controls = {name: torch.tensor(value(0)) for name, value in sampler.schedules.items()}
     controls["step_size"] = torch.tensor(0.1)
 

@@ -11,6 +11,7 @@ from particlevi import (
     kernels,
     noise,
     running,
+    samplers,
     schedules,
     storage,
     tuning,
@@ -64,7 +65,7 @@ from particlevi.storage.recording import outputs_at
 from particlevi.tuning import suggest_step_size
 
 if TYPE_CHECKING:
-    from particlevi import comparison, optim, plots, sgdvi
+    from particlevi import comparison, optim, plots, sgdvi, testing
     from particlevi.comparison import check_collapse, compare
 
 __version__ = "0.1.0"
@@ -123,6 +124,7 @@ __all__ = [
     "resume",
     "running",
     "sample",
+    "samplers",
     "schedules",
     "sgd",
     "sgdvi",
@@ -134,6 +136,7 @@ __all__ = [
     "structured_dropout",
     "suggest_step_size",
     "svgd",
+    "testing",
     "tuning",
     "typing",
 ]
@@ -146,6 +149,7 @@ _LAZY = {
     "optim": "optim",
     "plots": "plots",
     "sgdvi": "sgdvi",
+    "testing": "testing",
 }
 
 

@@ -13,12 +13,15 @@ from particlevi.diagnostics import convergence, export, outputs, predictive, tem
 from particlevi.diagnostics.arviz import EssMethod, McseMethod
 from particlevi.diagnostics.groups import recombine
 from particlevi.diagnostics.predictive import Prediction
+from particlevi.diagnostics.summary import summary
 from particlevi.diagnostics.temperatures import Temperature
 from particlevi.diagnostics.verdict import Verdict, diagnose
 from particlevi.diagnostics.views import View
 from particlevi.drawset import DrawSet
 from particlevi.potentials.layout import Groups
 from particlevi.storage import drawfile
+from particlevi.tuning import invariance
+from particlevi.tuning.invariance import Invariance
 
 __all__ = ["Draws", "Prediction"]
 
@@ -197,7 +200,7 @@ class Draws(DrawSet):
         """Rank-normalised split R-hat, by ArviZ; arguments as for ``ess``.
 
         With ``superchains=K`` it is the nested one, for many short chains: K groups of chains that
-        follow each other, each group begun at a point of its own.
+        follow each other, each group begun at another point.
         """
         return convergence.rhat(self, of, inputs=inputs, num=num, superchains=superchains)
 
@@ -238,6 +241,25 @@ class Draws(DrawSet):
         if verbose:
             print(verdict)
         return verdict
+
+    def summary(self) -> str:
+        """A run in a few lines: what was chosen and why, ESS and R-hat, energy error, seconds."""
+        return summary(self)
+
+    def check_invariance(self, data: Any = None, **options: Any) -> Invariance:
+        """Go on from the draws with an exact kernel, and test whether anything moves.
+
+        R-hat is blind to chains that agree on a wrong law; this is not. It prints and returns a
+        p-value and the size of the shift in posterior standard deviations.
+
+        Args:
+            data: as given to ``sample``.
+            options: as for ``pvi.tuning.check_invariance``: ``num_starts`` of each chain,
+                ``num_steps`` of the kernel, the ``tolerance``, ``inputs``, ``seed``.
+        """
+        found = invariance.check_invariance(self, data, **options)
+        print(found)
+        return found
 
     def to_arviz(
         self,
@@ -280,7 +302,7 @@ class Draws(DrawSet):
         pooled: bool | None = None,
         seed: int = 0,
     ) -> Draws:
-        """Draws from the factorised law: each group of parameters from a draw of its own.
+        """Draws from the factorised law: each group of parameters from another draw.
 
         ``structured`` samples a law in which groups are independent, one per chain. Its joint
         iterates follow that law over a run; recombined draws obey the independence exactly, and

@@ -7,7 +7,7 @@ Shape letters used everywhere: P particles or chains, D parameters, N data, B ba
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -29,6 +29,7 @@ __all__ = [
     "Sampler",
     "SamplerState",
     "Schedule",
+    "Streams",
     "Tuner",
     "World",
 ]
@@ -171,6 +172,35 @@ class Requirements:
     chains: bool = False
 
 
+class Streams(Protocol):
+    """Random numbers that belong to particles.
+
+    Row i of what is drawn depends on the seed and on the number of its particle, and on nothing
+    else. ``shared`` gives numbers that all particles share.
+    """
+
+    def normal(self, shape: Sequence[int], dtype: torch.dtype = ...) -> Tensor:
+        """Standard normal numbers ``[P, ...]``."""
+        ...
+
+    def uniform(self, shape: Sequence[int], dtype: torch.dtype = ...) -> Tensor:
+        """Numbers in [0, 1), ``[P, ...]``."""
+        ...
+
+    def integers(self, high: int, shape: Sequence[int]) -> Tensor:
+        """Integers from 0 to below ``high``, ``[P, ...]``."""
+        ...
+
+    def gamma(self, concentration: float, shape: Sequence[int]) -> Tensor:
+        """Gamma variates of scale 1 in float64, ``[P, ...]``."""
+        ...
+
+    @property
+    def shared(self) -> Streams:
+        """One stream for all, whatever the shape."""
+        ...
+
+
 class GradientEstimator(Protocol):
     """How the gradient of a potential is estimated. Interchangeable under every sampler.
 
@@ -208,11 +238,11 @@ class GradientEstimator(Protocol):
         """Whether the estimate for a particle depends on the others."""
         ...
 
-    def init(self, particles: Tensor, generator: torch.Generator) -> Any:
+    def init(self, particles: Tensor, streams: Streams) -> Any:
         """The estimator's state: a NamedTuple of tensors, empty if it has none."""
         ...
 
-    def draw_noise(self, state: Any, generator: torch.Generator) -> Any:
+    def draw_noise(self, state: Any, streams: Streams) -> Any:
         """The random numbers of one evaluation: a tensor, a tuple of them, or ``()``."""
         ...
 
@@ -329,8 +359,8 @@ class Sampler:
     Attributes:
         name: the method.
         estimator: how the gradient is estimated; ``estimator.potential`` is what is sampled.
-        init: ``(particles [P, D], generator) -> SamplerState``.
-        draw_noise: ``(state, generator) -> noise``: the only randomness of a step.
+        init: ``(particles [P, D], streams) -> SamplerState``.
+        draw_noise: ``(state, streams) -> noise``: the only randomness of a step.
         step: ``(state, batch, noise, controls) -> (state, info)``, a function of its arguments
             and nothing else. ``info`` is a NamedTuple of ``[P]`` tensors whose first field is
             ``potential``.
@@ -348,6 +378,7 @@ class Sampler:
         draw_every: a state is a draw of the posterior only after a multiple of so many steps.
         energy_error: ``info -> [P]``, the change of the energy over the last trajectory, in nats;
             one beyond 1000 is a divergent transition.
+        work_bytes: ``P -> bytes`` of work space that a step takes beside its evaluations.
         observe: ``state -> statistics [P] by name``, read off the states of the kept draws only.
         gradients_per_step: gradients of the potential on a batch that a step takes per particle.
         max_step_size: beyond which it is unstable on a Gaussian, as a function of the largest
@@ -359,8 +390,8 @@ class Sampler:
 
     name: str
     estimator: GradientEstimator
-    init: Callable[[Tensor, torch.Generator], SamplerState]
-    draw_noise: Callable[[SamplerState, torch.Generator], Any]
+    init: Callable[[Tensor, Streams], SamplerState]
+    draw_noise: Callable[[SamplerState, Streams], Any]
     step: Callable[[SamplerState, Batch | None, Any, Controls], tuple[SamplerState, Any]]
     record: Callable[[SamplerState, Progress], SamplerState]
     schedules: Mapping[str, Schedule] = field(default_factory=dict)
@@ -372,6 +403,7 @@ class Sampler:
     draws: slice = field(default_factory=lambda: slice(None))
     draw_every: int = 1
     energy_error: Callable[[Any], Tensor] | None = None
+    work_bytes: Callable[[int], int] | None = None
     observe: Callable[[SamplerState], Mapping[str, Tensor]] = lambda state: {}
     gradients_per_step: int = 1
     max_step_size: Callable[[float], float] | None = None

@@ -11,26 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 import particlevi as pvi
-from particlevi.potentials.potential import ModelPotential
-from particlevi.typing import Batch, GradientEstimator, Sampler
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A small potential to try everything on.
-
-    Attributes:
-        potential: with D = 3, 4 or 26 parameters, curvatures of order 1 to 100.
-        data: N = 20 of them, or None.
-        center: one parameter vector ``[D]``.
-    """
-
-    potential: ModelPotential
-    data: Any
-    center: Tensor
+from particlevi.testing import Problem, Setting
+from particlevi.testing.problems import PROBLEMS
+from particlevi.typing import GradientEstimator, Sampler
 
 
 @dataclass(frozen=True)
@@ -41,7 +26,6 @@ class SamplerCase:
         factory: the public function.
         step_size: stable for curvatures up to 200.
         options: arguments other than the target.
-        independent: particles that are chains move as each would alone.
         all_data: it refuses minibatches.
         energy: it refuses estimators whose gradient is not that of their potential.
     """
@@ -49,7 +33,6 @@ class SamplerCase:
     factory: Callable[..., Sampler]
     step_size: float
     options: Mapping[str, Any] = field(default_factory=dict)
-    independent: bool = True
     all_data: bool = False
     energy: bool = False
 
@@ -66,14 +49,12 @@ class EstimatorCase:
         factory: the public name.
         make: the estimator of a problem.
         needs_data: it makes no sense for a density without data.
-        independent: a particle's estimate depends on that particle alone.
         conservative: its gradient is that of its potential.
     """
 
     factory: Callable[..., Any]
     make: Callable[[Problem], GradientEstimator]
     needs_data: bool = False
-    independent: bool = True
     conservative: bool = True
 
 
@@ -111,7 +92,6 @@ SAMPLERS = {
         pvi.parallel_tempering,
         1e-2,
         {"temperatures": [1.0, 2.0, 4.0]},
-        independent=False,
         energy=True,
     ),
     "svgd": SamplerCase(pvi.svgd, 1e-2),
@@ -176,13 +156,6 @@ KERNELS = {
 }
 
 
-def _data(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(20, 3, generator=generator, dtype=torch.float64)
-    y = x[:, :1].sin() + 0.1 * torch.randn(20, 1, generator=generator, dtype=torch.float64)
-    return x.to(dtype), y.to(dtype)
-
-
 def _history(problem: Problem) -> pvi.gradients.history:
     """With entries from the start, so that the first step is no plain one already."""
     generator = torch.Generator().manual_seed(3)
@@ -190,49 +163,12 @@ def _history(problem: Problem) -> pvi.gradients.history:
     return pvi.gradients.history(capacity=5, thin=1, initial=problem.center + 0.3 * spread)
 
 
-def density(dtype: torch.dtype) -> Problem:
-    """A correlated Gaussian without data."""
-    precision = torch.tensor([[2.0, 0.5, 0.0], [0.5, 1.0, 0.3], [0.0, 0.3, 3.0]], dtype=dtype)
-
-    def log_density(theta: Tensor) -> Tensor:
-        return -0.5 * theta @ (precision @ theta)
-
-    potential = pvi.from_log_density(log_density, 3, dtype=dtype)
-    return Problem(potential, None, torch.full((3,), 0.1, dtype=dtype))
-
-
-def function(dtype: torch.dtype) -> Problem:
-    """Robust linear regression written by hand."""
-
-    def log_prior(theta: Tensor) -> Tensor:
-        return -0.5 * theta.square().sum()
-
-    def log_likelihood(theta: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
-        x, y = batch
-        return -2.0 * torch.log1p((y[..., 0] - x @ theta[:3] - theta[3]).square())
-
-    potential = pvi.from_log_likelihood(log_prior, log_likelihood, 4, 20, dtype=dtype)
-    return Problem(potential, _data(dtype), torch.full((4,), 0.1, dtype=dtype))
-
-
-def module(dtype: torch.dtype) -> Problem:
-    """A net with one hidden layer."""
-    net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1)).to(dtype)
-    potential = pvi.from_module(net, pvi.Gaussian(scale=0.5), pvi.Normal(1.0), num_data=20)
-    return Problem(potential, _data(dtype), torch.full((26,), 0.1, dtype=dtype))
-
-
-PROBLEMS = {"density": density, "function": function, "module": module}
+density, function, module = (PROBLEMS[name] for name in ("density", "function", "module"))
 
 
 def batch_of(problem: Problem, num_particles: int | None, size: int = 4, seed: int = 0) -> Any:
     """A minibatch: ``[P, B, ...]`` for so many particles, ``[B, ...]`` shared if None."""
-    if problem.data is None:
-        return None
-    generator = torch.Generator().manual_seed(seed)
-    shape = (size,) if num_particles is None else (num_particles, size)
-    index = torch.randint(20, shape, generator=generator)
-    return Batch(tuple(leaf[index] for leaf in problem.data), num_particles is not None)
+    return problem.batch(num_particles, size, seed)
 
 
 def grid() -> list[tuple[str, str, str]]:
@@ -248,9 +184,7 @@ def grid() -> list[tuple[str, str, str]]:
     ]
 
 
-def independent(sampler: str, estimator: str, problem: str) -> bool:
-    """Whether the particles of a case of the grid are chains that do not see each other."""
-    made = PROBLEMS[problem](torch.float64)
-    interacting = SAMPLERS[sampler](ESTIMATORS[estimator].make(made)).interacting
-    alone = ESTIMATORS[estimator].independent and SAMPLERS[sampler].independent
-    return alone and not interacting
+def setting(sampler: str, estimator: str, problem: str) -> Setting:
+    """A case of the grid."""
+    case = SAMPLERS[sampler]
+    return Setting(case, case.step_size, ESTIMATORS[estimator].make, PROBLEMS[problem])

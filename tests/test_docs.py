@@ -6,6 +6,8 @@ A block after a line ``<!-- not run: why -->`` is left out.
 from __future__ import annotations
 
 import re
+import sys
+import types
 from pathlib import Path
 
 import matplotlib as mpl
@@ -48,6 +50,7 @@ def test_page(page, tmp_path, monkeypatch):
     mpl.use("Agg")
     torch.manual_seed(0)
     pyro.clear_param_store()
-    namespace: dict[str, object] = {"__name__": page.stem}
+    module = types.ModuleType(f"page_{page.stem}")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
     for line, code in blocks(page.read_text()):
-        exec(compile("\n" * line + code, str(page), "exec"), namespace)
+        exec(compile("\n" * line + code, str(page), "exec"), module.__dict__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 import particlevi as pvi
+from particlevi.streams import ParticleStreams
 from particlevi.typing import Batch, Progress
 from tests import registry, targets
 
@@ -125,7 +127,7 @@ def test_estimators_are_unbiased_by_enumeration(name, make):
         else make(problem.potential)
     )
     theta = problem.potential.init(2)
-    state = estimator.init(theta, torch.Generator())
+    state = estimator.init(theta, ParticleStreams(0))
     parts = [
         estimator(state, theta, Batch(tuple(leaf[n : n + 1] for leaf in problem.data)), ())
         for n in range(20)
@@ -143,7 +145,7 @@ def test_a_control_variate_is_exact_at_its_centre(name):
     problem = registry.PROBLEMS[name](F64)
     estimator = pvi.control_variate(problem.potential, problem.data, problem.center, chunk_size=7)
     theta = problem.center.repeat(3, 1)
-    state = estimator.init(theta, torch.Generator())
+    state = estimator.init(theta, ParticleStreams(0))
     expected = full_gradient(problem.potential, theta, Batch(problem.data))
     plain = pvi.gradients.minibatch(problem.potential)
     for seed in range(5):
@@ -159,7 +161,7 @@ def test_a_control_variate_has_no_variance_on_a_quadratic_with_one_hessian():
     center = torch.tensor([0.4, -3.0], dtype=F64)
     estimator = pvi.control_variate(target.potential, target.data, center)
     theta = 5 * torch.randn(3, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
-    state = estimator.init(theta, torch.Generator())
+    state = estimator.init(theta, ParticleStreams(0))
     expected = full_gradient(target.potential, theta, Batch(target.data))
     for seed in range(5):
         index = torch.randint(20, (3, 4), generator=torch.Generator().manual_seed(seed))
@@ -172,20 +174,20 @@ def test_psgld_frozen_is_sgld_in_rescaled_coordinates(temperature):
     """With ``theta = sqrt(G) phi``, psgld's step on theta is sgld's on phi."""
     problem = registry.density(F64)
     frozen = pvi.psgld(problem.potential, temperature=temperature, decay=0.9)
-    generator = torch.Generator().manual_seed(0)
-    theta = problem.potential.init(4, generator)
+    streams = ParticleStreams(0)
+    theta = problem.potential.init(4, streams)
     h = torch.tensor(0.05, dtype=F64)
     controls = {"step_size": h, "temperature": torch.tensor(temperature, dtype=F64)}
-    state = frozen.init(theta, generator)
+    state = frozen.init(theta, streams)
     for k in range(5):
-        noise = frozen.draw_noise(state, generator)
+        noise = frozen.draw_noise(state, streams)
         state, _ = frozen.step(state, None, noise, controls)
         state = frozen.record(state, Progress(k + 1, 5, 10))
     scale = (1 / (1e-3 + state.memory.second_moment.sqrt())).sqrt()
 
     phi = state.position / scale
     for _ in range(5):
-        noise = frozen.draw_noise(state, generator)
+        noise = frozen.draw_noise(state, streams)
         gradient = scale * full_gradient(problem.potential, scale * phi)
         phi = phi - h * gradient + (2 * h * temperature).sqrt() * noise[0]
         state, _ = frozen.step(state, None, noise, controls)
@@ -197,9 +199,9 @@ def test_sghmc_without_gradient_is_an_exact_ornstein_uhlenbeck_process():
     """On a flat potential, momenta keep their law exactly: ``p' = c p + sqrt(T (1 - c^2)) xi``."""
     flat = pvi.from_log_density(lambda theta: 0.0 * theta.sum(), 2, dtype=F64)
     sampler = pvi.sghmc(flat, friction=2.0, temperature=1.5)
-    generator = torch.Generator().manual_seed(0)
-    state = sampler.init(torch.zeros(3, 2, dtype=F64), generator)
-    noise = sampler.draw_noise(state, generator)
+    streams = ParticleStreams(0)
+    state = sampler.init(torch.zeros(3, 2, dtype=F64), streams)
+    noise = sampler.draw_noise(state, streams)
     controls = {
         name: torch.tensor(v, dtype=F64) for name, v in (("step_size", 0.1), ("temperature", 1.5))
     }
@@ -219,14 +221,14 @@ def test_chunks_change_nothing(name, shared):
     potential = pvi.from_module(
         net, pvi.Gaussian(scale=0.5), pvi.Normal(1.0), num_data=20, chunk_size=2
     )
-    chunked = registry.Problem(potential, whole.data, whole.center)
+    chunked = replace(whole, potential=potential)
     found = []
     for problem in (whole, chunked):
         estimator = registry.ESTIMATORS[name].make(problem)
-        generator = torch.Generator().manual_seed(0)
-        theta = problem.potential.init(5, generator)
-        state = estimator.init(theta, generator)
-        noise = estimator.draw_noise(state, generator)
+        streams = ParticleStreams(0)
+        theta = problem.potential.init(5, streams)
+        state = estimator.init(theta, streams)
+        noise = estimator.draw_noise(state, streams)
         batch = registry.batch_of(problem, None if shared else 5)
         found.append(estimator(state, theta, batch, noise))
     assert found[0].gradient.shape == (5, 26)

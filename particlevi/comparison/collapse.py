@@ -22,6 +22,7 @@ from particlevi.kernels.kernels import Kernel, as_kernel
 from particlevi.potentials.potential import ModelPotential
 from particlevi.running.sampling import sample
 from particlevi.samplers.sghmc import sghmc
+from particlevi.streams import ParticleStreams
 
 __all__ = ["Collapse", "CollapseWarning", "check_collapse"]
 
@@ -149,7 +150,7 @@ def check_collapse(
     checked = as_data(data, potential).held()
     particles = _particles(draws).to(potential.device, potential.dtype)
     source = checked.batches(batch_size=batch_size, num_particles=len(particles), shared=True)
-    batch = source.next(torch.Generator(potential.device).manual_seed(seed))
+    batch = source.next(ParticleStreams(seed, "batches", device=potential.device))
     chosen = as_kernel(kernel).bind(potential)
     gradient = value_and_grad(potential, particles, batch, potential.chunk_size).gradient
     attraction, repulsion = chosen.direction(particles, -gradient)

@@ -75,7 +75,7 @@ def compare(
             along its eigenvectors the variance over the reference's, both within chains and
             corrected for their autocorrelation; the variance times the curvature if the reference's
             particles interact.
-        scores: the columns; ``comparison.default_scores()`` if absent. Add your own:
+        scores: the columns; ``comparison.default_scores()`` if absent. Add others:
             ``[*default_scores(), Score(name, meaning, compute)]``.
         thin: use every ``thin``-th draw.
         max_hessian: with more parameters than that, no Hessian is computed, and a note says so.

@@ -9,11 +9,9 @@ from particlevi.comparison.estimates import Estimate
 from particlevi.comparison.score import Score
 from particlevi.comparison.subject import Subject
 from particlevi.diagnostics import arviz
-from particlevi.diagnostics.convergence import ess
+from particlevi.diagnostics.convergence import ESS_ERROR, ess
 
 __all__ = ["costs", "count"]
-
-_ESS_ERROR = 0.15
 
 
 def _count(subject: Subject, reference: Subject) -> Estimate:
@@ -37,12 +35,16 @@ def costs(num_probes: int = 20) -> list[Score]:
         probe = pytree.tree_map(lambda leaf: leaf[:num_probes], subject.setting.inputs)
         sizes = ess(draws, "predictions", inputs=probe)
         value = float(torch.from_numpy(sizes).nanmedian())
-        return Estimate(value, _ESS_ERROR * value)
+        return Estimate(value, ESS_ERROR * value)
 
     def per_second(subject: Subject, reference: Subject) -> Estimate | None:
-        found = size(subject, reference)
+        estimate = size(subject, reference)
         seconds = subject.draws.seconds
-        return None if found is None else Estimate(found.value / seconds, found.error / seconds)
+        return (
+            None
+            if estimate is None
+            else Estimate(estimate.value / seconds, estimate.error / seconds)
+        )
 
     def seconds(subject: Subject, reference: Subject) -> Estimate:
         return Estimate(subject.draws.seconds, 0.0)

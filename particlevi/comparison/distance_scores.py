@@ -83,8 +83,8 @@ def distances(num_directions: int = 200, num_points: int = 500) -> list[Score]:
             return None
         # One bandwidth for every row: the median squared distance within the reference.
         width = float(torch.pdist(others).square().median())
-        found = mmd(some, others, rbf(width) if width > 0 else rbf())
-        return Estimate(found.value, found.standard_error)
+        estimate = mmd(some, others, rbf(width) if width > 0 else rbf())
+        return Estimate(estimate.value, estimate.standard_error)
 
     def stein(subject: Subject, reference: Subject) -> Estimate | None:
         model, train = subject.setting.model, subject.setting.train
@@ -96,8 +96,8 @@ def distances(num_directions: int = 200, num_points: int = 500) -> list[Score]:
         parts = some.to(model.device, model.dtype).split(64)
         slopes = [full_gradient(model, part, train).gradient for part in parts]
         scores = -torch.cat(slopes).double().cpu()
-        found = ksd(units.points(some), units.scores(scores), imq(width) if width > 0 else imq())
-        return Estimate(found.value, found.standard_error)
+        estimate = ksd(units.points(some), units.scores(scores), imq(width) if width > 0 else imq())
+        return Estimate(estimate.value, estimate.standard_error)
 
     return [
         Score(

@@ -88,13 +88,13 @@ class Subject:
     @cached_property
     def predictive(self) -> Predictive:
         """At the held-out inputs, in float64."""
-        found = predict(self.draws, self.setting.inputs, thin=self.setting.thin)
-        probs = None if found.probs is None else found.probs.double().cpu()
+        prediction = predict(self.draws, self.setting.inputs, thin=self.setting.thin)
+        probs = None if prediction.probs is None else prediction.probs.double().cpu()
         likelihood = self.setting.model.likelihood
         if probs is not None and likelihood is not None and likelihood.binary:
             probs = probs.reshape(len(probs), -1)[:, :1]
             probs = torch.cat([1 - probs, probs], -1)
-        return Predictive(found.mean.double().cpu(), found.std.double().cpu(), probs)
+        return Predictive(prediction.mean.double().cpu(), prediction.std.double().cpu(), probs)
 
     @cached_property
     def log_density(self) -> Tensor:

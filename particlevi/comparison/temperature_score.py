@@ -76,16 +76,16 @@ def spectrum(subjects: list[Subject], reference: Subject) -> Spectrum:
     return Spectrum(eigenvalues, temperatures, errors)
 
 
-def temperature(found: Spectrum) -> Score:
+def temperature(along: Spectrum) -> Score:
     """The median of a spectrum, with its error for directions that are independent."""
 
     def median(subject: Subject, reference: Subject) -> Estimate | None:
-        values = found.temperatures.get(subject.name)
+        values = along.temperatures.get(subject.name)
         if values is None or bool(values.isnan().all()):
             return None
         if subject is reference:
             return Estimate(float(values.nanmedian()), 0.0)
-        errors = found.errors[subject.name]
+        errors = along.errors[subject.name]
         known = ~errors.isnan()
         count = int(known.sum())
         factor = 1.0 if count < 3 else math.sqrt(math.pi / 2)

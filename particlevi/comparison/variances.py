@@ -1,6 +1,6 @@
 """The variance of a stationary process from chains that may be short: within chains, unbiased.
 
-The variance about a chain's own mean is too small by that of the mean, ``tau / T`` of it for an
+The variance about a chain's mean is too small by that of the mean, ``tau / T`` of it for an
 autocorrelation time tau. The variogram ``g_k = E (x_{t+k} - x_t)^2 / 2 = s^2 (1 - rho_k)`` knows no
 mean, so that it is unbiased at every lag and does not see that chains are in different modes. Its
 plateau beyond the memory is the variance.

@@ -2,7 +2,6 @@
 
 from particlevi.data.batches import Batching, BatchSource, Law
 from particlevi.data.data import Data
-from particlevi.data.indices import RandomSource
 from particlevi.data.minibatches import Minibatches
 from particlevi.data.placing import Place, Placed, as_particles, place
 from particlevi.data.reading import as_data
@@ -15,7 +14,6 @@ __all__ = [
     "Minibatches",
     "Place",
     "Placed",
-    "RandomSource",
     "as_data",
     "as_particles",
     "place",

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from particlevi.data.indices import RandomSource, random_integers, random_orders, rows_at_once
+from particlevi.data.indices import random_integers, random_orders, rows_at_once
 from particlevi.data.tensors import length_of
-from particlevi.typing import Batch, BatchLaw
+from particlevi.streams import calls_at_once
+from particlevi.typing import Batch, BatchLaw, Streams
 
 __all__ = ["BatchSource", "Batching", "FullBatch", "Law", "NoBatches", "TensorBatches"]
 
@@ -58,7 +59,7 @@ class BatchSource(Protocol):
         """N; None where there are no data."""
         ...
 
-    def next(self, generator: RandomSource) -> Batch | None:
+    def next(self, streams: Streams) -> Batch | None:
         """The batch of the next step."""
         ...
 
@@ -98,7 +99,7 @@ class NoBatches:
     batch_size: int | None = None
     num_data: int | None = None
 
-    def next(self, generator: RandomSource) -> None:
+    def next(self, streams: Streams) -> None:
         """No batch."""
 
     def example(self) -> None:
@@ -138,7 +139,7 @@ class FullBatch:
         self.num_data: int | None = length_of(data)
         self.batch_size = self.num_data
 
-    def next(self, generator: RandomSource) -> Batch:
+    def next(self, streams: Streams) -> Batch:
         """The data."""
         return self.batch
 
@@ -193,9 +194,9 @@ class TensorBatches:
         self.order = torch.empty(0, 0, dtype=torch.long)
         self.cursor = self.total
 
-    def next(self, generator: RandomSource) -> Batch:
+    def next(self, streams: Streams) -> Batch:
         """Leaves ``[P, B, ...]``, or ``[B, ...]`` when shared."""
-        return self._gather(self._indices(generator))
+        return self._gather(self._indices(streams))
 
     def example(self) -> Batch:
         """The first B data, for every particle."""
@@ -206,13 +207,13 @@ class TensorBatches:
         """At once."""
         check(pytree.tree_unflatten(self.leaves, self.structure))
 
-    def _indices(self, source: RandomSource) -> Tensor:
+    def _indices(self, streams: Streams) -> Tensor:
         if self.batching == "replacement":
-            return random_integers(source, self.total, self.num_particles, self.size)
+            return random_integers(streams, self.total, self.num_particles, self.size)
         if self.batching == "subset":
-            return random_orders(source, self.total, self.num_particles, self.size)
+            return random_orders(streams, self.total, self.num_particles, self.size)
         if self.cursor + self.size > self.total:
-            self.order = random_orders(source, self.total, self.num_particles, self.total)
+            self.order = random_orders(streams, self.total, self.num_particles, self.total)
             self.cursor = 0
         indices = self.order[:, self.cursor : self.cursor + self.size]
         self.cursor += self.size
@@ -239,10 +240,13 @@ class TensorBatches:
         """Batches and indices, or the keys that are sorted for random orders."""
         rows = 1 if self.shared else num_particles
         batch = rows * self.size * sum(x[0].numel() * x.element_size() for x in self.leaves)
-        # Keys, sorted keys and their order: 4 + 4 + 8 bytes each.
-        keys = 16 * min(rows, rows_at_once(self.total)) * self.total
-        drawn = batch if self.batching == "replacement" else max(batch, keys)
-        return int(batch + drawn + 8 * rows * self.size)
+        if self.batching == "replacement":
+            # A batch is gathered while a block of indices, for some steps to come, is there.
+            return int(2 * batch + 8 * rows * self.size * calls_at_once(self.size))
+        # Keys of all rows, 4 bytes each, stay; sorted keys and their order of some, 4 + 8 bytes.
+        keys = 4 * rows * self.total * calls_at_once(self.total)
+        sorting = 12 * min(rows, rows_at_once(self.total)) * self.total
+        return int(batch + keys + max(batch, sorting) + 8 * rows * self.size)
 
     def state(self) -> dict[str, Tensor]:
         """The order of the current epoch and the place in it."""

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from particlevi._checks import check_choice, check_flag, check_positive_int
 from particlevi.data.batches import Batching, BatchSource, FullBatch, NoBatches, TensorBatches
 from particlevi.data.fingerprint import checksum
-from particlevi.data.isolated import Streams
+from particlevi.data.isolated import GlobalStreams
 from particlevi.data.placing import Placed, place
 from particlevi.data.tensors import length_of
 from particlevi.typing import JSON, Batch
@@ -109,7 +109,7 @@ class Data(ABC):
 
         Afterwards they are as they were.
         """
-        return Streams.seeded(self.loader, seed).inside()
+        return GlobalStreams.seeded(self.loader, seed).inside()
 
     @property
     def loader(self) -> Any:

@@ -23,7 +23,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from particlevi.data.isolated import Streams
+from particlevi.data.isolated import GlobalStreams
 
 __all__ = ["Epoch", "inspect_loader", "is_indexed"]
 
@@ -114,7 +114,7 @@ def _even(
 
 def _probed(loader: DataLoader[Any]) -> Epoch:
     """From two epochs of numbers."""
-    with Streams.present(loader).inside():
+    with GlobalStreams.present(loader).inside():
         first, num_batches = _one_epoch(loader)
         second, again = _one_epoch(loader)
     total = len(loader.dataset)  # type: ignore[arg-type]

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["Streams", "generators_of", "quietly"]
+from particlevi.potentials.random import alone
+
+__all__ = ["GlobalStreams", "generators_of", "quietly"]
 
 _END = object()
 
@@ -28,7 +30,7 @@ def generators_of(loader: Any) -> dict[str, torch.Generator]:
     return known
 
 
-class Streams:
+class GlobalStreams:
     """States of torch's, numpy's and python's random streams, and of a loader's generators.
 
     Args:
@@ -41,13 +43,13 @@ class Streams:
         self.states = states
 
     @classmethod
-    def present(cls, loader: Any) -> Streams:
+    def present(cls, loader: Any) -> GlobalStreams:
         """The streams as they are."""
         own = list(generators_of(loader).values())
         return cls(own, _capture(own))
 
     @classmethod
-    def seeded(cls, loader: Any, seed: int = 0) -> Streams:
+    def seeded(cls, loader: Any, seed: int = 0) -> GlobalStreams:
         """The streams as after seeding."""
         own = list(generators_of(loader).values())
         short = seed % 2**32
@@ -62,18 +64,19 @@ class Streams:
     @contextmanager
     def inside(self) -> Iterator[None]:
         """Use these streams, go on with them next time, and leave those outside as they were."""
-        outer = _capture(self.own)
-        _set(self.own, self.states)
-        try:
-            yield
-        finally:
-            self.states = _capture(self.own)
-            _set(self.own, outer)
+        with alone():
+            outer = _capture(self.own)
+            _set(self.own, self.states)
+            try:
+                yield
+            finally:
+                self.states = _capture(self.own)
+                _set(self.own, outer)
 
 
 def quietly(iterable: Iterable[Any]) -> Iterator[Any]:
     """One pass with streams seeded with 0; those outside stay as they were."""
-    streams = Streams.seeded(iterable)
+    streams = GlobalStreams.seeded(iterable)
     with streams.inside():
         iterator = iter(iterable)
     while True:

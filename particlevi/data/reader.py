@@ -13,10 +13,9 @@ from torch.utils.data import RandomSampler
 
 from particlevi.data.batches import Law
 from particlevi.data.epochs import Epoch
-from particlevi.data.indices import RandomSource
-from particlevi.data.isolated import Streams, generators_of
+from particlevi.data.isolated import GlobalStreams, generators_of
 from particlevi.data.tensors import length_of
-from particlevi.typing import Batch, BatchLaw
+from particlevi.typing import Batch, BatchLaw, Streams
 
 __all__ = ["LoaderBatches"]
 
@@ -70,7 +69,7 @@ class LoaderBatches:
         self.first = self._weighted(first)
 
     def _first(self) -> Any:
-        with Streams.present(self.loader).inside():
+        with GlobalStreams.present(self.loader).inside():
             item = next(iter(self.loader), _END)
         if item is _END:
             raise ValueError("The iterable of batches is empty.")
@@ -89,7 +88,7 @@ class LoaderBatches:
         self.epoch_start, self.used, self.seen = self._generators(), 0, 0
         return iter(self.loader)
 
-    def next(self, generator: RandomSource) -> Batch:
+    def next(self, streams: Streams) -> Batch:
         """The next batch, from the next epoch where this one has ended."""
         if self.iterator is None:
             self.iterator = self._begin()

@@ -62,8 +62,8 @@ def build(
             are kept as they are; groups without variables are left out.
         coords: labels along named dimensions.
         dims: names of the dimensions of ``shape``, by variable.
-        attrs: of the whole. Values that netCDF cannot hold (booleans, None, lists, dicts) become
-            JSON.
+        attrs: of the container. Values that netCDF cannot hold (booleans, None, lists, dicts)
+            become JSON.
 
     Raises:
         ValueError: names that netCDF cannot hold, or arrays without chains and draws.
@@ -252,7 +252,7 @@ def _per_coordinate(
     dataset = import_module("xarray").Dataset
     flat, shape = _flatten(values, min_chains)
     _check_finite(flat)
-    found = np.full(flat.shape[-1], np.nan)
+    statistics = np.full(flat.shape[-1], np.nan)
     for part, block in _blocks(flat):
         low, high = block.min((1, 2)), block.max((1, 2))
         varies = high > low
@@ -261,8 +261,8 @@ def _per_coordinate(
         # Chains that stand still at different places: R-hat divides by zero.
         with np.errstate(divide="ignore", invalid="ignore"):
             result = function(dataset({"x": (("coordinate", *SAMPLE_DIMS), scaled)}), **options)
-        found[part][varies] = np.ldexp(result["x"].to_numpy(), power * exponent)
-    return found.reshape(shape)
+        statistics[part][varies] = np.ldexp(result["x"].to_numpy(), power * exponent)
+    return statistics.reshape(shape)
 
 
 def _flatten(values: Any, min_chains: int) -> tuple[Any, tuple[int, ...]]:

@@ -314,7 +314,7 @@ class DrawSet:
         kind: Kind = "chains",
         seconds: float = math.nan,
     ) -> Self:
-        """Draws from elsewhere: another library's, or iterates of an optimiser of your own.
+        """Draws from elsewhere: another library's, or iterates of your optimiser.
 
         Args:
             particles: ``[P, T, D]``, or ``[T, D]`` of one chain.

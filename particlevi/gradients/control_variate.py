@@ -15,7 +15,7 @@ from particlevi.gradients._evaluate import value_and_grad
 from particlevi.gradients.full import likelihood_gradient
 from particlevi.potentials.potential import ModelPotential
 from particlevi.potentials.protocol import as_potential
-from particlevi.typing import JSON, Batch, Gradient, Progress
+from particlevi.typing import JSON, Batch, Gradient, Progress, Streams
 
 __all__ = ["control_variate"]
 
@@ -36,11 +36,13 @@ class control_variate:
     """``g(theta) = grad V(c) - grad log p(theta) + (N/B) sum_b [grad u_b(theta) - grad u_b(c)]``.
 
     ``u_b = -log p(x_b | theta)``, ``V = sum_n u_n`` over the whole data, evaluated once, and ``c``
-    a centre near the mode. The potential that is reported is the one with this gradient,
-    ``V(c) - log p(theta) + (N/B) sum_b [u_b(theta) - u_b(c)] + (theta - c) . (grad V(c) - (N/B)
-    sum_b grad u_b(c))``, unbiased too. The gradient is unbiased; its variance is
-    O(|theta - c|^2), zero at the centre, and zero everywhere when all ``u_b`` are quadratic with
-    one Hessian. A step costs two gradients.
+    a centre near the mode. Unbiased; its variance is ``O(|theta - c|^2)``, zero at the centre, and
+    zero everywhere when all ``u_b`` are quadratic with one Hessian. A step costs two gradients.
+
+    The potential that is reported is the one with this gradient, and unbiased too::
+
+        V(c) - log p(theta) + (N/B) sum_b [u_b(theta) - u_b(c)]
+            + (theta - c) . [grad V(c) - (N/B) sum_b grad u_b(c)]
 
     With ``refresh=m`` (SVRG) each particle has a centre of its own, which is moved to where the
     particle is after every m-th step, by a pass over all the data.
@@ -112,7 +114,7 @@ class control_variate:
     def _prior_energy(self, particles: Tensor, batch: Batch | None) -> Tensor:
         return self.potential.prior_energy(particles)
 
-    def init(self, particles: Tensor, generator: torch.Generator) -> State:
+    def init(self, particles: Tensor, streams: Streams) -> State:
         """One pass over the whole data at the centres."""
         if self.center is None:
             return self._at(particles.clone())
@@ -123,7 +125,7 @@ class control_variate:
         found = likelihood_gradient(self.potential, centers, self.data, self.chunk_size)
         return State(centers, found.gradient, found.potential)
 
-    def draw_noise(self, state: State, generator: torch.Generator) -> tuple[()]:
+    def draw_noise(self, state: State, streams: Streams) -> tuple[()]:
         """No randomness beside the batch."""
         return ()
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_choice, check_finite, check_positive_int
-from particlevi.typing import JSON, Progress
+from particlevi.typing import JSON, Progress, Streams
 
 __all__ = ["Bank", "history"]
 
@@ -210,7 +210,7 @@ class history:
         spare = particles[finite.int().argmax()]
         return torch.where(finite.unsqueeze(1), particles, spare)
 
-    def draw(self, bank: Bank, num: int, num_groups: int, generator: torch.Generator) -> Tensor:
+    def draw(self, bank: Bank, num: int, num_groups: int, streams: Streams) -> Tensor:
         """Random entries ``[P, S, M]``, all independent and uniform.
 
         Numbers among the chain's own, or among those of all chains if pooled.
@@ -218,7 +218,7 @@ class history:
         num_particles = int(bank.num_particles)
         used = min(int(bank.seen) * self._at_once(num_particles), bank.values.shape[1])
         shape = (num_particles, num, num_groups)
-        return torch.randint(used, shape, generator=generator, device=generator.device)
+        return (streams.uniform(shape, torch.float64) * used).long()
 
     def rows(self, bank: Bank, entries: Tensor) -> Tensor:
         """The same as rows of ``bank.values.flatten(0, 1)``."""

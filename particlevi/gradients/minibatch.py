@@ -13,7 +13,15 @@ from particlevi.gradients._evaluate import value_and_grad
 from particlevi.potentials.potential import ModelPotential
 from particlevi.potentials.protocol import as_potential, is_potential
 from particlevi.potentials.random import seeded
-from particlevi.typing import JSON, Batch, Gradient, GradientEstimator, Potential, Progress
+from particlevi.typing import (
+    JSON,
+    Batch,
+    Gradient,
+    GradientEstimator,
+    Potential,
+    Progress,
+    Streams,
+)
 
 __all__ = ["Target", "as_estimator", "minibatch"]
 
@@ -44,15 +52,15 @@ class minibatch:
     conservative: bool = field(default=True, init=False)
     interacting: bool = field(default=False, init=False)
 
-    def init(self, particles: Tensor, generator: torch.Generator) -> Stateless:
+    def init(self, particles: Tensor, streams: Streams) -> Stateless:
         """Nothing to remember."""
         return Stateless()
 
-    def draw_noise(self, state: Any, generator: torch.Generator) -> Any:
+    def draw_noise(self, state: Any, streams: Streams) -> Any:
         """The seed of the masks of a random potential; no randomness beside the batch otherwise."""
         if not self.potential.random:
             return ()
-        return torch.randint(2**62, (), generator=generator, device=generator.device)
+        return streams.shared.integers(2**62, ())
 
     def __call__(self, state: Any, particles: Tensor, batch: Batch | None, noise: Any) -> Gradient:
         """The gradient at ``particles [P, D]``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,7 +21,7 @@ from particlevi.potentials.chunks import chunks
 from particlevi.potentials.layout import Groups
 from particlevi.potentials.potential import ModelPotential
 from particlevi.potentials.protocol import as_potential
-from particlevi.typing import JSON, Batch, Gradient, Progress
+from particlevi.typing import JSON, Batch, Gradient, Progress, Streams
 
 __all__ = ["structured", "structured_dropout"]
 
@@ -84,6 +85,15 @@ class _SelfAveraged(ABC):
         return self._plain()
 
     @property
+    def mask_noise(self) -> float:
+        """The masks are gradient noise of about this times ``l T``, l the curvature."""
+        return 0.0 if self._plain() else self._mask_noise()
+
+    def _mask_noise(self) -> float:
+        """As ``mask_noise``, where masks replace something."""
+        return 0.0
+
+    @property
     def interacting(self) -> bool:
         """Whether chains draw from each other's past."""
         return self.history.pooled and not self.history.frozen
@@ -100,11 +110,11 @@ class _SelfAveraged(ABC):
             "history": dict(self.history.settings),
         }
 
-    def init(self, particles: Tensor, generator: torch.Generator) -> Bank:
+    def init(self, particles: Tensor, streams: Streams) -> Bank:
         """The bank."""
         return self.history.init(particles)
 
-    def draw_noise(self, state: Bank, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw_noise(self, state: Bank, streams: Streams) -> tuple[Tensor, Tensor]:
         """Masks of S composites, and the entries ``[P, S, M]`` that they take their values from.
 
         Masks are ``[P, S, M]``, or ``[1, S, M]`` without randomness. S is 0 for a plain step:
@@ -114,8 +124,8 @@ class _SelfAveraged(ABC):
         if self._plain() or int(state.seen) == 0:
             nothing = torch.empty(num_particles, 0, 1, device=self.potential.device)
             return nothing, nothing
-        masks = self._masks(num_particles, generator)
-        return masks, self.history.draw(state, self.num_composites, self.num_groups, generator)
+        masks = self._masks(num_particles, streams)
+        return masks, self.history.draw(state, self.num_composites, self.num_groups, streams)
 
     def __call__(
         self, state: Bank, particles: Tensor, batch: Batch | None, noise: tuple[Tensor, Tensor]
@@ -149,7 +159,7 @@ class _SelfAveraged(ABC):
         """Whether nothing is ever replaced."""
 
     @abstractmethod
-    def _masks(self, num_particles: int, generator: torch.Generator) -> Tensor:
+    def _masks(self, num_particles: int, streams: Streams) -> Tensor:
         """Masks of S composites."""
 
     def _values(self, state: Bank, entries: Tensor) -> Tensor:
@@ -286,7 +296,7 @@ class structured(_SelfAveraged):
         like = {"dtype": self.potential.dtype, "device": self.potential.device}
         return torch.eye(self.num_groups, **like).repeat(self.num_history, 1).unsqueeze(0)
 
-    def _masks(self, num_particles: int, generator: torch.Generator) -> Tensor:
+    def _masks(self, num_particles: int, streams: Streams) -> Tensor:
         return self.one_hot
 
 
@@ -357,15 +367,18 @@ class structured_dropout(_SelfAveraged):
     def _plain(self) -> bool:
         return self.keep is not None and (self.keep == 1 or self.num_groups == 1)
 
-    def _masks(self, num_particles: int, generator: torch.Generator) -> Tensor:
+    def _mask_noise(self) -> float:
+        """``Var r^2 / (L (E r)^2)``, of a group of one parameter with its history at the mean."""
+        second, fourth = (_moment(self.mask, self.keep, k) for k in (2, 4))
+        return (fourth - second**2) / (self.num_composites * _mean(self.mask, self.keep) ** 2)
+
+    def _masks(self, num_particles: int, streams: Streams) -> Tensor:
         shape = (num_particles, self.num_composites, self.num_groups)
-        dtype, device = self.potential.dtype, self.potential.device
+        dtype = self.potential.dtype
         if isinstance(self.mask, tuple):
-            return _beta(*self.mask[1:], shape, generator, device).to(dtype)
-        masks = torch.empty(shape, dtype=dtype, device=device)
-        if self.keep is None:
-            return masks.uniform_(generator=generator)
-        return masks.bernoulli_(self.keep, generator=generator)
+            return _beta(*self.mask[1:], shape, streams).to(dtype)
+        uniform = streams.uniform(shape, dtype)
+        return uniform if self.keep is None else (uniform < self.keep).to(dtype)
 
 
 def _checked_mask(
@@ -397,15 +410,20 @@ def _mean(mask: str | tuple[str, float, float], keep: float | None) -> float:
     return mask[1] / (mask[1] + mask[2]) if isinstance(mask, tuple) else 0.5
 
 
-def _beta(
-    a: float, b: float, shape: tuple[int, ...], generator: torch.Generator, device: torch.device
-) -> Tensor:
+def _moment(mask: str | tuple[str, float, float], keep: float | None, power: int) -> float:
+    """``E r^power``."""
+    if keep is not None:
+        return keep
+    a, b = mask[1:] if isinstance(mask, tuple) else (1.0, 1.0)
+    return math.prod((a + k) / (a + b + k) for k in range(power))
+
+
+def _beta(a: float, b: float, shape: tuple[int, ...], streams: Streams) -> Tensor:
     """Beta draws in float64, by gamma draws in log space, where small a and b do not underflow."""
 
     def log_gamma_draw(shape_parameter: float) -> Tensor:
-        concentration = torch.full(shape, shape_parameter + 1, dtype=torch.float64, device=device)
-        gamma = torch._standard_gamma(concentration, generator=generator)
-        uniform = torch.rand(shape, generator=generator, dtype=torch.float64, device=device)
+        gamma = streams.gamma(shape_parameter + 1, shape)
+        uniform = streams.uniform(shape, torch.float64)
         return gamma.log() + torch.log1p(-uniform) / shape_parameter
 
     return torch.sigmoid(log_gamma_draw(a) - log_gamma_draw(b))

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from particlevi._checks import check_positive_int
+from particlevi.typing import Streams
 
-__all__ = ["Adam", "Witness", "adam_step", "stein_loss", "value_and_gradient"]
+__all__ = ["Witness", "stein_loss", "value_and_gradient"]
 
 
 class Scale(nn.Module):
@@ -79,15 +79,13 @@ class Witness:
                 f"from [2, {dim}]."
             )
 
-    def init(self, like: Tensor, generator: torch.Generator) -> Tensor:
+    def init(self, like: Tensor, streams: Streams) -> Tensor:
         """Parameters ``[W]`` to start from, in the dtype and on the device of ``like``."""
         parts = []
         for name, value in self.network.named_parameters():
             start = value.detach()
             if self.own and value.ndim == 2:
-                noise = torch.randn(
-                    value.shape, generator=generator, dtype=like.dtype, device=generator.device
-                )
+                noise = streams.shared.normal(value.shape, like.dtype)
                 start = noise * (2 / value.shape[1]) ** 0.5
             elif self.own and name.endswith("bias"):
                 start = torch.zeros_like(value)
@@ -149,23 +147,3 @@ def value_and_gradient(
         value = loss(leaf)
         (gradient,) = torch.autograd.grad(value, leaf)
     return value.detach(), gradient
-
-
-class Adam(NamedTuple):
-    """Moments ``[W]`` and the number of updates, 0-d."""
-
-    first: Tensor
-    second: Tensor
-    num_updates: Tensor
-
-
-def adam_step(gradient: Tensor, moments: Adam, step_size: Tensor) -> tuple[Tensor, Adam]:
-    """What Adam adds to the parameters ``[W]``, and its moments.
-
-    Source: Kingma and Ba, "Adam: a method for stochastic optimization", 2015.
-    """
-    count = moments.num_updates + 1
-    first = 0.9 * moments.first + 0.1 * gradient
-    second = 0.999 * moments.second + 0.001 * gradient.square()
-    spread = (second / (1 - 0.999**count)).sqrt() + 1e-8
-    return -step_size * first / (1 - 0.9**count) / spread, Adam(first, second, count)

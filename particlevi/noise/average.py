@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from particlevi.noise.covariance import GradientNoise
+from particlevi.noise.covariance import GradientNoise, check_noise
 from particlevi.progress import progress_bar
 
 __all__ = ["AveragedNoise", "average"]
@@ -51,6 +51,7 @@ def average(noise: GradientNoise, draws: Tensor, directions: Tensor | None = Non
         >>> average(noise, torch.tensor([[1.0], [-1.0]])).matrix
         tensor([[9.]], dtype=torch.float64)
     """
+    check_noise(noise)
     size = noise.num_params
     if not isinstance(draws, Tensor) or draws.ndim < 1 or draws.shape[-1] != size or not len(draws):
         got = list(draws.shape) if isinstance(draws, Tensor) else type(draws).__name__

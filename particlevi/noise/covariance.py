@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from particlevi._checks import check_finite, check_positive_int
+from particlevi._checks import check_finite, check_flag, check_particles, check_positive_int
 from particlevi.curvature.second_order import second_order
 from particlevi.noise.persample import PerSample, of_module, of_potential
 from particlevi.noise.scalings import Batching, batch_factor
@@ -37,7 +37,7 @@ from particlevi.potentials.potential import ModelPotential
 from particlevi.potentials.protocol import as_potential, is_potential
 from particlevi.progress import progress_bar
 
-__all__ = ["Estimate", "GradientNoise", "NoisePath", "measure", "noise_along"]
+__all__ = ["Estimate", "GradientNoise", "NoisePath", "check_noise", "measure", "noise_along"]
 
 _MOST_NUMBERS = 2**25
 _MOST_BYTES = 2e9
@@ -86,6 +86,9 @@ class GradientNoise:
 
     def at(self, position: Tensor) -> GradientNoise:
         """The noise at another point ``[D]``."""
+        if not isinstance(position, Tensor) or position.is_complex():
+            got = position.dtype if isinstance(position, Tensor) else type(position).__name__
+            raise ValueError(f"position must be a real tensor [{self.num_params}], got {got}.")
         moved = position.detach().to(self.position)
         if moved.shape != (self.num_params,):
             raise ValueError(
@@ -331,6 +334,7 @@ def measure(
     True
     """
     check_positive_int("chunk_size", chunk_size)
+    check_flag("progress", progress)
     if is_potential(model) and not isinstance(model, nn.Module):
         model = as_potential(model)
         if loss_fn is not None or mode != "eval":
@@ -351,6 +355,12 @@ def measure(
     return noise if position is None else noise.at(position)
 
 
+def check_noise(noise: Any) -> None:
+    """``noise`` is what ``measure`` gives."""
+    if not isinstance(noise, GradientNoise):
+        raise TypeError(f"noise must come from pvi.noise.measure, got {type(noise).__name__}.")
+
+
 class NoisePath(NamedTuple):
     """The noise along a trajectory, ``[T]`` each.
 
@@ -367,6 +377,9 @@ class NoisePath(NamedTuple):
 
 def noise_along(noise: GradientNoise, positions: Tensor, progress: bool = False) -> NoisePath:
     """The size of the noise at points ``[T, D]`` of a trajectory."""
+    check_noise(noise)
+    check_flag("progress", progress)
+    check_particles(positions, noise.num_params, "positions")
     rows = []
     with progress_bar("noise along the trajectory", 0, len(positions), progress) as bar:
         for position in positions:

@@ -109,7 +109,7 @@ def of_potential(potential: ModelPotential, data: Any) -> PerSample:
     size, total = len(pytree.tree_leaves(tensors)[0]), potential.num_data
     if size != total:
         raise ValueError(f"The potential was made for num_data={total}, got {size} data.")
-    random = potential.fingerprint.get("dropout") == "sample"
+    random = potential.random
 
     def many(theta: Tensor, piece: Any) -> Tensor:
         particle = theta.unsqueeze(0)

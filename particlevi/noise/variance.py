@@ -10,6 +10,7 @@ from torch import Tensor
 from particlevi._checks import check_positive_int, check_seed
 from particlevi.data import Batching, as_data, as_particles
 from particlevi.gradients.minibatch import Target, as_estimator
+from particlevi.streams import ParticleStreams
 from particlevi.typing import Batch
 
 __all__ = ["gradient_variance"]
@@ -44,20 +45,20 @@ def gradient_variance(
         seed: of the minibatches.
     """
     check_positive_int("num_batches", num_batches, minimum=2)
+    check_seed("seed", seed)
     estimator = as_estimator(target)
     model = estimator.potential
-    check_seed("seed", seed)
     particles = as_particles(particles, model, model.num_params)
-    generator = torch.Generator(model.device).manual_seed(seed)
+    streams = ParticleStreams(seed, device=model.device)
     checked = as_data(data, model)
     source = checked.batches(batch_size=batch_size, num_particles=len(particles), batching=batching)
     with torch.no_grad(), checked.isolated(seed):
-        state = estimator.init(particles, generator)
+        state = estimator.init(particles, streams)
         mean = torch.zeros_like(particles, dtype=torch.float64)
         square = torch.zeros_like(mean)
         for k in range(num_batches):
-            noise = estimator.draw_noise(state, generator)
-            batch: Batch | None = source.next(generator)
+            noise = estimator.draw_noise(state, streams)
+            batch: Batch | None = source.next(streams)
             gradient = estimator(state, particles, batch, noise).gradient.double()
             away = gradient - mean
             mean += away / (k + 1)

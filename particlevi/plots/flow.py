@@ -17,19 +17,19 @@ from particlevi.sgdvi.spectra import Spectra
 __all__ = ["current", "lag_covariance_loops", "reversible_null"]
 
 
-def current(found: Current, axes: Any = None) -> Any:
+def current(result: Current, axes: Any = None) -> Any:
     """The probability current as arrows over the density; grey where it is within two errors of 0.
 
     Args:
-        found: from ``probability_current``.
+        result: from ``probability_current``.
         axes: to draw on.
     """
     axes = as_axes(axes)
-    x, y = (axis.numpy() for axis in found.axes)
-    axes.pcolormesh(x, y, found.density.T.numpy(), cmap="Blues", shading="nearest")
-    flow = found.current.numpy()
+    x, y = (axis.numpy() for axis in result.axes)
+    axes.pcolormesh(x, y, result.density.T.numpy(), cmap="Blues", shading="nearest")
+    flow = result.current.numpy()
     size = np.linalg.norm(flow, axis=-1)
-    error = found.standard_error.norm(dim=-1).numpy()
+    error = result.standard_error.norm(dim=-1).numpy()
     known = (size > 2 * error) & (size > 0)
     grid_x, grid_y = np.meshgrid(x, y, indexing="ij")
     scale = size.max() / max(x[1] - x[0], y[1] - y[0]) if size.max() > 0 else 1.0
@@ -84,22 +84,22 @@ def lag_covariance_loops(
     return axes
 
 
-def reversible_null(found: Spectra, axes: Any = None) -> Any:
+def reversible_null(result: Spectra, axes: Any = None) -> Any:
     """Spectrum of increments and autocorrelations, each beside the reversible null.
 
     Args:
-        found: from ``spectra``.
+        result: from ``spectra``.
         axes: two.
     """
     first, second = axes = as_axes(axes, 2)
     curves = (
-        (first, found.frequencies, found.power, found.power_std, found.null_power),
+        (first, result.frequencies, result.power, result.power_std, result.null_power),
         (
             second,
-            found.lags,
-            found.autocorrelation,
-            found.autocorrelation_std,
-            found.null_autocorrelation,
+            result.lags,
+            result.autocorrelation,
+            result.autocorrelation_std,
+            result.null_autocorrelation,
         ),
     )
     for axis, x, mean, std, null in curves:

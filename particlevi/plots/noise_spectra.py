@@ -12,22 +12,22 @@ from particlevi.plots.axes import as_axes
 __all__ = ["spectrum"]
 
 
-def spectrum(found: Spectrum, axes: Any = None) -> Any:
+def spectrum(result: Spectrum, axes: Any = None) -> Any:
     """Eigenvalues of the noise covariance by rank, and the threshold of its numerical rank.
 
     Args:
-        found: from ``gradient_noise(...).spectrum()``.
+        result: from ``gradient_noise(...).spectrum()``.
         axes: to draw on.
     """
     axes = as_axes(axes)
-    values = found.eigenvalues.numpy()
+    values = result.eigenvalues.numpy()
     shown = values > values[0] * 1e-16
     axes.loglog(np.arange(1, len(values) + 1)[shown], values[shown], color="C0")
-    threshold = found.threshold()
+    threshold = result.threshold()
     axes.axhline(threshold, color="C3", linestyle="--", linewidth=1)
     above = int((values > threshold).sum())
     axes.annotate(
-        f"float32 threshold: {above} of {found.num_params} above",
+        f"float32 threshold: {above} of {result.num_params} above",
         (1, threshold),
         xytext=(0, 4),
         textcoords="offset points",
@@ -37,6 +37,6 @@ def spectrum(found: Spectrum, axes: Any = None) -> Any:
     axes.set(
         xlabel="rank",
         ylabel="eigenvalue of C",
-        title=f"Gradient noise: D = {found.num_params}, N = {found.num_data}",
+        title=f"Gradient noise: D = {result.num_params}, N = {result.num_data}",
     )
     return axes

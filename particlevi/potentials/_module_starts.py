@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from particlevi.potentials.layout import Layout
-from particlevi.potentials.random import draw_seed, seeded
+from particlevi.potentials.random import draw_seeds, seeded
 from particlevi.potentials.starts import Draw, Starts, jittered
+from particlevi.typing import Streams
 
 __all__ = ["module_starts"]
 
@@ -42,37 +43,36 @@ def module_starts(
         found = dict(source.named_parameters())
         return torch.cat([found[name].detach().reshape(-1) for name in names])
 
-    def complete(weights: Tensor, generator: torch.Generator) -> Tensor:
+    def complete(weights: Tensor, streams: Streams) -> Tensor:
         if size == layout.num_params:
             return weights
         if draw_prior is None:
             rest = torch.zeros(len(weights), layout.num_params - size)
         else:
-            rest = draw_prior(len(weights), generator)[:, size:]
+            rest = draw_prior(len(weights), streams)[:, size:]
         return torch.cat([weights, rest.to(weights)], dim=-1)
 
-    def fresh(num_particles: int, generator: torch.Generator) -> Tensor:
-        with seeded(draw_seed(generator)):
-            draws = _fresh_copies(module, num_particles)
-            weights = torch.stack([weights_of(each) for each in draws])
-        return complete(weights, generator)
+    def fresh(num_particles: int, streams: Streams) -> Tensor:
+        rows: list[Tensor] = []
+        for seed in draw_seeds(streams, num_particles):
+            with seeded(seed):
+                rows.extend(weights_of(each) for each in _fresh_copies(module, 1))
+        return complete(torch.stack(rows), streams)
 
-    def current(num_particles: int, generator: torch.Generator) -> Tensor:
-        return complete(weights_of(module).repeat(num_particles, 1), generator)
+    def current(num_particles: int, streams: Streams) -> Tensor:
+        return complete(weights_of(module).repeat(num_particles, 1), streams)
 
-    def spread(weights: Tensor, num_particles: int, generator: torch.Generator) -> Tensor:
+    def spread(weights: Tensor, num_particles: int, streams: Streams) -> Tensor:
         sizes = layout.sizes[: len(names)]
-        points = jittered(weights.reshape(1, -1), sizes, num_particles, generator)
-        return complete(points, generator)
+        points = jittered(weights.reshape(1, -1), sizes, num_particles, streams)
+        return complete(points, streams)
 
-    def near_current(num_particles: int, generator: torch.Generator) -> Tensor:
-        return spread(weights_of(module), num_particles, generator)
+    def near_current(num_particles: int, streams: Streams) -> Tensor:
+        return spread(weights_of(module), num_particles, streams)
 
-    def named(
-        tensors: Mapping[str, Tensor], num_particles: int, generator: torch.Generator
-    ) -> Tensor:
+    def named(tensors: Mapping[str, Tensor], num_particles: int, streams: Streams) -> Tensor:
         loaded = _loaded(module, tensors, names, known)
-        points = spread(loaded, num_particles, generator)
+        points = spread(loaded, num_particles, streams)
         start = size
         for name, length in list(zip(layout.shapes, layout.sizes, strict=True))[len(names) :]:
             if name in tensors:

@@ -14,7 +14,7 @@ from particlevi.potentials.layout import Layout
 from particlevi.potentials.potential import Evaluation, ModelPotential
 from particlevi.potentials.starts import Starts
 from particlevi.potentials.vectorize import Vectorized, explained
-from particlevi.typing import Batch
+from particlevi.typing import Batch, Streams
 
 __all__ = ["from_log_density", "from_log_likelihood"]
 
@@ -41,9 +41,10 @@ def from_log_density(
     Raises:
         ValueError: at the first evaluation, if the shape of the result is wrong.
 
-    >>> normal = from_log_density(lambda theta: -0.5 * (theta**2).sum(), num_params=2)
-    >>> normal(torch.tensor([[3.0, 4.0]]))
-    tensor([12.5000])
+    Examples:
+        >>> normal = from_log_density(lambda theta: -0.5 * (theta**2).sum(), num_params=2)
+        >>> normal(torch.tensor([[3.0, 4.0]]))
+        tensor([12.5000])
     """
     check_positive_int("num_params", num_params)
     check_flag("vectorized", vectorized)
@@ -94,14 +95,15 @@ def from_log_likelihood(
     Raises:
         ValueError: at the first evaluation, if the shape of a result is wrong.
 
-    >>> mean = from_log_likelihood(
-    ...     lambda theta: -0.5 * theta.square().sum(),
-    ...     lambda theta, x: -0.5 * (x - theta).square(),
-    ...     num_params=1,
-    ...     num_data=100,
-    ... )
-    >>> mean(torch.zeros(1, 1), Batch(torch.ones(10)))
-    tensor([50.])
+    Examples:
+        >>> mean = from_log_likelihood(
+        ...     lambda theta: -0.5 * theta.square().sum(),
+        ...     lambda theta, x: -0.5 * (x - theta).square(),
+        ...     num_params=1,
+        ...     num_data=100,
+        ... )
+        >>> mean(torch.zeros(1, 1), Batch(torch.ones(10)))
+        tensor([50.])
     """
     check_positive_int("num_params", num_params)
     check_positive_int("num_data", num_data)
@@ -162,7 +164,7 @@ def _per_particle(values: Any, particles: Tensor, name: str, vectorized: bool) -
 
 
 def _standard_normal(num_params: int) -> Any:
-    def init(num_particles: int, generator: torch.Generator) -> Tensor:
-        return torch.randn(num_particles, num_params, generator=generator)
+    def init(num_particles: int, streams: Streams) -> Tensor:
+        return streams.normal((num_particles, num_params))
 
     return init

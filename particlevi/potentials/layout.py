@@ -28,14 +28,15 @@ class Layout:
         sizes: their numbers of elements.
         num_params: D, the length of one particle.
 
-    >>> layout = Layout({"weight": (3, 2), "bias": (3,)})
-    >>> layout.num_params
-    9
-    >>> particles = torch.arange(18.0).view(2, 9)
-    >>> layout.unravel(particles)["weight"].shape
-    torch.Size([2, 3, 2])
-    >>> torch.equal(layout.ravel(layout.unravel(particles)), particles)
-    True
+    Examples:
+        >>> layout = Layout({"weight": (3, 2), "bias": (3,)})
+        >>> layout.num_params
+        9
+        >>> particles = torch.arange(18.0).view(2, 9)
+        >>> layout.unravel(particles)["weight"].shape
+        torch.Size([2, 3, 2])
+        >>> torch.equal(layout.ravel(layout.unravel(particles)), particles)
+        True
     """
 
     shapes: Mapping[str, tuple[int, ...]]

@@ -82,13 +82,14 @@ def from_module(
             trainable parameters, mixed dtypes, or a prior that does not cover the parameters; at
             the first evaluation, a module that cannot be sampled.
 
-    >>> net = nn.Linear(3, 1)
-    >>> from particlevi import Gaussian, Normal
-    >>> potential = from_module(net, Gaussian(scale=0.5), Normal(scale=1.0), num_data=100)
-    >>> potential.num_params
-    4
-    >>> potential.init(2).shape
-    torch.Size([2, 4])
+    Examples:
+        >>> net = nn.Linear(3, 1)
+        >>> from particlevi import Gaussian, Normal
+        >>> potential = from_module(net, Gaussian(scale=0.5), Normal(scale=1.0), num_data=100)
+        >>> potential.num_params
+        4
+        >>> potential.init(2).shape
+        torch.Size([2, 4])
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {_kind(module)}.")

@@ -15,7 +15,8 @@ from particlevi.potentials.arithmetic import pinned
 from particlevi.potentials.layout import Groups, Layout
 from particlevi.potentials.likelihoods import Likelihood, check_targets
 from particlevi.potentials.starts import Starts
-from particlevi.typing import JSON, Batch
+from particlevi.streams import ParticleStreams
+from particlevi.typing import JSON, Batch, Streams
 
 __all__ = ["Energy", "Evaluation", "ModelPotential", "Outputs", "Sites"]
 
@@ -188,8 +189,9 @@ class ModelPotential:
 
     def _whole(self, energy: Energy, particles: Tensor, batch: Batch | None) -> Tensor:
         """An energy that is given as it is; its data weighted as the batch says."""
+        plain = batch if batch is None else batch._replace(scale=None)
         with pinned(self.device):
-            values = energy(particles, batch)
+            values = energy(particles, plain)
         if batch is None or batch.scale is None:
             return values
         prior = -self.log_prior(particles)
@@ -262,13 +264,13 @@ class ModelPotential:
         }
 
     def init(
-        self, num_particles: int, generator: torch.Generator | None = None, method: str = "default"
+        self, num_particles: int, streams: Streams | None = None, method: str = "default"
     ) -> Tensor:
         """Starting points ``[P, D]``, one independent draw per particle.
 
         Args:
             num_particles: P.
-            generator: source of the randomness; a generator seeded with 0 if absent.
+            streams: of random numbers; those of seed 0 if absent.
             method: one of ``potential.starts.methods``. Of a module: ``"fresh"`` (the module's own
                 initialisation, drawn anew), ``"current"`` (its present weights in every particle),
                 ``"jittered"`` (the same with 1 % of noise in all particles but the first) and
@@ -276,10 +278,11 @@ class ModelPotential:
                 (-2, 2)); of a function ``"normal"``. ``"default"`` is the potential's choice.
         """
         check_positive_int("num_particles", num_particles)
-        generator = generator or torch.Generator().manual_seed(0)
         check_choice("method", method, ["default", *self.starts.methods])
         chosen = self.starts.default() if method == "default" else method
-        particles = self.starts.methods[chosen](num_particles, generator)
+        particles = self.starts.methods[chosen](
+            num_particles, streams or ParticleStreams(0, "start")
+        )
         return particles.to(self.device, self.dtype)
 
     def ravel(self, tensors: Mapping[str, Tensor]) -> Tensor:

@@ -11,8 +11,9 @@ from torch import Tensor
 from particlevi._checks import check_particles, is_integer
 from particlevi.potentials.layout import Layout
 from particlevi.potentials.potential import Energy, Evaluation, ModelPotential, Sites
+from particlevi.potentials.random import draw_seeds
 from particlevi.potentials.starts import Starts
-from particlevi.typing import JSON, Batch, Potential
+from particlevi.typing import JSON, Batch, Potential, Streams
 
 __all__ = ["as_potential", "is_potential", "probe_values"]
 
@@ -52,12 +53,13 @@ def as_potential(candidate: Potential) -> ModelPotential:
     Raises:
         TypeError: an object that does not, or a member of the wrong type.
 
-    >>> class Bowl:
-    ...     num_params, num_data = 2, None
-    ...     def __call__(self, particles, batch=None):
-    ...         return 0.5 * particles.square().sum(1)
-    >>> as_potential(Bowl())
-    ModelPotential(Bowl, D=2, N=None, float32)
+    Examples:
+        >>> class Bowl:
+        ...     num_params, num_data = 2, None
+        ...     def __call__(self, particles, batch=None):
+        ...         return 0.5 * particles.square().sum(1)
+        >>> as_potential(Bowl())
+        ModelPotential(Bowl, D=2, N=None, float32)
     """
     if isinstance(candidate, ModelPotential):
         return candidate
@@ -155,14 +157,15 @@ def _log_likelihood(candidate: Any, name: str) -> Callable[[Tensor, Batch], Tens
 def _starts(candidate: Any, name: str, num_params: int) -> dict[str, Any]:
     given = getattr(candidate, "init", None)
 
-    def normal(num_particles: int, generator: torch.Generator) -> Tensor:
-        return torch.randn(num_particles, num_params, generator=generator)
+    def normal(num_particles: int, streams: Streams) -> Tensor:
+        return streams.normal((num_particles, num_params))
 
     if given is None:
         return {"normal": normal}
 
-    def init(num_particles: int, generator: torch.Generator) -> Tensor:
-        points: Tensor = given(num_particles, generator)
+    def init(num_particles: int, streams: Streams) -> Tensor:
+        (seed,) = draw_seeds(streams, 1)
+        points: Tensor = given(num_particles, torch.Generator().manual_seed(seed))
         check_particles(points, num_params, f"the result of {name}.init")
         return points
 

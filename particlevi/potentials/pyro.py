@@ -25,10 +25,11 @@ from particlevi.potentials._pyro_values import Rule, at_values, bijection, from_
 from particlevi.potentials.layout import Layout
 from particlevi.potentials.potential import Evaluation, ModelPotential
 from particlevi.potentials.potential import Sites as ModelSites
-from particlevi.potentials.random import draw_seed, seeded
+from particlevi.potentials.random import draw_seeds, seeded
 from particlevi.potentials.starts import Draw, Starts, jittered
 from particlevi.potentials.vectorize import Vectorized
-from particlevi.typing import JSON, Batch
+from particlevi.streams import ParticleStreams
+from particlevi.typing import JSON, Batch, Streams
 
 __all__ = ["from_pyro", "posterior_predictive"]
 
@@ -89,16 +90,17 @@ def from_pyro(
             estimate; a plate that subsamples otherwise; a ``poutine.scale`` that holds N/B
             already; observed values outside their support; sites that come and go.
 
-    >>> import pyro, pyro.distributions as dist
-    >>> def model(x):
-    ...     scale = pyro.sample("scale", dist.HalfNormal(1.0))
-    ...     with pyro.plate("data", len(x)):
-    ...         pyro.sample("x", dist.Normal(0.0, scale), obs=x)
-    >>> potential = from_pyro(model, num_data=100, example_batch=torch.randn(10))
-    >>> potential.constrain(torch.zeros(1, 1))
-    {'scale': tensor([1.])}
-    >>> potential(torch.zeros(1, 1), Batch(torch.ones(10)))
-    tensor([142.62])
+    Examples:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(0.0, scale), obs=x)
+        >>> potential = from_pyro(model, num_data=100, example_batch=torch.randn(10))
+        >>> potential.constrain(torch.zeros(1, 1))
+        {'scale': tensor([1.])}
+        >>> potential(torch.zeros(1, 1), Batch(torch.ones(10)))
+        tensor([142.62])
     """
     if isinstance(num_data, (Tensor, tuple, dict)):
         raise TypeError(
@@ -177,13 +179,14 @@ def posterior_predictive(
     Raises:
         ValueError: no samples, or samples of different lengths.
 
-    >>> import pyro, pyro.distributions as dist
-    >>> def model(x, y=None):
-    ...     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
-    ...     with pyro.plate("data", len(x)):
-    ...         pyro.sample("y", dist.Normal(slope * x, 0.1), obs=y)
-    >>> posterior_predictive(model, {"slope": torch.ones(50)}, torch.zeros(3))["y"].shape
-    torch.Size([50, 3])
+    Examples:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x, y=None):
+        ...     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("y", dist.Normal(slope * x, 0.1), obs=y)
+        >>> posterior_predictive(model, {"slope": torch.ones(50)}, torch.zeros(3))["y"].shape
+        torch.Size([50, 3])
     """
     lengths = {name: len(value) for name, value in samples.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
@@ -331,22 +334,22 @@ class _Adapter:
         prior = functools.partial(self._draw, from_prior)
         methods: dict[str, Draw] = {"prior": prior, "uniform": uniformly}
         try:
-            prior(1, torch.Generator())
+            prior(1, ParticleStreams(0))
         except Exception:
             del methods["prior"]
         return Starts(methods, named=self._at_values)
 
-    def _draw(self, rule: Rule, num_particles: int, generator: torch.Generator) -> Tensor:
+    def _draw(self, rule: Rule, num_particles: int, streams: Streams) -> Tensor:
         draws = []
-        with _runtime(), seeded(draw_seed(generator)), torch.no_grad():
-            for _ in range(num_particles):
+        for seed in draw_seeds(streams, num_particles):
+            with _runtime(), seeded(seed), torch.no_grad():
                 points: dict[str, Tensor] = {}
                 self.run(self.prior_data, functools.partial(rule, points))
                 draws.append(self.layout.ravel(points))
         return torch.stack(draws)
 
     def _at_values(
-        self, values: Mapping[str, Tensor], num_particles: int, generator: torch.Generator
+        self, values: Mapping[str, Tensor], num_particles: int, streams: Streams
     ) -> Tensor:
         """Every particle but the first near, and the first at, values of the sites."""
         names = list(self.layout.shapes)
@@ -358,8 +361,8 @@ class _Adapter:
             )
         given = {name: torch.as_tensor(v).to(self.device, self.dtype) for name, v in values.items()}
         rule = functools.partial(at_values, given)
-        point = self._draw(rule, 1, generator)
-        return jittered(point, self.layout.sizes, num_particles, generator)
+        point = self._draw(rule, 1, streams)
+        return jittered(point, self.layout.sizes, num_particles, streams)
 
     def look(self, data: Any, rows: int | None, particle: Tensor | None) -> Sites:
         """The sites of a run, at any point if no particle is given, with their log densities."""

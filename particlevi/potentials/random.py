@@ -8,7 +8,9 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["alone", "draw_seed", "global_seed", "seeded"]
+from particlevi.typing import Streams
+
+__all__ = ["alone", "draw_seeds", "global_seed", "seeded"]
 
 _LOCK = threading.RLock()
 
@@ -32,9 +34,10 @@ def _restore(states: list[torch.Tensor]) -> None:
         torch.cuda.set_rng_state_all(states[1:])
 
 
-def draw_seed(generator: torch.Generator) -> int:
-    """A seed drawn from ``generator``."""
-    return int(torch.randint(2**62, (), generator=generator, device=generator.device))
+def draw_seeds(streams: Streams, num_particles: int) -> list[int]:
+    """A seed for every particle, drawn from its own stream."""
+    seeds: list[int] = streams.integers(2**62, (num_particles,)).tolist()
+    return seeds
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_nonnegative
+from particlevi.samplers.precision import check_step_size
 from particlevi.typing import JSON, Controls, Progress, Schedule, Tuner, World
 
 __all__ = ["ControlRoom"]
@@ -93,6 +94,8 @@ class ControlRoom:
             value = schedule(step)
             if type(value) is not float or self._scheduled.get(name) != value:
                 check_nonnegative(f"the schedule of {name} at step {step}", value)
+                if name == "step_size":
+                    check_step_size(value, like.dtype)
                 self._scheduled[name] = value
                 self._controls[name] = torch.tensor(value, dtype=like.dtype, device=like.device)
         return self._controls

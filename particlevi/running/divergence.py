@@ -47,6 +47,7 @@ class DivergenceWatch:
         self.lost: dict[int, int] = {}
         self.causes: dict[int, Cause] = {}
         self._window: list[Tensor] = []
+        self._errors: list[Tensor] = []
 
     def observe(self, potential: Tensor) -> None:
         """The potentials ``[P]`` that particles felt in one step."""
@@ -54,12 +55,19 @@ class DivergenceWatch:
 
     def observe_energy(self, error: Tensor) -> None:
         """The errors of the energy ``[P]`` over one transition."""
-        self.divergent = self.divergent | ~(error <= LARGEST_ENERGY_ERROR)
+        self._errors.append(error)
 
     def take_divergent(self) -> Tensor:
         """Whether a transition of each chain diverged since this was last asked, ``[P]``."""
+        self._judge_errors()
         taken, self.divergent = self.divergent, torch.zeros_like(self.divergent)
         return taken
+
+    def _judge_errors(self) -> None:
+        if self._errors:
+            sound = torch.stack(self._errors) <= LARGEST_ENERGY_ERROR
+            self.divergent = self.divergent | ~sound.all(0)
+            self._errors.clear()
 
     def check(self, position: Tensor) -> dict[int, int]:
         """Chains that are lost now, with the step (from 1) at which it happened.
@@ -126,6 +134,7 @@ class DivergenceWatch:
 
     def tensors(self) -> dict[str, Tensor]:
         """What ``restore`` needs, once all observed steps have been checked."""
+        self._judge_errors()
         return {
             "early": self.early,
             "seen": torch.tensor(self.seen),

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -22,9 +22,24 @@ from particlevi.running.result import draws_of
 from particlevi.running.saving import Saved, Saver
 from particlevi.running.watch import Watch, divergence_message
 from particlevi.storage.store import Store
+from particlevi.streams import ParticleStreams
 from particlevi.typing import Controls, Progress, SamplerState
 
 __all__ = ["Loop"]
+
+
+class RunStreams(NamedTuple):
+    """Streams of the particles here: runs with one seed see the data in one order."""
+
+    noise: ParticleStreams
+    batches: ParticleStreams
+
+    @classmethod
+    def of(cls, plan: Plan) -> RunStreams:
+        """At their beginning."""
+        seed, device = plan.settings.seed, plan.sampler.potential.device
+        first = plan.world.share(plan.settings.num_particles).start
+        return cls(*(ParticleStreams(seed, purpose, first, device) for purpose in cls._fields))
 
 
 class Loop:
@@ -38,16 +53,14 @@ class Loop:
         plan: Plan,
         state: SamplerState,
         control_room: ControlRoom,
-        noise_generator: torch.Generator,
-        batch_generator: torch.Generator,
+        streams: RunStreams,
         store: Store,
         divergence: DivergenceWatch,
     ):
         self.plan = plan
         self.state = state
         self.control_room = control_room
-        self.noise_generator = noise_generator
-        self.batch_generator = batch_generator
+        self.streams = streams
         self.store = store
         self.divergence = divergence
         self.step = 0
@@ -55,21 +68,20 @@ class Loop:
         self.ended_by = ""
 
     @classmethod
-    def start(cls, plan: Plan, initial: Tensor, noise_seed: int, batch_seed: int) -> Self:
+    def start(cls, plan: Plan, initial: Tensor) -> Self:
         """Begin at ``initial [P, D]``.
 
         Raises:
             ValueError: a potential that is not finite there.
         """
         _check_start(plan.energies(initial))
-        device = initial.device
-        noise_generator = torch.Generator(device).manual_seed(noise_seed)
-        batch_generator = torch.Generator(device).manual_seed(batch_seed)
-        state = plan.sampler.init(initial, noise_generator)
+        plan.check_memory(initial)
+        streams = RunStreams.of(plan)
+        state = plan.sampler.init(initial, streams.noise)
         control_room = plan.control_room()
         control_room.begin(initial)
         divergence, store = DivergenceWatch(initial), plan.open_store()
-        loop = cls(plan, state, control_room, noise_generator, batch_generator, store, divergence)
+        loop = cls(plan, state, control_room, streams, store, divergence)
         if plan.folder is not None:
             plan.folder.mkdir(parents=True, exist_ok=True)
             loop.save(plan.folder)
@@ -82,21 +94,20 @@ class Loop:
         position = saved.position.to(potential.device)
         blank = torch.zeros_like(position)
         plan.energies(position)
-        noise_generator = torch.Generator(blank.device)
-        batch_generator = torch.Generator(blank.device)
-        state = saved.tree("state", plan.sampler.init(blank, noise_generator))
+        streams = RunStreams.of(plan)
+        state = saved.tree("state", plan.sampler.init(blank, RunStreams.of(plan).noise))
         control_room = plan.control_room()
         if plan.tuner is not None:
             control_room.begin(blank)
             control_room.restore(saved.tree("tuner", control_room.tuner_state))
-        noise_generator.set_state(saved.tensors["noise_generator"])
-        batch_generator.set_state(saved.tensors["batch_generator"])
+        streams.noise.restore(saved.part("streams.noise"))
+        streams.batches.restore(saved.part("streams.batches"))
         store, divergence = plan.open_store(), DivergenceWatch(position)
         store.restore(saved.meta["receipt"])
         divergence.restore(saved.part("divergence"), saved.lost)
         plan.source.restore(saved.part("source"))
         saved.restore_global_generators(position.device)
-        loop = cls(plan, state, control_room, noise_generator, batch_generator, store, divergence)
+        loop = cls(plan, state, control_room, streams, store, divergence)
         loop.step, loop.seconds = saved.meta["step"], saved.meta["seconds"]
         assert settings.num_particles == len(position)
         return loop
@@ -107,7 +118,7 @@ class Loop:
             self.plan,
             self.state,
             self.control_room.tuner_state,
-            {"noise_generator": self.noise_generator, "batch_generator": self.batch_generator},
+            self.streams._asdict(),
             self.divergence,
             {"receipt": self.store.flush(), "step": self.step, "seconds": self.seconds},
         ).write(folder)
@@ -163,9 +174,10 @@ class Loop:
     def _advance(self, move: Callable[..., Any]) -> tuple[Any, Controls]:
         """One step."""
         plan, sampler = self.plan, self.plan.sampler
-        batch = plan.source.next(self.batch_generator)
-        noise = sampler.draw_noise(self.state, self.noise_generator)
+        batch = plan.source.next(self.streams.batches)
+        noise = sampler.draw_noise(self.state, self.streams.noise)
         controls = self.control_room.at(self.step, self.state.position)
+        self._before = self.state.position
         self.state, info = move(self.state, batch, noise, controls)
         self.step += 1
         progress = Progress(self.step, plan.settings.num_warmup, plan.num_steps)
@@ -193,7 +205,7 @@ class Loop:
         """Let the tuner learn; a new metric takes a new memory, since momenta live in it."""
         sampler, position = self.plan.sampler, self.state.position
         if self.control_room.update(position, info, progress, self.plan.world):
-            renewed = sampler.init(position, self.noise_generator)
+            renewed = sampler.init(position, self.streams.noise)
             self.state = self.state._replace(memory=renewed.memory)
         if progress.step == progress.num_warmup:
             self.divergence.take_divergent()
@@ -211,6 +223,7 @@ class Loop:
             warnings.warn(message, stacklevel=5)
         if self.step > self.plan.settings.num_warmup:
             watch.warn(info, controls)
+            watch.warn_of_rounding(self._before, self.state.position, controls)
         watch.show(self.step, info, [c for c in range(num_particles) if c not in lost])
 
     def _look(self, info: Any, controls: Controls) -> Look:

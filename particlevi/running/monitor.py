@@ -153,7 +153,7 @@ class target_ess:
 
     def __call__(self, look: Look) -> str | None:
         """The reason to end, if there is one."""
-        if not _has_grown(look.num_draws_before, look.num_draws):
+        if not has_grown(look.num_draws_before, look.num_draws):
             return None
         draws = look.draws()
         ess = float(np.min(draws.ess(self.of)))
@@ -224,7 +224,7 @@ def _check_callable(rule: Any) -> None:
         )
 
 
-def _has_grown(before: int, now: int) -> bool:
+def has_grown(before: int, now: int) -> bool:
     """Whether the number of draws has passed a power of 1.2 in between."""
 
     def power(count: int) -> int:

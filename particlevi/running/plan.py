@@ -16,6 +16,7 @@ from particlevi.potentials.chunks import chunks
 from particlevi.running.compiling import compiled
 from particlevi.running.controls import ControlRoom
 from particlevi.running.kept import kept_steps
+from particlevi.running.memory import step_nbytes
 from particlevi.running.settings import Settings, identity
 from particlevi.running.world import OneProcess
 from particlevi.samplers.requirements import check_batch
@@ -44,6 +45,7 @@ class Plan:
         keep: what is kept, for the record.
         world: the processes of the run.
         folder: of the checkpoint, if there is one.
+        needs: bytes of what the run keeps, by name.
     """
 
     sampler: Sampler
@@ -59,6 +61,7 @@ class Plan:
     keep: JSON
     world: World
     folder: Path | None
+    needs: dict[str, int]
 
     @classmethod
     def of(
@@ -89,7 +92,8 @@ class Plan:
         recorder = Recorder(sampler.potential, storage.keep)
         given = {} if step_size is None else {"step_size": step_size}
         schedules = {**given, **sampler.schedules}
-        _check_fits(sampler, settings, storage, recorder, source)
+        needs = _needs(sampler, settings, storage, recorder, source)
+        check_memory(needs)
         return cls(
             sampler=sampler,
             settings=settings,
@@ -104,7 +108,19 @@ class Plan:
             keep=describe_keep(storage.keep),
             world=OneProcess(),
             folder=folder,
+            needs=needs,
         )
+
+    def check_memory(self, initial: Tensor) -> None:
+        """Refuse a run whose steps, with what it keeps, would not fit in memory.
+
+        Raises:
+            MemoryError: with the sizes and the ways out.
+        """
+        step = step_nbytes(self.sampler, initial, self.source.example())
+        # A checkpoint is put together in memory: the states and, at worst, all draws.
+        saved = 0 if self.folder is None else step["states"] // 2 + self.needs["draws"]
+        check_memory({**self.needs, **step, "a checkpoint": saved})
 
     @cached_property
     def data_fingerprint(self) -> JSON:
@@ -160,24 +176,21 @@ class Plan:
         return energy
 
 
-def _check_fits(
+def _needs(
     sampler: Sampler,
     settings: Settings,
     storage: Storage,
     recorder: Recorder,
     source: BatchSource,
-) -> None:
+) -> dict[str, int]:
+    """Bytes of what a run keeps, by name."""
     dtype = getattr(torch, settings.storage_dtype)
     warm = settings.num_warmup // settings.thin if settings.keep_warmup else 0
     rows = len(range(settings.num_particles)[sampler.draws])
     draws = storage.nbytes(rows, settings.num_draws + warm, recorder.size, dtype)
-    check_memory(
-        {
-            "draws": draws,
-            f"the {sampler.estimator.name} estimator": sampler.estimator.nbytes(
-                settings.num_particles
-            ),
-            "the order of the data": source.nbytes(),
-            "minibatches": source.batch_nbytes(settings.num_particles),
-        }
-    )
+    return {
+        "draws": draws,
+        f"the {sampler.estimator.name} estimator": sampler.estimator.nbytes(settings.num_particles),
+        "the order of the data": source.nbytes(),
+        "minibatches": source.batch_nbytes(settings.num_particles),
+    }

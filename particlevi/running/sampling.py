@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from particlevi._checks import (
-    check_choice,
-    check_positive_int,
-    check_seed,
-)
+from particlevi._checks import check_choice, check_positive_int, check_seed
 from particlevi.data import Batching, Minibatches, as_data, as_particles
 from particlevi.data.minibatches import as_minibatches
 from particlevi.draws import Draws
 from particlevi.potentials.arithmetic import pinned
-from particlevi.potentials.random import draw_seed, global_seed
+from particlevi.potentials.potential import ModelPotential
+from particlevi.potentials.random import global_seed
 from particlevi.potentials.starts import starting_points
+from particlevi.running.converged import converged, probe_inputs
 from particlevi.running.loop import Loop
 from particlevi.running.monitor import Every, Monitor, Rule, as_monitor
 from particlevi.running.plan import Plan
@@ -30,10 +28,11 @@ from particlevi.schedules import as_schedule, describe, restore
 from particlevi.storage import checkpoint as files
 from particlevi.storage.recording import describe_keep
 from particlevi.storage.store import InMemory, Storage
+from particlevi.tuning.automatic import Setup, prepare
 from particlevi.tuning.stability import check_before_run
 from particlevi.typing import Sampler, Schedule, Tuner
 
-__all__ = ["Start", "Watcher", "resume", "sample"]
+__all__ = ["Initial", "Watcher", "resume", "sample"]
 
 Start: TypeAlias = Literal[
     "default", "fresh", "current", "jittered", "prior", "uniform", "normal", "init"
@@ -49,31 +48,17 @@ Watcher: TypeAlias = Monitor | Rule | Every | Sequence[Rule | Every]
 """A monitor, or the rules of one."""
 
 
-class _Seeds(NamedTuple):
-    """Seeds of independent streams, so that runs with one seed see the data in one order."""
-
-    start: int
-    batches: int
-    noise: int
-    everything_else: int
-
-    @classmethod
-    def of(cls, seed: int) -> _Seeds:
-        generator = torch.Generator().manual_seed(seed)
-        return cls(*(draw_seed(generator) for _ in cls._fields))
-
-
 def sample(
-    sampler: Sampler,
+    sampler: Sampler | ModelPotential,
     data: Any = None,
     *,
     step_size: float | Schedule | None = None,
     batch_size: int | None = None,
     num_particles: int | None = None,
     initial: Initial = None,
-    num_warmup: int = 0,
-    num_draws: int = 1000,
-    thin: int = 1,
+    num_warmup: int | None = None,
+    num_draws: int | None = None,
+    thin: int | None = None,
     seed: int = 0,
     compile: bool = False,
     progress: bool = True,
@@ -83,7 +68,7 @@ def sample(
     monitor: Watcher | None = None,
     tuner: Tuner | None = None,
 ) -> Draws:
-    """Run a sampler and keep its draws.
+    """Run a sampler and keep its draws; or a potential, and have all the rest chosen.
 
     After ``num_warmup`` steps come ``num_draws * thin`` more; every ``thin``-th ends in a draw.
     Ctrl-C ends the run and returns what was drawn; ``draws.attrs["ended_by"]`` tells what did.
@@ -93,12 +78,14 @@ def sample(
     (``pvi.tuning.check_stability``).
 
     Args:
-        sampler: from ``pvi.sgld(potential)`` and its like.
+        sampler: from ``pvi.sgld(potential)`` and its like; or a potential, and then sampler, start,
+            step size, warm-up and number of draws are chosen (``docs/tuning.md``), all data are
+            taken at every step, and the run ends when ESS is 400 and R-hat 1.01 at worst.
         data: tensors or arrays with first dimension N, such as ``(x, y)``, from which minibatches
             are drawn here; or an iterable of batches that can be read many times, such as a
             ``DataLoader``, whose batches all particles share. Absent for a density without data.
-        step_size: h, a number or a schedule; its meaning is the sampler's. Absent, the tuner
-            chooses it.
+        step_size: h, a number or a schedule; its meaning is the sampler's. Absent, it is tuned
+            during the warm-up, from starting points that are looked for.
         batch_size: B; all data at every step if absent.
         num_particles: P, unless ``initial`` tells it.
         initial: where particles start. By default those of a module start from its present weights
@@ -108,13 +95,14 @@ def sample(
             far as the potential has it (``potential.starts.methods``); a tensor ``[P, D]``; a
             ``state_dict`` (or values of Pyro's sites), or a list of them, one per particle; or
             ``Draws``, whose chains are gone on with from their last draws.
-        num_warmup: steps not kept.
-        num_draws: T.
-        thin: steps per draw; rounded up to a multiple of the steps after which the method has a
-            draw at all.
+        num_warmup: steps not kept; none unless step sizes are tuned.
+        num_draws: T; 1000 unless step sizes are tuned.
+        thin: steps per draw, 1 unless step sizes are tuned; rounded up to a multiple of the steps
+            after which the method has a draw at all.
         seed: of all randomness of the run. Starting points, minibatches and noise have streams of
-            their own, so that different samplers with one seed see the data in one order. Torch's
-            global generator is seeded inside and left as it was.
+            their own, one per particle: different samplers with one seed see the data in one
+            order, and other particles do not change what one of them does. Torch's global
+            generator is seeded inside and left as it was.
         compile: compile the whole step with ``torch.compile``: the same draws up to rounding. Not
             for Pyro models.
         progress: show a progress bar.
@@ -154,14 +142,27 @@ def sample(
         >>> bool((draws.particles.var() - 1).abs() < 0.1)
         True
     """
-    if not isinstance(sampler, Sampler):
+    if not isinstance(sampler, (Sampler, ModelPotential)):
         raise TypeError(
-            f"sample() takes a sampler, such as pvi.sghmc(potential), got {type(sampler).__name__}."
+            "sample() takes a sampler, such as pvi.sghmc(potential), or a potential, got "
+            f"{type(sampler).__name__}."
         )
+    check_seed("seed", seed)
+    if isinstance(sampler, ModelPotential) or (step_size is None and tuner is None):
+        setup = _prepared(
+            sampler, data, step_size, tuner, num_particles, initial, batch_size, int(seed)
+        )
+        if monitor is None and num_draws is None and isinstance(sampler, ModelPotential):
+            monitor = converged(probe=probe_inputs(sampler, data))
+        sampler, tuner, initial, num_particles = setup.sampler, setup.tuner, setup.initial, None
+        num_warmup = setup.num_warmup if num_warmup is None else num_warmup
+        num_draws = setup.num_draws if num_draws is None else num_draws
+        thin = setup.thin if thin is None else thin
+    num_warmup = 0 if num_warmup is None else num_warmup
+    num_draws, thin = 1000 if num_draws is None else num_draws, 1 if thin is None else thin
     check_positive_int("num_draws", num_draws)
     check_positive_int("num_warmup", num_warmup, minimum=0)
     check_positive_int("thin", thin)
-    check_seed("seed", seed)
     if batch_size is not None:
         check_positive_int("batch_size", batch_size)
     for name, flag in (("compile", compile), ("progress", progress)):
@@ -171,10 +172,9 @@ def sample(
     watcher, storage, batches = as_monitor(monitor), storage or InMemory(), as_minibatches(batching)
     if compile:
         _check_compilable(sampler)
-    seeds = _Seeds.of(int(seed))
     if isinstance(initial, (Tensor, np.ndarray)):
         initial = as_particles(initial, sampler.potential, sampler.potential.num_params, "initial")
-    start = starting_points(sampler.potential, num_particles, initial, seeds.start)
+    start = starting_points(sampler.potential, num_particles, initial, int(seed))
     saving = _saving(checkpoint)
     settings = Settings(
         num_particles=len(start),
@@ -193,7 +193,7 @@ def sample(
     folder = None if saving is None else Path(saving.folder)
     if folder is not None:
         _check_folder(folder)
-    with torch.no_grad(), global_seed(seeds.everything_else), pinned(sampler.potential.device):
+    with torch.no_grad(), global_seed(int(seed)), pinned(sampler.potential.device):
         checked = as_data(data, sampler.potential)
         if batches.shared is False and not checked.own_batches:
             raise ValueError(
@@ -201,7 +201,7 @@ def sample(
                 "Minibatches, or pass tensors, from which each chain draws its own."
             )
         plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder)
-        loop = Loop.start(plan, start, seeds.noise, seeds.batches)
+        loop = Loop.start(plan, start)
         if schedule is not None:
             check_before_run(sampler, start, checked, plan.source, schedule, plan.num_steps)
         return loop.run(watcher, progress)
@@ -267,6 +267,32 @@ def resume(
     with torch.no_grad(), global_seed(0), pinned(sampler.potential.device):
         plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder)
         return Loop.restore(plan, saved).run(watcher, progress)
+
+
+def _prepared(
+    what: Sampler | ModelPotential,
+    data: Any,
+    step_size: float | Schedule | None,
+    tuner: Tuner | None,
+    num_particles: int | None,
+    initial: Initial,
+    batch_size: int | None,
+    seed: int,
+) -> Setup:
+    """What nobody chose, chosen."""
+    if isinstance(what, ModelPotential) and not (step_size is None and tuner is None):
+        raise ValueError(
+            "With a potential in place of a sampler everything is chosen: leave step_size and "
+            "tuner out, or give a sampler, such as pvi.sghmc(potential)."
+        )
+    potential = what if isinstance(what, ModelPotential) else what.potential
+    if isinstance(initial, (Tensor, np.ndarray)):
+        initial = as_particles(initial, potential, potential.num_params, "initial")
+    points = starting_points(potential, num_particles, initial, seed)
+    generator = torch.Generator(points.device).manual_seed(seed)
+    keep = not (initial is None or isinstance(initial, str))
+    with torch.no_grad(), global_seed(seed), pinned(points.device):
+        return prepare(what, data, points, generator, batch_size, keep_start=keep)
 
 
 def _schedule_of(saved: Any, given: float | Schedule | None) -> Schedule | None:

@@ -15,6 +15,7 @@ from particlevi.running.divergence import DivergenceWatch
 from particlevi.running.plan import Plan
 from particlevi.schedules import describe
 from particlevi.storage import checkpoint as files
+from particlevi.streams import ParticleStreams
 from particlevi.typing import SamplerState
 
 __all__ = ["STATE_FILE", "Saved", "Saver"]
@@ -62,7 +63,7 @@ class Saved:
         plan: Plan,
         state: SamplerState,
         tuner_state: Any,
-        generators: Mapping[str, torch.Generator],
+        streams: Mapping[str, ParticleStreams],
         divergence: DivergenceWatch,
         progress: Mapping[str, Any],
     ) -> Saved:
@@ -72,7 +73,8 @@ class Saved:
             tensors |= files.flatten(tuner_state, "tuner")
         tensors |= {f"source.{name}": value for name, value in plan.source.state().items()}
         tensors |= {f"divergence.{name}": v for name, v in divergence.tensors().items()}
-        tensors |= {name: generator.get_state() for name, generator in generators.items()}
+        for name, each in streams.items():
+            tensors |= {f"streams.{name}.{key}": value for key, value in each.state().items()}
         tensors["global_rng"] = torch.get_rng_state()
         if state.position.is_cuda:
             tensors["cuda_rng"] = torch.cuda.get_rng_state(state.position.device)

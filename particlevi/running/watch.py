@@ -9,11 +9,14 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 
+from particlevi.errors import ParticleviWarning
 from particlevi.progress import progress_bar
 from particlevi.running.divergence import Cause
 from particlevi.running.interruption import Interrupt
 from particlevi.running.monitor import Every, Look, Monitor
+from particlevi.samplers.precision import rounding_warning
 from particlevi.typing import Controls, Sampler
 
 __all__ = ["Watch", "divergence_message"]
@@ -38,6 +41,7 @@ class Watch:
         self.interrupt = Interrupt()
         self._listening = self.interrupt.watch()
         self._warned = False
+        self._warned_of_rounding = False
         self._draws_seen: dict[int, int] = {}
 
     def __enter__(self) -> Self:
@@ -65,6 +69,16 @@ class Watch:
         if message is not None:
             self._warned = True
             warnings.warn(message, stacklevel=6)
+
+    def warn_of_rounding(self, before: Tensor, after: Tensor, controls: Controls) -> None:
+        """Steps that are smaller than the spacing of the particles' numbers, once."""
+        if self._warned_of_rounding:
+            return
+        rejects = self.sampler.requires.all_data
+        message = rounding_warning(before, after, controls, may_reject=rejects)
+        if message is not None:
+            self._warned_of_rounding = True
+            warnings.warn(message, ParticleviWarning, stacklevel=6)
 
     def show(self, step: int, info: Any, alive: list[int]) -> None:
         """Move the bar, with means over the chains that are left."""

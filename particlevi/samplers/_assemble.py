@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypedDict, Unpack
 
-import torch
 from torch import Tensor
 
 from particlevi._checks import check_particles
 from particlevi.gradients.minibatch import Target, as_estimator
 from particlevi.samplers._gradient_at import GradientAt
 from particlevi.samplers._metric import Metric
+from particlevi.samplers.precision import check_dtype
 from particlevi.samplers.requirements import check_batch, check_estimator
 from particlevi.schedules import as_schedule, describe
 from particlevi.typing import (
@@ -25,6 +25,7 @@ from particlevi.typing import (
     Sampler,
     SamplerState,
     Schedule,
+    Streams,
 )
 
 __all__ = [
@@ -74,28 +75,28 @@ class MomentumInfo(NamedTuple):
     kinetic_temperature: Tensor
 
 
-def no_memory(position: Tensor, generator: torch.Generator) -> Nothing:
+def no_memory(position: Tensor, streams: Streams) -> Nothing:
     """Nothing to remember."""
     return Nothing()
 
 
-def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:
+def standard_normal(like: Tensor, streams: Streams) -> Tensor:
     """Standard normal numbers in the shape, dtype and place of ``like``."""
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+    return streams.normal(like.shape, like.dtype)
 
 
-def gaussian(state: SamplerState, generator: torch.Generator) -> Tensor:
+def gaussian(state: SamplerState, streams: Streams) -> Tensor:
     """Standard normal noise ``[P, D]``."""
-    return standard_normal(state.position, generator)
+    return standard_normal(state.position, streams)
 
 
-def momenta(position: Tensor, generator: torch.Generator, temperature: float | Schedule) -> Tensor:
+def momenta(position: Tensor, streams: Streams, temperature: float | Schedule) -> Tensor:
     """Momenta ``[P, D]`` of unit mass at the temperature of the first step."""
     first = as_schedule("temperature", temperature)(0)
-    return standard_normal(position, generator) * math.sqrt(first)
+    return standard_normal(position, streams) * math.sqrt(first)
 
 
-def no_noise(state: SamplerState, generator: torch.Generator) -> tuple[()]:
+def no_noise(state: SamplerState, streams: Streams) -> tuple[()]:
     """A deterministic method."""
     return ()
 
@@ -118,6 +119,8 @@ class Declared(TypedDict, total=False):
     shown: Mapping[str, str]
     draws: slice
     draw_every: int
+    energy_error: Callable[[Any], Tensor] | None
+    work_bytes: Callable[[int], int]
     max_step_size: Callable[[float], float]
     warning: Callable[[Any, Controls], str | None] | None
     facts: Facts
@@ -128,8 +131,8 @@ def assemble(
     target: Target,
     transition: Transition,
     *,
-    memory: Callable[[Tensor, torch.Generator], Any] = no_memory,
-    noise: Callable[[SamplerState, torch.Generator], Any] = no_noise,
+    memory: Callable[[Tensor, Streams], Any] = no_memory,
+    noise: Callable[[SamplerState, Streams], Any] = no_noise,
     remember: Callable[[Any, Progress], Any] | None = None,
     settings: Mapping[str, JSON] | None = None,
     schedules: Mapping[str, float | Schedule] | None = None,
@@ -162,17 +165,16 @@ def assemble(
     estimator = as_estimator(target)
     requires = declared.get("requires", Requirements())
     check_estimator(name, requires, estimator)
+    check_dtype(name, estimator.potential.dtype)
     scheduled = {key: as_schedule(key, value) for key, value in (schedules or {}).items()}
 
-    def init(particles: Tensor, generator: torch.Generator) -> SamplerState:
+    def init(particles: Tensor, streams: Streams) -> SamplerState:
         check_particles(particles, estimator.potential.num_params)
         position = particles.detach().clone()
-        return SamplerState(
-            position, memory(position, generator), estimator.init(position, generator)
-        )
+        return SamplerState(position, memory(position, streams), estimator.init(position, streams))
 
-    def draw_noise(state: SamplerState, generator: torch.Generator) -> Any:
-        return noise(state, generator), estimator.draw_noise(state.estimator, generator)
+    def draw_noise(state: SamplerState, streams: Streams) -> Any:
+        return noise(state, streams), estimator.draw_noise(state.estimator, streams)
 
     def step(
         state: SamplerState, batch: Batch | None, noise: Any, controls: Controls

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from particlevi.samplers._gradient_at import GradientAt
-from particlevi.typing import Gradient, Requirements
+from particlevi.typing import Gradient, Requirements, Streams
 
 __all__ = ["EXACT_ENERGY", "chosen", "kinetic_energy", "leapfrog", "metropolis", "uniforms"]
 
@@ -30,8 +30,12 @@ def kinetic_energy(p: Tensor) -> Tensor:
 
 
 def metropolis(energy_error: Tensor, temperature: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether a path is accepted and the probability ``min(1, exp(-dE / T))``, ``[P]`` each."""
+    """Whether a path is accepted and the probability ``min(1, exp(-dE / T))``, ``[P]`` each.
+
+    A path whose energy is not finite is rejected.
+    """
     probability = (-energy_error / temperature).exp().clamp(max=1)
+    probability = torch.where(torch.isfinite(energy_error), probability, 0.0)
     return u < probability, probability
 
 
@@ -40,8 +44,6 @@ def chosen(accepted: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return torch.where(accepted if new.ndim == 1 else accepted.unsqueeze(-1), new, old)
 
 
-def uniforms(position: Tensor, num: int, generator: torch.Generator) -> Tensor:
+def uniforms(position: Tensor, num: int, streams: Streams) -> Tensor:
     """Uniform numbers in [0, 1), ``[P, num]``."""
-    return torch.rand(
-        len(position), num, generator=generator, dtype=position.dtype, device=position.device
-    )
+    return streams.uniform((len(position), num), position.dtype)

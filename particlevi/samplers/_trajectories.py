@@ -8,8 +8,10 @@ length over the step size. Every chain has its own n, so that no gradient is was
 The position of a chain is where it last accepted. Since n is drawn without looking at the position,
 that position follows ``exp(-U)`` exactly after any number of steps, not only after tests.
 
-A flight that leaves the support, or ends with an energy that is not finite, is rejected at its end:
-the time at which a chain tests must not depend on where it is.
+A flight that leaves the support, or ends with an energy that is not finite, is rejected at its
+end: the time at which a chain tests must not depend on where it is. While step sizes are tuned it
+may, so that a step far too long is known at once: a tuner may give the control ``patience``, the
+summed energy change in nats beyond which a flight is given up, infinite after the warm-up.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from particlevi.samplers._assemble import (
     standard_normal,
 )
 from particlevi.samplers._microcanonical import Flow, Point
-from particlevi.typing import Controls, SamplerState
+from particlevi.typing import Controls, SamplerState, Streams
 
 __all__ = ["Info", "Memory", "draw_noise", "first_memory", "num_steps", "transition"]
 
@@ -40,7 +42,6 @@ class Memory(NamedTuple):
         flight: where the flight is.
         energy_error: summed over the flight, ``[P]``.
         left: integrator steps to its end, ``[P]``; 0 where one begins.
-        acceptance: probability at the last test, ``[P]``.
         begun: 0-d, 0 before the first step, which only evaluates gradient and potential.
     """
 
@@ -49,7 +50,6 @@ class Memory(NamedTuple):
     flight: Point
     energy_error: Tensor
     left: Tensor
-    acceptance: Tensor
     begun: Tensor
 
 
@@ -58,7 +58,7 @@ class Info(NamedTuple):
 
     Attributes:
         potential, configurational_temperature: at the position.
-        acceptance: probability at the last test.
+        acceptance: probability of a test after this step.
         tested: 1 where this step ended in a test, else 0.
         energy_error: energy change of this integrator step in nats, infinite where not finite.
     """
@@ -89,18 +89,14 @@ def first_memory(position: Tensor) -> Memory:
     """Nothing evaluated yet."""
     zeros, none = torch.zeros_like(position), position.new_zeros(len(position))
     flight = Point(position.clone(), zeros.clone(), zeros.clone(), none.clone())
-    return Memory(
-        zeros, none, flight, none.clone(), none.clone(), torch.ones_like(none), none.new_zeros(())
-    )
+    return Memory(zeros, none, flight, none.clone(), none.clone(), none.new_zeros(()))
 
 
-def draw_noise(state: SamplerState, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw_noise(state: SamplerState, streams: Streams) -> tuple[Tensor, Tensor]:
     """Normal numbers ``[P, D]`` of the velocity; uniform ones ``[P, 2]``, length and test."""
     position = state.position
-    uniform = torch.rand(
-        len(position), 2, generator=generator, dtype=position.dtype, device=position.device
-    )
-    return standard_normal(position, generator), uniform
+    uniform = streams.uniform((len(position), 2), position.dtype)
+    return standard_normal(position, streams), uniform
 
 
 def transition(
@@ -132,10 +128,14 @@ def transition(
         flight, change = move(start, gradient_at, h)
         error = memory.energy_error + torch.where(first, 0.0, change)
 
-        probability = torch.where(torch.isnan(error), 0.0, (-error).exp().clamp(max=1))
-        tested = (left <= 0) & ~first
-        finite = torch.isfinite(flight.gradient).all(-1) & torch.isfinite(flight.potential)
-        accepted = (tested & finite & (noise[1][:, 1] < probability)) | first
+        finite = torch.isfinite(flight.gradient).all(-1) & torch.isfinite(error)
+        probability = torch.where(finite | first, (-error).exp().clamp(max=1), 0.0)
+        over = left <= 0
+        if "patience" in controls:
+            patience = controls["patience"]
+            over = over | ((~finite | (error > patience)) & torch.isfinite(patience))
+        tested = over & ~first
+        accepted = (tested & (noise[1][:, 1] < probability)) | first
         column = accepted.unsqueeze(-1)
         position = torch.where(column & ~first, flight.position, position)
         g = torch.where(column, flight.gradient, memory.gradient)
@@ -149,21 +149,19 @@ def transition(
             torch.where(again, g, flight.gradient),
             torch.where(over, potential, flight.potential),
         )
-        acceptance = torch.where(tested, probability * finite, memory.acceptance)
         kept = Memory(
             g,
             potential,
             flight,
             torch.where(over, 0.0, error),
             torch.where(over, 0.0, left),
-            acceptance,
             torch.ones_like(memory.begun),
         )
         change = torch.where(torch.isfinite(change), change, math.inf)
         info = Info(
             potential,
             configurational_temperature(position, g),
-            acceptance,
+            probability,
             tested.to(position.dtype),
             torch.where(first, 0.0, change),
         )

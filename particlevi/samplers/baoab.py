@@ -41,7 +41,7 @@ from particlevi.samplers._assemble import (
     gaussian,
     momenta,
 )
-from particlevi.typing import Controls, Facts, Sampler, Schedule
+from particlevi.typing import Controls, Facts, Sampler, Schedule, Streams
 
 __all__ = ["Memory", "baoab", "drift"]
 
@@ -83,8 +83,8 @@ def baoab(target: Target, friction: float = 1.0, temperature: float | Schedule =
     """
     check_positive("friction", friction)
 
-    def memory(position: Tensor, generator: torch.Generator) -> Memory:
-        momentum = momenta(position, generator, temperature)
+    def memory(position: Tensor, streams: Streams) -> Memory:
+        momentum = momenta(position, streams, temperature)
         return Memory(momentum, torch.zeros_like(position))
 
     def transition(

@@ -41,7 +41,7 @@ from particlevi.samplers._metropolis import (
     metropolis,
     uniforms,
 )
-from particlevi.typing import Controls, Sampler, SamplerState, Schedule
+from particlevi.typing import Controls, Sampler, SamplerState, Schedule, Streams
 
 __all__ = ["Info", "Memory", "hmc"]
 
@@ -58,11 +58,15 @@ class Memory(NamedTuple):
 
 
 class Info(NamedTuple):
-    """Potential and configurational temperature at the end of the step, acceptance ``[P]``."""
+    """Potential and configurational temperature at the end of the step, ``[P]``.
+
+    The probability of acceptance and the energy error in nats are those of the trajectory.
+    """
 
     potential: Tensor
     configurational_temperature: Tensor
     acceptance: Tensor
+    energy_error: Tensor
 
 
 def hmc(
@@ -91,13 +95,13 @@ def hmc(
     check_positive_int("num_leapfrog", num_leapfrog)
     check_fraction("jitter", jitter)
 
-    def memory(position: Tensor, generator: torch.Generator) -> Memory:
+    def memory(position: Tensor, streams: Streams) -> Memory:
         potential = position.new_zeros(len(position))
         return Memory(torch.zeros_like(position), potential, position.new_zeros(()))
 
-    def noise(state: SamplerState, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def noise(state: SamplerState, streams: Streams) -> tuple[Tensor, Tensor]:
         position = state.position
-        return standard_normal(position, generator), uniforms(position, 2, generator)
+        return standard_normal(position, streams), uniforms(position, 2, streams)
 
     def transition(
         position: Tensor, memory: Memory, gradient_at: GradientAt, noise: Any, controls: Controls
@@ -117,7 +121,8 @@ def hmc(
         position = chosen(accepted, end, position)
         g = chosen(accepted, g, memory.gradient)
         potential = chosen(accepted, potential, memory.potential)
-        info = Info(potential, configurational_temperature(position, g), probability)
+        error = torch.where(first, 0.0, error)
+        info = Info(potential, configurational_temperature(position, g), probability, error)
         return position, Memory(g, potential, torch.ones_like(begun)), info
 
     return assemble(
@@ -130,6 +135,7 @@ def hmc(
         noise=noise,
         gradients=num_leapfrog,
         requires=EXACT_ENERGY,
+        energy_error=lambda info: info.energy_error,
         shown=SHOWN | {"acceptance": "accepted"},
         max_step_size=lambda curvature: 2 / curvature**0.5,
     )

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from particlevi.samplers._assemble import (
@@ -32,7 +31,7 @@ from particlevi.samplers._assemble import (
     gaussian,
     standard_normal,
 )
-from particlevi.typing import Controls, Sampler, Schedule
+from particlevi.typing import Controls, Sampler, Schedule, Streams
 
 __all__ = ["Memory", "leimkuhler_matthews"]
 
@@ -61,8 +60,8 @@ def leimkuhler_matthews(target: Target, temperature: float | Schedule = 1.0) -> 
         ValueError: a negative temperature.
     """
 
-    def memory(position: Tensor, generator: torch.Generator) -> Memory:
-        return Memory(standard_normal(position, generator))
+    def memory(position: Tensor, streams: Streams) -> Memory:
+        return Memory(standard_normal(position, streams))
 
     def transition(
         position: Tensor, memory: Memory, gradient_at: GradientAt, noise: Any, controls: Controls

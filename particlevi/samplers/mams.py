@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from particlevi._checks import check_choice
@@ -29,7 +28,7 @@ from particlevi.samplers._assemble import Target, assemble
 from particlevi.samplers._microcanonical import INTEGRATORS, Integrator, direction, flow
 from particlevi.samplers._trajectories import Info, Memory
 from particlevi.samplers.mclmc import check_dimensions
-from particlevi.typing import Requirements, Sampler, Schedule
+from particlevi.typing import Requirements, Sampler, Schedule, Streams
 
 __all__ = ["Info", "Memory", "mams"]
 
@@ -74,7 +73,7 @@ def mams(
     check_dimensions("mams", num_params)
     length = 0.5 * math.pi * math.sqrt(num_params)
 
-    def memory(position: Tensor, generator: torch.Generator) -> Memory:
+    def memory(position: Tensor, streams: Streams) -> Memory:
         return _trajectories.first_memory(position)
 
     return assemble(
@@ -86,5 +85,6 @@ def mams(
         memory=memory,
         noise=_trajectories.draw_noise,
         requires=Requirements(all_data=True, energy=True, chains=True),
+        energy_error=lambda info: info.energy_error,
         gradients=len(INTEGRATORS[integrator].drifts),
     )

@@ -47,7 +47,7 @@ from particlevi.samplers._microcanonical import (
     flow,
     refresh,
 )
-from particlevi.typing import Controls, Sampler, SamplerState, Schedule
+from particlevi.typing import Controls, Sampler, SamplerState, Schedule, Streams
 
 __all__ = ["Info", "Memory", "check_dimensions", "mclmc"]
 
@@ -121,15 +121,15 @@ def mclmc(
     check_choice("integrator", integrator, INTEGRATORS)
     move = flow(integrator)
 
-    def memory(position: Tensor, generator: torch.Generator) -> Memory:
+    def memory(position: Tensor, streams: Streams) -> Memory:
         check_dimensions("mclmc", position.shape[1])
-        u = direction(standard_normal(position, generator))
+        u = direction(standard_normal(position, streams))
         potential = position.new_zeros(len(position))
         return Memory(u, torch.zeros_like(position), potential, position.new_zeros(()))
 
-    def noise(state: SamplerState, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def noise(state: SamplerState, streams: Streams) -> tuple[Tensor, Tensor]:
         position = state.position
-        return standard_normal(position, generator), standard_normal(position, generator)
+        return standard_normal(position, streams), standard_normal(position, streams)
 
     def transition(
         position: Tensor,

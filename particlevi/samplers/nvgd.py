@@ -29,9 +29,10 @@ from torch import Tensor, nn
 
 from particlevi._checks import check_fraction, check_positive, check_positive_int
 from particlevi.gradients.minibatch import as_estimator
-from particlevi.kernels.witness import Adam, Witness, adam_step, stein_loss, value_and_gradient
+from particlevi.kernels.adam import Moments, adam
+from particlevi.kernels.witness import Witness, stein_loss, value_and_gradient
 from particlevi.samplers._assemble import GradientAt, Target, assemble
-from particlevi.typing import Controls, Sampler, SamplerState, Schedule
+from particlevi.typing import Controls, Sampler, SamplerState, Schedule, Streams
 
 __all__ = ["Info", "Memory", "nvgd"]
 
@@ -40,7 +41,7 @@ class Memory(NamedTuple):
     """The witness network's parameters ``[W]`` and Adam's moments."""
 
     network: Tensor
-    moments: Adam
+    moments: Moments
 
 
 class Info(NamedTuple):
@@ -99,18 +100,16 @@ def nvgd(
     check_positive_int("patience", patience, minimum=0)
     witness = Witness(network, as_estimator(target).potential.num_params)
 
-    def memory(position: Tensor, generator: torch.Generator) -> Memory:
-        start = witness.init(position, generator)
+    def memory(position: Tensor, streams: Streams) -> Memory:
+        start = witness.init(position, streams)
         zero = torch.zeros_like(start)
-        return Memory(start, Adam(zero, zero.clone(), start.new_zeros(())))
+        return Memory(start, Moments(zero, zero.clone(), start.new_zeros(())))
 
-    def noise(state: SamplerState, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        shape, device = state.position.shape, state.position.device
-        order = torch.randperm(shape[0], generator=generator, device=device)
-        signs = torch.randint(
-            0, 2, (num_inner_steps, *shape), generator=generator, device=device, dtype=torch.int8
-        )
-        return order, signs
+    def noise(state: SamplerState, streams: Streams) -> tuple[Tensor, Tensor]:
+        position = state.position
+        order = streams.shared.uniform((len(position),)).argsort()
+        signs = streams.integers(2, (len(position), num_inner_steps, position.shape[1]))
+        return order, signs.transpose(0, 1).to(torch.int8)
 
     def transition(
         position: Tensor, memory: Memory, gradient_at: GradientAt, noise: Any, controls: Controls
@@ -133,9 +132,9 @@ def nvgd(
         for k in range(num_inner_steps):
             probes = 2 * signs[k].to(position.dtype) - 1
             value, gradient = value_and_gradient(partial(loss, train, probes), network)
-            change, moved = adam_step(gradient, moments, rate)
-            network = torch.where(active, network + change, network)
-            moments = Adam(
+            direction, moved = adam(gradient, moments)
+            network = torch.where(active, network - rate * direction, network)
+            moments = Moments(
                 *(torch.where(active, new, old) for new, old in zip(moved, moments, strict=True))
             )
             count = count + active

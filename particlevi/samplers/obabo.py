@@ -53,7 +53,15 @@ from particlevi.samplers._metropolis import (
     uniforms,
 )
 from particlevi.samplers.baoab import Memory
-from particlevi.typing import Controls, Gradient, Requirements, Sampler, SamplerState, Schedule
+from particlevi.typing import (
+    Controls,
+    Gradient,
+    Requirements,
+    Sampler,
+    SamplerState,
+    Schedule,
+    Streams,
+)
 
 __all__ = ["AdjustedInfo", "AdjustedMemory", "Memory", "obabo"]
 
@@ -71,12 +79,13 @@ class AdjustedMemory(NamedTuple):
 
 
 class AdjustedInfo(NamedTuple):
-    """As ``MomentumInfo``, with the probability of acceptance, ``[P]``."""
+    """As ``MomentumInfo``, with probability of acceptance and energy error in nats, ``[P]``."""
 
     potential: Tensor
     configurational_temperature: Tensor
     kinetic_temperature: Tensor
     acceptance: Tensor
+    energy_error: Tensor
 
 
 def obabo(
@@ -115,15 +124,15 @@ def obabo(
     adjusted = metropolis_every is not None
     length = int(metropolis_every or 1)
 
-    def memory(position: Tensor, generator: torch.Generator) -> Memory | AdjustedMemory:
-        p, zeros = momenta(position, generator, temperature), torch.zeros_like(position)
+    def memory(position: Tensor, streams: Streams) -> Memory | AdjustedMemory:
+        p, zeros = momenta(position, streams, temperature), torch.zeros_like(position)
         if not adjusted:
             return Memory(p, zeros)
         return AdjustedMemory(p, zeros, zeros[:, 0].clone(), position.new_zeros(()))
 
-    def noise(state: SamplerState, generator: torch.Generator) -> tuple[Tensor, ...]:
-        normal = [standard_normal(state.position, generator) for _ in range(2 * length)]
-        uniform = [uniforms(state.position, 1, generator)] if adjusted else []
+    def noise(state: SamplerState, streams: Streams) -> tuple[Tensor, ...]:
+        normal = [standard_normal(state.position, streams) for _ in range(2 * length)]
+        uniform = [uniforms(state.position, 1, streams)] if adjusted else []
         return (*normal, *uniform)
 
     def move(
@@ -172,7 +181,8 @@ def obabo(
         g = chosen(accepted, g, memory.gradient)
         potential = chosen(accepted, potential, memory.potential)
         configurational = configurational_temperature(position, g)
-        info = AdjustedInfo(potential, configurational, p.square().mean(-1), probability)
+        error = torch.where(first, 0.0, error)
+        info = AdjustedInfo(potential, configurational, p.square().mean(-1), probability, error)
         return position, AdjustedMemory(p, g, potential, torch.ones_like(memory.begun)), info
 
     return assemble(
@@ -185,6 +195,7 @@ def obabo(
         schedules={"temperature": temperature},
         gradients=length,
         requires=EXACT_ENERGY if adjusted else Requirements(),
+        energy_error=(lambda info: info.energy_error) if adjusted else None,
         shown=MOMENTUM_SHOWN | ({"acceptance": "accepted"} if adjusted else {}),
         max_step_size=lambda curvature: 2 / curvature**0.5,
     )

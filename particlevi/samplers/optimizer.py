@@ -33,7 +33,7 @@ from particlevi.samplers._assemble import (
     assemble,
     configurational_temperature,
 )
-from particlevi.typing import Controls, Sampler
+from particlevi.typing import Controls, Sampler, Streams
 
 __all__ = ["Memory", "optimizer"]
 
@@ -164,7 +164,7 @@ def _(
 def check_rows(make: Make, like: Tensor) -> None:
     """A row moves as it would alone."""
     size = max(int(like.shape[-1]), 2)
-    points = torch.linspace(-1.0, 2.0, 2 * size, dtype=like.dtype, device=like.device).view(2, -1)
+    points = torch.linspace(-1.0, 2.0, 2 * size, dtype=like.dtype).view(2, -1)
 
     def after(start: Tensor) -> Tensor:
         stepper, position = Stepper(make, start), start
@@ -220,7 +220,7 @@ def optimizer(target: Target, make: Make, loss: Literal["mean", "total"] = "mean
     _steppers[handle] = stepper
     scale = 1.0 if loss == "total" else 1.0 / (potential.num_data or 1)
 
-    def memory(position: Tensor, generator: torch.Generator) -> Memory:
+    def memory(position: Tensor, streams: Streams) -> Memory:
         return Memory(stepper.empty(position), torch.zeros((), dtype=torch.bool))
 
     def transition(

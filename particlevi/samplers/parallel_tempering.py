@@ -49,6 +49,7 @@ from particlevi.typing import (
     Requirements,
     Sampler,
     SamplerState,
+    Streams,
 )
 
 __all__ = ["Info", "Memory", "parallel_tempering"]
@@ -134,17 +135,17 @@ def parallel_tempering(
     def temperature_of(position: Tensor) -> Tensor:
         return levels[torch.arange(len(position), device=levels.device) % rungs]
 
-    def memory(position: Tensor, generator: torch.Generator) -> Memory:
+    def memory(position: Tensor, streams: Streams) -> Memory:
         spread = temperature_of(position).sqrt().unsqueeze(-1)
-        momentum = standard_normal(position, generator) * spread
+        momentum = standard_normal(position, streams) * spread
         acceptance = position.new_ones(len(position))
         steps = position.new_zeros(())
         variance = torch.full_like(acceptance, 0.0 if online else float(energy_noise))
         known = Average(variance, steps.clone())
         return Memory(momentum, torch.zeros_like(position), acceptance, steps, known)
 
-    def noise(state: SamplerState, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return gaussian(state, generator), uniforms(state.position, 1, generator)[:, 0]
+    def noise(state: SamplerState, streams: Streams) -> tuple[Tensor, Tensor]:
+        return gaussian(state, streams), uniforms(state.position, 1, streams)[:, 0]
 
     def energy_estimate(
         gradient_at: GradientAt, position: Tensor, memory: Memory

@@ -44,7 +44,7 @@ from particlevi.samplers._assemble import (
     gaussian,
     momenta,
 )
-from particlevi.typing import Controls, Progress, Sampler, Schedule
+from particlevi.typing import Controls, Progress, Sampler, Schedule, Streams
 
 __all__ = ["Memory", "psghmc"]
 
@@ -103,9 +103,9 @@ def psghmc(
     groups = potential.groups("tensor")
     sizes = torch.bincount(groups).to(potential.dtype)
 
-    def memory(position: Tensor, generator: torch.Generator) -> Memory:
+    def memory(position: Tensor, streams: Streams) -> Memory:
         blank = position.new_zeros(len(position), len(sizes))
-        momentum = momenta(position, generator, temperature)
+        momentum = momenta(position, streams, temperature)
         return Memory(momentum, blank, blank.clone(), position.new_zeros(()))
 
     def masses(second_moment: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ from particlevi.samplers._assemble import (
     configurational_temperature,
     gaussian,
 )
-from particlevi.typing import Controls, Progress, Sampler, SamplerState, Schedule
+from particlevi.typing import Controls, Progress, Sampler, SamplerState, Schedule, Streams
 
 __all__ = ["Memory", "psgld"]
 
@@ -95,9 +95,9 @@ def psgld(
     potential = as_estimator(target).potential
     num_data = potential.num_data or 1
 
-    def randomness(state: SamplerState, generator: torch.Generator) -> Any:
-        xi = gaussian(state, generator)
-        return (xi, gaussian(state, generator).sign()) if divergence else xi
+    def randomness(state: SamplerState, streams: Streams) -> Any:
+        xi = gaussian(state, streams)
+        return (xi, gaussian(state, streams).sign()) if divergence else xi
 
     def curvature(position: Tensor, g: Tensor, gradient_at: GradientAt, signs: Tensor) -> Tensor:
         """``gbar Hbar_ii``, unbiased; exact for a diagonal Hessian."""
@@ -109,7 +109,7 @@ def psgld(
         diagonal: Tensor = signs * (ahead - behind) / (2 * width)
         return g * diagonal / num_data**2
 
-    def memory(position: Tensor, generator: torch.Generator) -> Memory:
+    def memory(position: Tensor, streams: Streams) -> Memory:
         return Memory(torch.zeros_like(position), position.new_zeros(()))
 
     def remember(memory: Memory, progress: Progress) -> Memory:

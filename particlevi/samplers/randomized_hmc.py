@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from particlevi._checks import check_choice
@@ -27,7 +26,7 @@ from particlevi.samplers import _trajectories
 from particlevi.samplers._assemble import Target, assemble
 from particlevi.samplers._microcanonical import INTEGRATORS, Integrator, leapfrog
 from particlevi.samplers._trajectories import Info, Memory
-from particlevi.typing import Requirements, Sampler, Schedule
+from particlevi.typing import Requirements, Sampler, Schedule, Streams
 
 __all__ = ["Info", "Memory", "randomized_hmc"]
 
@@ -67,7 +66,7 @@ def randomized_hmc(
     """
     check_choice("integrator", integrator, INTEGRATORS)
 
-    def memory(position: Tensor, generator: torch.Generator) -> Memory:
+    def memory(position: Tensor, streams: Streams) -> Memory:
         return _trajectories.first_memory(position)
 
     return assemble(
@@ -79,6 +78,7 @@ def randomized_hmc(
         memory=memory,
         noise=_trajectories.draw_noise,
         requires=Requirements(all_data=True, energy=True, chains=True),
+        energy_error=lambda info: info.energy_error,
         gradients=len(INTEGRATORS[integrator].drifts),
         max_step_size=lambda curvature: 2 / curvature**0.5,
     )

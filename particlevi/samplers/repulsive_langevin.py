@@ -24,7 +24,8 @@ from torch import Tensor
 from particlevi._checks import check_nonnegative
 from particlevi.kernels.kernels import Radial, as_radial
 from particlevi.samplers._assemble import GradientAt, Target, assemble, gaussian
-from particlevi.typing import Controls, Facts, Sampler, Schedule
+from particlevi.samplers.svgd import Info
+from particlevi.typing import Controls, Facts, Sampler, Schedule, Streams
 
 __all__ = ["Info", "Memory", "repulsive_langevin"]
 
@@ -33,14 +34,6 @@ class Memory(NamedTuple):
     """The bandwidth, 0-d, as it was at the start."""
 
     bandwidth: Tensor
-
-
-class Info(NamedTuple):
-    """Potential and the norms of attraction and repulsion ``[P]``, where they were evaluated."""
-
-    potential: Tensor
-    attraction_norm: Tensor
-    repulsion_norm: Tensor
 
 
 def repulsive_langevin(
@@ -76,7 +69,7 @@ def repulsive_langevin(
     check_nonnegative("jitter", jitter)
     chosen = as_radial(kernel)
 
-    def memory(position: Tensor, generator: torch.Generator) -> Memory:
+    def memory(position: Tensor, streams: Streams) -> Memory:
         return Memory(chosen.width(position))
 
     def transition(
@@ -93,11 +86,7 @@ def repulsive_langevin(
         factor, failed = torch.linalg.cholesky_ex(matrix + jitter * identity)
         factor = torch.where(failed == 0, factor, torch.nan).to(noise.dtype)
         diffusion = (2 * h * temperature / num).sqrt() * (factor @ noise)
-        info = Info(
-            potential,
-            torch.linalg.vector_norm(attraction, dim=-1),
-            torch.linalg.vector_norm(repulsion, dim=-1),
-        )
+        info = Info.of(potential, attraction, repulsion)
         position = position + h * (attraction + temperature * repulsion) + diffusion
         return position, memory, info
 

@@ -31,7 +31,7 @@ from particlevi.samplers._assemble import (
     assemble,
     configurational_temperature,
 )
-from particlevi.typing import Controls, Sampler
+from particlevi.typing import Controls, Sampler, Streams
 
 __all__ = ["Memory", "sgd"]
 
@@ -62,7 +62,7 @@ def sgd(target: Target, momentum: float = 0.0) -> Sampler:
     """
     check_fraction("momentum", momentum)
 
-    def memory(position: Tensor, generator: torch.Generator) -> Memory:
+    def memory(position: Tensor, streams: Streams) -> Memory:
         return Memory(torch.zeros_like(position))
 
     def transition(

@@ -39,7 +39,6 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
 from particlevi._checks import check_choice, check_positive
@@ -55,7 +54,7 @@ from particlevi.samplers._assemble import (
     momenta,
 )
 from particlevi.samplers._noise import Average, Noise
-from particlevi.typing import Controls, Facts, Sampler, Schedule
+from particlevi.typing import Controls, Facts, Sampler, Schedule, Streams
 
 __all__ = ["Memory", "sghmc"]
 
@@ -112,8 +111,8 @@ def sghmc(
     check_choice("integrator", integrator, ["baoa", "symplectic", "explicit"])
     known = Noise(gradient_noise, target)
 
-    def memory(position: Tensor, generator: torch.Generator) -> Memory:
-        return Memory(momenta(position, generator, temperature), known.memory(position))
+    def memory(position: Tensor, streams: Streams) -> Memory:
+        return Memory(momenta(position, streams, temperature), known.memory(position))
 
     def splitting(
         position: Tensor, memory: Memory, gradient_at: GradientAt, noise: Any, controls: Controls

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from particlevi.samplers._assemble import (
@@ -32,7 +31,7 @@ from particlevi.samplers._assemble import (
     gaussian,
 )
 from particlevi.samplers._noise import Noise
-from particlevi.typing import Controls, Sampler, Schedule
+from particlevi.typing import Controls, Sampler, Schedule, Streams
 
 __all__ = ["sgld"]
 
@@ -67,7 +66,7 @@ def sgld(
     """
     known = Noise(gradient_noise, target)
 
-    def memory(position: Tensor, generator: torch.Generator) -> Any:
+    def memory(position: Tensor, streams: Streams) -> Any:
         return known.memory(position)
 
     def transition(

@@ -49,7 +49,7 @@ from particlevi.samplers._assemble import (
     gaussian,
     momenta,
 )
-from particlevi.typing import Controls, Facts, Sampler, Schedule
+from particlevi.typing import Controls, Facts, Sampler, Schedule, Streams
 
 __all__ = ["Info", "Memory", "sgnht"]
 
@@ -95,8 +95,8 @@ def sgnht(target: Target, diffusion: float = 1.0, temperature: float | Schedule 
     """
     check_positive("diffusion", diffusion)
 
-    def memory(position: Tensor, generator: torch.Generator) -> Memory:
-        momentum = momenta(position, generator, temperature)
+    def memory(position: Tensor, streams: Streams) -> Memory:
+        momentum = momenta(position, streams, temperature)
         return Memory(momentum, position.new_full((len(position),), diffusion))
 
     def transition(

@@ -22,20 +22,13 @@ from torch import Tensor
 
 from particlevi._checks import check_choice
 from particlevi.gradients.minibatch import as_estimator
+from particlevi.kernels.adam import Moments, adam
 from particlevi.kernels.grouped import graphical
 from particlevi.kernels.kernels import Kernel, Radial, as_kernel, as_radial
 from particlevi.samplers._assemble import GradientAt, Target, assemble
-from particlevi.typing import Controls, Sampler, Schedule
+from particlevi.typing import Controls, Sampler, Schedule, Streams
 
-__all__ = ["Info", "Memory", "message_passing_svgd", "svgd"]
-
-
-class Memory(NamedTuple):
-    """Moments of the direction, ``[P, D]`` each, and the number of steps, 0-d."""
-
-    first: Tensor
-    second: Tensor
-    num_steps: Tensor
+__all__ = ["Info", "message_passing_svgd", "svgd"]
 
 
 class Info(NamedTuple):
@@ -44,6 +37,15 @@ class Info(NamedTuple):
     potential: Tensor
     attraction_norm: Tensor
     repulsion_norm: Tensor
+
+    @classmethod
+    def of(cls, potential: Tensor, attraction: Tensor, repulsion: Tensor) -> Info:
+        """From the potential ``[P]`` and the two parts of the direction ``[P, D]``."""
+        return cls(
+            potential,
+            torch.linalg.vector_norm(attraction, dim=-1),
+            torch.linalg.vector_norm(repulsion, dim=-1),
+        )
 
 
 def svgd(
@@ -79,23 +81,21 @@ def svgd(
         ValueError: an unknown optimizer.
     """
     check_choice("optimizer", optimizer, ["plain", "adagrad", "rmsprop", "adam"])
-    chosen = as_kernel(kernel).bind(as_estimator(target).potential)
+    potential = as_estimator(target).potential
+    chosen = as_kernel(kernel).bind(potential)
+    item = torch.finfo(potential.dtype).bits // 8
 
-    def memory(position: Tensor, generator: torch.Generator) -> Memory:
+    def memory(position: Tensor, streams: Streams) -> Moments:
         empty = position.new_zeros((0,)) if optimizer == "plain" else torch.zeros_like(position)
         first = torch.zeros_like(position) if optimizer == "adam" else position.new_zeros((0,))
-        return Memory(first, empty, position.new_zeros(()))
+        return Moments(first, empty, position.new_zeros(()))
 
     def transition(
-        position: Tensor, memory: Memory, gradient_at: GradientAt, noise: Any, controls: Controls
-    ) -> tuple[Tensor, Memory, Info]:
+        position: Tensor, memory: Moments, gradient_at: GradientAt, noise: Any, controls: Controls
+    ) -> tuple[Tensor, Moments, Info]:
         g, potential = gradient_at(position)
         attraction, repulsion = chosen.direction(position, -controls["annealing"] * g)
-        info = Info(
-            potential,
-            torch.linalg.vector_norm(attraction, dim=-1),
-            torch.linalg.vector_norm(repulsion, dim=-1),
-        )
+        info = Info.of(potential, attraction, repulsion)
         direction, memory = _preconditioned(attraction + repulsion, memory, optimizer)
         return position + controls["step_size"] * direction, memory, info
 
@@ -107,14 +107,16 @@ def svgd(
         schedules={"annealing": annealing},
         memory=memory,
         interacting=True,
+        work_bytes=lambda num: 5 * min(num**2, 2**21) * item,
         watched=lambda info, controls: controls["annealing"] * info.potential,
     )
 
 
-def _preconditioned(phi: Tensor, memory: Memory, optimizer: str) -> tuple[Tensor, Memory]:
+def _preconditioned(phi: Tensor, memory: Moments, optimizer: str) -> tuple[Tensor, Moments]:
     """The direction of the step from ``phi``, and the moments that go with it."""
-    count = memory.num_steps + 1
-    first, second, direction = memory.first, memory.second, phi
+    if optimizer == "adam":
+        return adam(phi, memory)
+    count, second, direction = memory.num_updates + 1, memory.second, phi
     if optimizer == "adagrad":
         second = second + phi.square()
         direction = phi / (second.sqrt() + 1e-8)
@@ -122,12 +124,7 @@ def _preconditioned(phi: Tensor, memory: Memory, optimizer: str) -> tuple[Tensor
         kept = 0.9 * (count > 1).to(phi)
         second = kept * second + (1 - kept) * phi.square()
         direction = phi / (second.sqrt() + 1e-8)
-    elif optimizer == "adam":
-        first = 0.9 * first + 0.1 * phi
-        second = 0.999 * second + 0.001 * phi.square()
-        direction = first / (1 - 0.9**count)
-        direction = direction / ((second / (1 - 0.999**count)).sqrt() + 1e-8)
-    return direction, Memory(first, second, count)
+    return direction, memory._replace(second=second, num_updates=count)
 
 
 def message_passing_svgd(

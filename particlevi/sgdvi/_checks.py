@@ -10,7 +10,14 @@ from torch import Tensor
 
 from particlevi._checks import check_finite
 
-__all__ = ["as_real", "check_field", "check_points", "check_vector"]
+__all__ = [
+    "as_directions",
+    "as_real",
+    "check_field",
+    "check_function",
+    "check_points",
+    "check_vector",
+]
 
 
 def _got(value: Any) -> str:
@@ -82,3 +89,23 @@ def check_field(
             f"{name} must map points [S, D] to a tensor [{wanted}], got {_got(found)} at one point."
         )
     check_finite(f"{name}(points)", found, "Leave those points out.")
+
+
+def as_directions(name: str, value: Any, size: int, columns: int | None = None) -> Tensor:
+    """``value`` as a finite float64 tensor ``[D, K]``."""
+    right = isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 2
+    if not right or value.shape[0] != size or value.shape[1] != (columns or value.shape[1]):
+        raise ValueError(
+            f"{name} must be a floating-point tensor [{size}, {columns or 'K'}], got {_got(value)}."
+        )
+    if value.shape[1] == 0:
+        raise ValueError(f"{name} must have at least one column, got {_got(value)}.")
+    check_finite(name, value, "Leave those directions out.")
+    found: Tensor = value.detach().double()
+    return found
+
+
+def check_function(name: str, value: Any) -> None:
+    """``value`` can be called."""
+    if not callable(value):
+        raise TypeError(f"{name} must be a function of points [..., D], got {_got(value)}.")

@@ -86,7 +86,8 @@ def momentum_steps(hessian: Array, learning_rate: float, momentum: float) -> tup
 
 def check_stable_steps(step: Array, learning_rate: float) -> None:
     """The largest factor per step is below 1."""
-    radius = np.abs(np.linalg.eigvals(step)).max()
+    finite = np.isfinite(step).all()
+    radius = np.abs(np.linalg.eigvals(step)).max() if finite else np.inf
     if radius >= 1:
         raise ValueError(
             f"The steps have no stationary law: the largest factor per step is {radius:.4g}, it "

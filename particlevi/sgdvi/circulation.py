@@ -22,9 +22,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_positive, check_positive_int
+from particlevi._checks import check_positive, check_positive_int, check_seed
 from particlevi.draws import Draws
 from particlevi.noise.covariance import Estimate
+from particlevi.sgdvi._checks import as_directions
 from particlevi.sgdvi.series import as_series, block_labels, is_stationary
 
 __all__ = ["Circulation", "circulation", "entropy_production"]
@@ -100,9 +101,11 @@ def circulation(
     """
     check_positive("time_per_draw", time_per_draw)
     check_positive_int("num_flips", num_flips)
+    check_seed("seed", seed)
     series = as_series(draws)
     if directions is not None:
-        series = (series - series.mean((0, 1))) @ directions.double()
+        basis = as_directions("directions", directions, series.shape[-1])
+        series = (series - series.mean((0, 1))) @ basis
     blocks, weights = _block_rates(series, lag, time_per_draw, num_blocks)
     count, size = len(blocks), series.shape[-1]
     if size < 2:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from particlevi._checks import check_finite, check_positive, check_positive_int, check_seed
 from particlevi.draws import Draws
-from particlevi.sgdvi._checks import check_field, check_points
+from particlevi.sgdvi._checks import as_directions, check_field, check_points
 from particlevi.sgdvi.series import as_series, block_labels, is_stationary
 from particlevi.sgdvi.slices import principal_directions
 
@@ -239,10 +239,10 @@ def probability_current(
     """
     check_positive("time_per_draw", time_per_draw)
     check_positive_int("num_grid", num_grid, minimum=2)
+    num_grid = int(num_grid)
     series = as_series(draws)
-    basis = principal_directions(series) if directions is None else directions.double()
-    if basis.shape != (series.shape[-1], 2):
-        raise ValueError(f"directions must be [{series.shape[-1]}, 2], got {list(basis.shape)}.")
+    given = principal_directions(series) if directions is None else directions
+    basis = as_directions("directions", given, series.shape[-1], 2)
     if series.shape[1] < 2:
         raise ValueError("A current needs at least two draws per chain.")
     plane = (series - series.mean((0, 1))) @ basis

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_fraction, check_positive, check_positive_int
+from particlevi._checks import check_flag, check_fraction, check_positive, check_positive_int
 from particlevi.sgdvi._linear import (
     Array,
     check_stable_steps,
@@ -140,8 +140,7 @@ def batch_sizes(num_data: int, batch_size: int, drop_last: bool) -> list[int]:
     """
     check_positive_int("num_data", num_data, minimum=2)
     check_positive_int("batch_size", batch_size)
-    if not isinstance(drop_last, bool):
-        raise ValueError(f"drop_last must be True or False, got {drop_last!r}.")
+    check_flag("drop_last", drop_last)
     if batch_size >= num_data:
         raise ValueError(
             f"batch_size must be below num_data={num_data}, got {batch_size}: batches of all data "

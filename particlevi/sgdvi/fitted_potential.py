@@ -34,7 +34,7 @@ __all__ = ["FittedPotential", "fit_potential"]
 _WIDTHS = (0.3, 0.5, 0.8, 1.2, 1.8, 2.7, 4.0, 6.0, 9.0)
 _RIDGES = tuple(10.0**k for k in range(-13, 3))
 _NUMBERS = (12, 25, 50, 100, 200, 400)
-_MOST_NUMBERS = {1: 50, 2: 200}
+_MOST_NUMBERS = {1: 100, 2: 200}
 _UNDERSMOOTHING = 0.1
 _MATTERS = 0.01
 _ROWS = 4096
@@ -119,7 +119,7 @@ def fit_potential(
     Args:
         draws: stationary draws of SGD, or ``[P, T, D]``.
         temperature: T, as ``particlevi.noise.temperature`` gives it, with the momentum of the run.
-        num_centers: M, of bumps; chosen by draws left out if absent, from 12 up to 50 in one
+        num_centers: M, of bumps; chosen by draws left out if absent, from 12 up to 100 in one
             dimension, 200 in two, 400 in more.
         width: of the bumps in standard deviations; likewise, from 0.3 to 9.
         ridge: likewise, from 1e-13 to 100. What is used is a tenth of the choice: the bias of a

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from particlevi._checks import check_choice, check_positive, check_positive_int
 from particlevi.draws import Draws
+from particlevi.sgdvi._checks import as_real, check_field
 from particlevi.sgdvi.series import as_series
 from particlevi.sgdvi.stationary import StationaryLaw
 
@@ -53,14 +54,16 @@ def gaussian_kl(mean: Tensor, covariance: Tensor, law: StationaryLaw) -> Tensor:
     >>> bool(gaussian_kl(law.mean, law.covariance, law).abs() < 1e-12)
     True
     """
+    _check_law(law)
+    mean, covariance = _moments(law, mean, covariance)
     if law.null_directions.shape[1]:
         raise ValueError(
             f"The law has {law.null_directions.shape[1]} directions without noise, so every other "
             "law is infinitely far from it: restrict the matrices to the others."
         )
     precision = law.potential_hessian / law.temperature
-    shift = mean.double() - law.mean
-    product = covariance.double() @ precision
+    shift = mean - law.mean
+    product = covariance @ precision
     square = ((shift @ precision) * shift).sum(-1)
     trace = product.diagonal(dim1=-2, dim2=-1).sum(-1)
     divergence: Tensor = 0.5 * (square + trace - len(law.mean) - torch.linalg.slogdet(product)[1])
@@ -78,10 +81,43 @@ def moments_along(law: StationaryLaw, mean: Tensor, covariance: Tensor, times: T
         covariance: at time 0, ``[D, D]``.
         times: ``[T]``; one step of SGD takes ``eta``.
     """
-    fade = torch.linalg.matrix_exp(-law.hessian * times.double()[:, None, None])
-    means = law.mean + (fade @ (mean.double() - law.mean)[:, None])[..., 0]
-    excess = fade @ (covariance.double() - law.covariance) @ fade.transpose(-1, -2)
+    _check_law(law)
+    mean, covariance = _moments(law, mean, covariance, batched=False)
+    times = as_real("times", times, "[T]")
+    if times.ndim != 1 or (times < 0).any():
+        raise ValueError(f"times must be a tensor [T] of at least 0, got {list(times.shape)}.")
+    fade = torch.linalg.matrix_exp(-law.hessian * times[:, None, None])
+    means = law.mean + (fade @ (mean - law.mean)[:, None])[..., 0]
+    excess = fade @ (covariance - law.covariance) @ fade.transpose(-1, -2)
     return Moments(means, law.covariance + excess)
+
+
+def _check_law(law: StationaryLaw) -> None:
+    if not isinstance(law, StationaryLaw):
+        raise TypeError(
+            f"law must come from stationary_law or exact_law, got {type(law).__name__}."
+        )
+
+
+def _moments(
+    law: StationaryLaw, mean: Tensor, covariance: Tensor, batched: bool = True
+) -> tuple[Tensor, Tensor]:
+    size = len(law.mean)
+    m = as_real("mean", mean, f"[..., {size}]")
+    c = as_real("covariance", covariance, f"[..., {size}, {size}]")
+    fits = m.shape[-1:] == (size,) and c.shape[-2:] == (size, size)
+    if batched:
+        lead = m.shape[:-1], c.shape[:-2]
+        fits = fits and (lead[0] == lead[1] or () in lead)
+    else:
+        fits = fits and m.ndim == 1 and c.ndim == 2
+    if not fits:
+        dots = "..., " if batched else ""
+        raise ValueError(
+            f"mean and covariance must be [{dots}{size}] and [{dots}{size}, {size}], got "
+            f"{list(m.shape)} and {list(c.shape)}."
+        )
+    return m, c
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +169,7 @@ def free_energy_along(
     check_positive_int("num_neighbours", num_neighbours)
     check_positive_int("num_groups", num_groups, minimum=3)
     series = as_series(draws).transpose(0, 1)
+    check_field("potential", potential, series[0], ())
     times, runs, size = series.shape
     if runs < max(3 * size, num_groups, num_neighbours + 2):
         raise ValueError(

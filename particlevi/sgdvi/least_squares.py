@@ -122,7 +122,8 @@ def largest_rate(
         0.588235
     """
     check_fraction("momentum", momentum)
-    targets = torch.zeros(len(features)) if isinstance(features, Tensor) else features
+    right = isinstance(features, Tensor) and features.ndim == 2
+    targets = torch.zeros(len(features)) if right else features
     return _Problem(features, targets, weight_decay, batch_size, batching).largest_rate(momentum)
 
 
@@ -137,6 +138,11 @@ class _Problem:
         self.factor = batch_factor(batch_size, self.num_data, batching)
         self.hessian = a.T @ a / self.num_data + decay * np.eye(self.size)
         self.rates, self.vectors = np.linalg.eigh(self.hessian)
+        if self.rates[-1] != 0 and not 1e-100 < self.rates[-1] < 1e100:
+            raise ValueError(
+                f"The largest curvature is {self.rates[-1]:.3g}, outside of 1e-100 ... 1e100: "
+                "rescale the features, or choose another weight_decay."
+            )
         if self.rates[0] <= 1e-12 * self.rates[-1]:
             raise ValueError(
                 f"The features [{self.num_data}, {self.size}] have no full rank, so there is no "

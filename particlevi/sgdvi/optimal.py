@@ -21,7 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_fraction, check_positive, check_positive_int
+from particlevi._checks import check_flag, check_fraction, check_positive, check_positive_int
+from particlevi.sgdvi._checks import as_real
+from particlevi.sgdvi._linear import Array, as_matrix, check_one_size
 from particlevi.sgdvi.stationary import exact_law, stationary_law
 
 __all__ = [
@@ -83,13 +85,14 @@ def optimal_preconditioner(
     """
     check_positive_int("num_data", num_data)
     check_positive_int("batch_size", batch_size)
+    check_flag("diagonal", diagonal)
     scale = 2.0 * batch_size / num_data
     if diagonal:
         entries = _diagonal(noise)
         if (entries <= 0).any():
             raise ValueError("noise has directions without noise: leave those parameters out.")
         return scale / entries
-    matrix = torch.as_tensor(noise).double()
+    matrix = torch.from_numpy(as_matrix("noise", noise))
     values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
     if values.min() <= values.max() * len(values) * torch.finfo(torch.float64).eps:
         raise ValueError(
@@ -132,13 +135,22 @@ def kl_to_posterior(
     tensor([0.2897, 0.0000, 0.4603], dtype=torch.float64)
     """
     check_positive_int("num_data", num_data)
-    f, c = torch.as_tensor(hessian).double(), torch.as_tensor(noise).double()
+    check_flag("exact", exact)
+    check_fraction("momentum", momentum)
+    check_positive_int("batch_size", batch_size)
+    f, c = (torch.from_numpy(m) for m in _pair("hessian", hessian, "noise", noise))
     drift, kick = f, c
     if preconditioner is not None:
-        h = torch.as_tensor(preconditioner).double()
+        h = as_real("preconditioner", preconditioner, "[D, D] or [D]")
         h = torch.diag(h) if h.ndim == 1 else h
+        if h.shape != f.shape:
+            raise ValueError(
+                f"preconditioner must be [{len(f)}, {len(f)}] or its diagonal, got {list(h.shape)}."
+            )
         drift, kick = h @ f, h @ c @ h.T
-    rates = torch.as_tensor(learning_rates).double()
+    rates = as_real("learning_rates", learning_rates, "of any shape")
+    if rates.numel() == 0 or (rates <= 0).any():
+        raise ValueError("learning_rates must be at least one number, all above 0.")
     found = [
         _kl(f, drift, kick, num_data, float(rate), batch_size, momentum, exact)
         for rate in rates.flatten()
@@ -189,14 +201,21 @@ def effective_temperatures(covariance: Tensor, hessian: Tensor, num_data: int) -
     tensor([2., 2.], dtype=torch.float64)
     """
     check_positive_int("num_data", num_data)
-    f, s = torch.as_tensor(hessian).double(), torch.as_tensor(covariance).double()
+    f, s = (torch.from_numpy(m) for m in _pair("hessian", hessian, "covariance", covariance))
     values, vectors = torch.linalg.eigh((f + f.T) / 2)
     spread = torch.einsum("ik,ij,jk->k", vectors, s, vectors)
     return torch.where(values > 0, num_data * values * spread, torch.nan)
 
 
+def _pair(first: str, a: Tensor, second: str, b: Tensor) -> tuple[Array, Array]:
+    """Two matrices of one size."""
+    found = as_matrix(first, a), as_matrix(second, b)
+    check_one_size(*found)
+    return found
+
+
 def _diagonal(noise: Tensor) -> Tensor:
-    tensor = torch.as_tensor(noise).detach().double()
+    tensor = as_real("noise", noise, "[D, D] or its diagonal [D]")
     if tensor.ndim == 2 and tensor.shape[0] == tensor.shape[1]:
         return tensor.diagonal()
     if tensor.ndim == 1 and len(tensor):

@@ -8,7 +8,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_finite
+from particlevi._checks import check_finite, check_positive_int, is_number
 from particlevi.draws import Draws
 from particlevi.errors import NotStationaryWarning
 
@@ -32,7 +32,8 @@ def as_series(draws: Draws | Tensor, what: str = "draws") -> Tensor:
         if draws.interacting:
             raise ValueError(f"{what} must be of independent chains, these particles interact.")
         draws = draws.particles
-    if not isinstance(draws, Tensor) or draws.ndim not in (2, 3) or 0 in draws.shape:
+    real = isinstance(draws, Tensor) and not draws.is_complex() and draws.dtype != torch.bool
+    if not real or draws.ndim not in (2, 3) or 0 in draws.shape:
         shape = list(draws.shape) if isinstance(draws, Tensor) else type(draws).__name__
         raise ValueError(f"{what} must be Draws or a tensor [P, T, D] or [T, D], got {shape}.")
     series = draws.detach().double()
@@ -45,7 +46,8 @@ def block_labels(series: Tensor, num_blocks: int) -> Tensor:
 
     Blocks are independent of each other as far as they are longer than the run's memory.
     """
-    num_chains, num_draws = series.shape[:2]
+    check_positive_int("num_blocks", num_blocks)
+    num_blocks, (num_chains, num_draws) = int(num_blocks), series.shape[:2]
     if num_chains >= num_blocks or num_draws == 1:
         count = min(num_blocks, num_chains)
         return (torch.arange(num_chains) * count // num_chains)[:, None].expand(-1, num_draws)
@@ -87,6 +89,9 @@ def is_stationary(series: Tensor, what: str = "The run", level: float = 1e-3) ->
     """
     from scipy.special import stdtrit
 
+    if not is_number(level) or not 0 < level < 1:
+        raise ValueError(f"level must be a number between 0 and 1, got {level!r}.")
+    series = as_series(series, "series")
     chains, length, size = series.shape
     centered = series - series.mean((0, 1))
     values = torch.cat([centered, centered.square()], dim=-1)

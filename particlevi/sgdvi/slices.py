@@ -14,11 +14,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_positive, check_positive_int
+from particlevi._checks import (
+    check_finite,
+    check_nonnegative,
+    check_particles,
+    check_positive,
+    check_positive_int,
+    check_seed,
+)
+from particlevi.data import as_data
 from particlevi.draws import Draws
 from particlevi.potentials.potential import ModelPotential
+from particlevi.sgdvi._checks import (
+    as_directions,
+    check_field,
+    check_function,
+    check_points,
+    check_vector,
+)
 from particlevi.sgdvi.series import as_series, block_labels, is_stationary
-from particlevi.typing import Batch
 
 __all__ = [
     "Projection",
@@ -109,21 +123,30 @@ def project(
     True
     """
     check_positive("temperature", temperature)
+    check_positive_int("num_grid", num_grid, minimum=2)
+    num_grid = int(num_grid)
+    check_positive_int("num_bootstrap", num_bootstrap, minimum=2)
+    check_seed("seed", seed)
     series = as_series(draws)
-    chosen = principal_directions(series) if directions is None else directions
-    basis = torch.linalg.qr(chosen.double())[0]
-    basis = basis * (basis * chosen.double()).sum(0).sign()
-    if basis.ndim != 2 or basis.shape[0] != series.shape[-1] or basis.shape[1] not in (1, 2):
+    given = principal_directions(series) if directions is None else directions
+    chosen = as_directions("directions", given, series.shape[-1])
+    if chosen.shape[1] > 2 or int(torch.linalg.matrix_rank(chosen)) < chosen.shape[1]:
         raise ValueError(
-            f"directions must be [{series.shape[-1]}, 1] or [{series.shape[-1]}, 2], "
-            f"got {list(chosen.shape)}."
+            f"directions must be one or two independent columns, got {list(chosen.shape)} of rank "
+            f"{int(torch.linalg.matrix_rank(chosen))}."
         )
+    basis = torch.linalg.qr(chosen)[0]
+    basis = basis * (basis * chosen).sum(0).sign()
     origin = series.mean((0, 1))
     coordinates = (series - origin) @ basis
     flat, size = coordinates.flatten(0, 1), basis.shape[1]
     spread = flat.std(0)
+    if len(flat) < 2 or (spread == 0).any():
+        raise ValueError("The draws do not move in some of the directions: leave those out.")
     labels = block_labels(series, num_blocks).flatten().numpy()
     count = int(labels.max()) + 1
+    if count < 3:
+        raise ValueError(f"Standard errors need at least 3 blocks of draws, got {count}.")
     axes = tuple(torch.linspace(-4, 4, num_grid, dtype=torch.float64) * s for s in spread)
     steps = [float(axis[1] - axis[0]) for axis in axes]
     edges = [
@@ -177,15 +200,30 @@ def _fourth_order(counts: np.ndarray, widths: list[float]) -> np.ndarray:
 
 def line(start: Tensor, end: Tensor, num: int = 51, margin: float = 0.25) -> Tensor:
     """Points ``[num, D]`` on the line through two solutions, ``margin`` of their distance past."""
-    fractions = torch.linspace(-margin, 1 + margin, num, dtype=start.dtype)[:, None]
+    check_vector("start", start)
+    check_vector("end", end, len(start))
+    fractions = _fractions(num, margin, start)[:, None]
     return start + fractions * (end - start)
 
 
 def plane(a: Tensor, b: Tensor, c: Tensor, num: int = 31, margin: float = 0.25) -> Tensor:
     """Points ``[num, num, D]`` on the plane ``a + s (b - a) + t (c - a)`` of three solutions."""
-    fractions = torch.linspace(-margin, 1 + margin, num, dtype=a.dtype)
+    check_vector("a", a)
+    check_vector("b", b, len(a))
+    check_vector("c", c, len(a))
+    fractions = _fractions(num, margin, a)
     first = fractions[:, None, None] * (b - a)
     return a + first + fractions[None, :, None] * (c - a)
+
+
+def _fractions(num: int, margin: float, like: Tensor) -> Tensor:
+    check_positive_int("num", num, minimum=2)
+    check_nonnegative("margin", margin)
+    margin = float(margin)
+    fractions = torch.linspace(-margin, 1 + margin, int(num), dtype=torch.float64)
+    found = fractions.to(like)
+    check_finite("margin", found, "It is a fraction of the distance, such as 0.25.")
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,10 +278,20 @@ def compare_potentials(
     >>> round(found.scale, 6), round(found.agreement, 6)
     (4.0, 1.0)
     """
-    seen = points
+    check_points("points", points, None)
+    check_function("potential", potential)
+    check_function("loss", loss)
+    size, seen = points.shape[-1], points
+    if origin is not None:
+        check_vector("origin", origin, size)
     if directions is not None:
         shift = points.double() - (0 if origin is None else origin.double())
-        seen = shift @ directions.double()
+        seen = shift @ as_directions("directions", directions, size)
+    elif origin is not None:
+        raise ValueError("origin belongs to directions: give both, or neither.")
+    check_field("potential", potential, seen.reshape(-1, seen.shape[-1]), ())
+    with torch.no_grad():
+        check_field("loss", loss, points.reshape(-1, size), ())
     phi = potential(seen).double()
     band = potential.band(seen) if hasattr(potential, "band") else None
     with torch.no_grad():
@@ -280,11 +328,15 @@ def mean_loss(
         data: as given to ``sample``.
         chunk_size: points evaluated at once.
     """
+    if not isinstance(model, ModelPotential):
+        raise TypeError(f"model must be a potential, got {type(model).__name__}.")
     if model.num_data is None:
         raise ValueError("A density without data has no mean loss.")
-    batch, count = Batch(data), model.num_data
+    check_positive_int("chunk_size", chunk_size)
+    batch, count = as_data(data, model).whole(), model.num_data
 
     def loss(points: Tensor) -> Tensor:
+        check_particles(points, model.num_params, "points")
         with torch.no_grad():
             parts = points.to(model.device, model.dtype).split(chunk_size)
             return torch.cat([model(part, batch) for part in parts]) / count

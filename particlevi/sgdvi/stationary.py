@@ -31,6 +31,7 @@ from torch import Tensor
 
 from particlevi._checks import check_nonnegative
 from particlevi.noise.scalings import Batching, temperature
+from particlevi.sgdvi._checks import as_real
 from particlevi.sgdvi._linear import (
     Array,
     as_matrix,
@@ -286,7 +287,7 @@ def checked_matrices(
     check_positive_drift(np.linalg.eigvals(decayed).real.min())
     if minimum is None:
         return decayed, c, np.zeros(len(f))
-    start = torch.as_tensor(minimum).detach().cpu().double().numpy()
+    start = as_real("minimum", minimum, "[D]").numpy()
     if start.shape != (len(f),):
         raise ValueError(f"minimum must have shape [{len(f)}], got {list(start.shape)}.")
     return decayed, c, np.linalg.solve(decayed, f @ start)

@@ -16,10 +16,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_positive_int
+from particlevi._checks import check_positive_int, check_seed
 from particlevi.curvature.hessian import Energy, hessian_product
 from particlevi.curvature.lanczos import top_eigenpairs
-from particlevi.noise.covariance import GradientNoise
+from particlevi.noise.covariance import GradientNoise, check_noise
 from particlevi.progress import progress_bar
 
 __all__ = ["Subspace", "hessian_vector_product", "invariant_subspace"]
@@ -52,8 +52,7 @@ def hessian_vector_product(noise: GradientNoise, vector: Tensor) -> Tensor:
         ValueError: a vector of another shape, a curvature that is not finite, or a model with an
             operation that has no second derivative.
     """
-    if not isinstance(noise, GradientNoise):
-        raise TypeError(f"noise must come from pvi.noise.measure, got {type(noise).__name__}.")
+    check_noise(noise)
     if not isinstance(vector, Tensor) or vector.shape != noise.position.shape:
         got = list(vector.shape) if isinstance(vector, Tensor) else type(vector).__name__
         raise ValueError(f"vector must be a tensor [{noise.num_params}], got {got}.")
@@ -83,7 +82,9 @@ def invariant_subspace(noise: GradientNoise, num: int, seed: int = 0) -> Subspac
         ValueError: ``num`` out of range, or an eigenvalue that is not positive, so that there is
             no stationary law in these directions.
     """
+    check_noise(noise)
     check_positive_int("num", num)
+    check_seed("seed", seed)
     size = noise.num_params
     if num >= size:
         raise ValueError(f"num must be below D = {size}, got {num}: solve the whole equation.")

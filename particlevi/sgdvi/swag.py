@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_positive, check_positive_int
+from particlevi._checks import check_positive, check_positive_int, check_seed
 from particlevi.draws import Draws
 from particlevi.typing import Facts
 
@@ -61,6 +61,7 @@ def swag(
     check_positive_int("num_draws", num_draws)
     check_positive_int("rank", rank, minimum=2)
     check_positive("scale", scale)
+    check_seed("seed", seed)
     values = draws.particles.double()
     mean = values.mean(1, keepdim=True)
     deviation = values - mean

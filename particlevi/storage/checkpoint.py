@@ -87,13 +87,18 @@ def read(path: Path) -> tuple[dict[str, Tensor], Any]:
 
 
 def flatten(value: Any, prefix: str) -> dict[str, Tensor]:
-    """A tree of NamedTuples of tensors as a flat dict with dotted names."""
+    """A tree of tuples of tensors as a flat dict with dotted names."""
     if isinstance(value, Tensor):
         return {prefix: value}
     flat = {}
-    for name in value._fields:
-        flat.update(flatten(getattr(value, name), f"{prefix}.{name}"))
+    for name, part in zip(_names(value), value, strict=True):
+        flat.update(flatten(part, f"{prefix}.{name}"))
     return flat
+
+
+def _names(value: tuple[Any, ...]) -> tuple[str, ...]:
+    """The fields of a NamedTuple, or the places in another tuple."""
+    return getattr(value, "_fields", tuple(map(str, range(len(value)))))
 
 
 def unflatten(template: Any, tensors: Mapping[str, Tensor], prefix: str) -> Any:
@@ -113,9 +118,10 @@ def unflatten(template: Any, tensors: Mapping[str, Tensor], prefix: str) -> Any:
         # A copy, because how torch rounds depends on how memory is aligned.
         return found.to(template.device, copy=True)
     parts = [
-        unflatten(getattr(template, name), tensors, f"{prefix}.{name}") for name in template._fields
+        unflatten(part, tensors, f"{prefix}.{name}")
+        for name, part in zip(_names(template), template, strict=True)
     ]
-    return type(template)(*parts)
+    return type(template)(*parts) if hasattr(template, "_fields") else tuple(parts)
 
 
 def differences(saved: Any, given: Any, name: str) -> list[str]:

@@ -149,9 +149,10 @@ def check_memory(needed: Mapping[str, int]) -> None:
     raise MemoryError(
         f"The run needs {total / 1e9:.2f} GB ({', '.join(parts)}) but {available / 1e9:.2f} GB are "
         "available. Ways out: a larger thin with fewer num_draws, fewer particles, "
-        "storage_dtype=torch.bfloat16, keep=[name patterns] or keep=LongTensor for a subset of "
-        "coordinates, keep=pvi.outputs_at(inputs) for predictions only, or, for an estimator that "
-        "remembers iterates, a smaller history: pvi.gradients.history(capacity=..., "
-        "dtype=torch.bfloat16), and fewer groups or masks, for each of which it evaluates a "
-        "composite of every particle."
+        "storage=pvi.storage.InMemory(dtype=torch.bfloat16), or with keep=[name patterns] or "
+        "keep=LongTensor for a subset of coordinates, keep=pvi.outputs_at(inputs) for predictions "
+        "only, or, for an estimator that remembers iterates, a smaller history: "
+        "pvi.gradients.history(capacity=..., dtype=torch.bfloat16), and fewer groups or masks, for "
+        "each of which it evaluates a composite of every particle. What one evaluation takes, "
+        "chunk_size=... of the potential bounds: so many particles are evaluated at once."
     )

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 import particlevi as pvi
 from particlevi.data import Place, as_data, as_particles
+from particlevi.streams import ParticleStreams
 from tests.test_any_input import NUMBERS, anything, ours_or_right, tensors
 
 N = 12
@@ -54,7 +55,7 @@ def test_batches_with_anything(loader, options):
     data = as_data(DataLoader(X, 5) if loader else X, MODEL)
     source = ours_or_right(lambda: data.batches(**{"num_particles": 3, **options}))
     if source is not None:
-        batch = source.next(torch.Generator())
+        batch = source.next(ParticleStreams(0))
         size = batch.data.shape[1 if batch.per_particle else 0]
         assert size == source.batch_size and batch.per_particle != source.shared
 

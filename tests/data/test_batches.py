@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
+from torch import is_tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import particlevi as pvi
 from particlevi.data import as_data, indices
+from particlevi.streams import ParticleStreams
 
 
 def source(method, size, particles=3, num=12, shared=False):
@@ -19,10 +25,10 @@ def source(method, size, particles=3, num=12, shared=False):
 
 
 def test_an_epoch_is_a_permutation_for_every_particle():
-    made, generator = source("epoch", 4), torch.Generator().manual_seed(0)
+    made, streams = source("epoch", 4), ParticleStreams(0)
     epochs = []
     for _ in range(3):
-        seen = torch.cat([made.next(generator).data for _ in range(3)], dim=1)
+        seen = torch.cat([made.next(streams).data for _ in range(3)], dim=1)
         assert torch.equal(seen.sort(dim=1).values, torch.arange(12.0).expand(3, -1))
         epochs.append(seen)
     assert not torch.equal(epochs[0][0], epochs[0][1])
@@ -30,24 +36,24 @@ def test_an_epoch_is_a_permutation_for_every_particle():
 
 
 def test_an_epoch_leaves_out_what_does_not_fill_a_batch():
-    made, generator = source("epoch", 5), torch.Generator().manual_seed(0)
-    seen = torch.cat([made.next(generator).data for _ in range(2)], dim=1)
+    made, streams = source("epoch", 5), ParticleStreams(0)
+    seen = torch.cat([made.next(streams).data for _ in range(2)], dim=1)
     assert all(len(row.unique()) == 10 for row in seen)
-    made.next(generator)
+    made.next(streams)
     assert made.cursor == 5
 
 
 def test_a_subset_holds_no_datum_twice():
-    made, generator = source("subset", 8), torch.Generator().manual_seed(0)
+    made, streams = source("subset", 8), ParticleStreams(0)
     for _ in range(20):
-        assert all(len(row.unique()) == 8 for row in made.next(generator).data)
+        assert all(len(row.unique()) == 8 for row in made.next(streams).data)
 
 
 @pytest.mark.parametrize("method", ["replacement", "subset", "epoch"])
 def test_every_datum_is_as_likely(method):
     """Counts of 12 data in 3 x 4000 batches of 4: each has mean 4000, and none is off by 5 sd."""
-    made, generator = source(method, 4), torch.Generator().manual_seed(0)
-    drawn = torch.stack([made.next(generator).data for _ in range(4000)]).long()
+    made, streams = source(method, 4), ParticleStreams(0)
+    drawn = torch.stack([made.next(streams).data for _ in range(4000)]).long()
     counts = torch.bincount(drawn.flatten(), minlength=12)
     assert counts.sum() == 48_000
     assert (counts - 4000).abs().max() < 5 * 4000**0.5
@@ -56,24 +62,24 @@ def test_every_datum_is_as_likely(method):
 
 
 def test_shared_and_own_batches_have_their_shapes():
-    generator = torch.Generator().manual_seed(0)
-    own = source("replacement", 4).next(generator)
+    streams = ParticleStreams(0)
+    own = source("replacement", 4).next(streams)
     assert own.per_particle
     assert own.data.shape == (3, 4)
-    shared = source("replacement", 4, shared=True).next(generator)
+    shared = source("replacement", 4, shared=True).next(streams)
     assert not shared.per_particle
     assert shared.data.shape == (4,)
 
 
 def test_a_full_subset_is_the_data():
     made = source("subset", 12)
-    assert torch.equal(made.next(torch.Generator()).data, torch.arange(12.0))
+    assert torch.equal(made.next(ParticleStreams(0)).data, torch.arange(12.0))
 
 
 def test_shuffling_in_blocks_is_still_shuffling(monkeypatch):
     monkeypatch.setattr(indices, "_SHUFFLED_AT_ONCE", 12)
-    made, generator = source("epoch", 6, particles=5), torch.Generator().manual_seed(0)
-    seen = torch.cat([made.next(generator).data for _ in range(2)], dim=1)
+    made, streams = source("epoch", 6, particles=5), ParticleStreams(0)
+    seen = torch.cat([made.next(streams).data for _ in range(2)], dim=1)
     assert torch.equal(seen.sort(dim=1).values, torch.arange(12.0).expand(5, -1))
     assert len({tuple(row.tolist()) for row in seen}) == 5
 
@@ -114,31 +120,11 @@ def test_a_run_takes_data_that_were_prepared():
     assert torch.equal(prepared.particles, raw.particles)
 
 
-class Streams:
-    """Particles ``first`` to ``first + count``, each with a generator of its own."""
-
-    def __init__(self, first, count):
-        self.generators = [torch.Generator().manual_seed(100 + first + k) for k in range(count)]
-        self.common = torch.Generator().manual_seed(7)
-
-    def integers(self, high, shape):
-        return torch.stack([torch.randint(high, shape, generator=g) for g in self.generators])
-
-    def uniform(self, shape):
-        return torch.stack([torch.rand(shape, generator=g) for g in self.generators])
-
-    @property
-    def shared(self):
-        alone = Streams(0, 0)
-        alone.generators = [self.common]
-        return alone
-
-
 @pytest.mark.parametrize("method", ["replacement", "subset", "epoch"])
 def test_batches_of_a_particle_do_not_depend_on_the_others(method):
     """From streams that belong to particles: 2 and 3 alone see what they see among five."""
-    together, streams = source(method, 4, particles=5), Streams(0, 5)
-    alone, own = source(method, 4, particles=2), Streams(2, 2)
+    together, streams = source(method, 4, particles=5), ParticleStreams(0)
+    alone, own = source(method, 4, particles=2), ParticleStreams(0, first=2)
     for _ in range(7):
         assert torch.equal(alone.next(own).data, together.next(streams).data[2:4])
 
@@ -146,8 +132,8 @@ def test_batches_of_a_particle_do_not_depend_on_the_others(method):
 @pytest.mark.parametrize("method", ["replacement", "subset", "epoch"])
 def test_shared_batches_take_from_the_shared_stream(method):
     """So they do not depend on how many particles there are."""
-    many, streams = source(method, 4, particles=5, shared=True), Streams(0, 5)
-    few, own = source(method, 4, particles=1, shared=True), Streams(3, 1)
+    many, streams = source(method, 4, particles=5, shared=True), ParticleStreams(0)
+    few, own = source(method, 4, particles=1, shared=True), ParticleStreams(0, first=3)
     for _ in range(7):
         batch = many.next(streams).data
         assert batch.shape == (4,)
@@ -156,7 +142,7 @@ def test_shared_batches_take_from_the_shared_stream(method):
 
 @pytest.mark.parametrize("method", ["replacement", "subset", "epoch"])
 def test_orders_and_integers_from_streams_are_uniform(method):
-    made, streams = source(method, 4), Streams(0, 3)
+    made, streams = source(method, 4), ParticleStreams(0)
     drawn = torch.stack([made.next(streams).data for _ in range(1000)]).long()
     counts = torch.bincount(drawn.flatten(), minlength=12)
     assert (counts - 1000).abs().max() < 5 * 1000**0.5
@@ -179,7 +165,7 @@ def test_each_source_declares_its_law(options, law, shared, size):
     made = source(options["method"], options["batch_size"])
     assert (made.law, made.shared, made.batch_size) == (law, shared, size)
     assert made.num_data == 12
-    batch = made.next(torch.Generator())
+    batch = made.next(ParticleStreams(0))
     assert batch.complete == (law == "all") and batch.scale is None
     assert source(options["method"], options["batch_size"], shared=True).shared
 
@@ -196,23 +182,34 @@ def test_planned_memory_is_what_a_batch_takes(method, shared, size, width):
     made = as_data(torch.zeros(num, width), potential).batches(
         batch_size=size, num_particles=particles, shared=shared, batching=method
     )
-    generator = torch.Generator().manual_seed(0)
-    before = made.next(generator)
+    streams = ParticleStreams(0)
+    before = made.next(streams)
     made.restore({"order": torch.empty(0, 0).long(), "cursor": torch.tensor(num)})
-    with torch.profiler.profile(profile_memory=True) as profile:
-        after = made.next(generator)
+    with Meter() as meter:
+        streams = ParticleStreams(1)
+        after = made.next(streams)
     held = before.data.nbytes
-    peak = held + _peak(profile)
+    peak = held + meter.most
     assert after.data.nbytes == held
     planned = made.batch_nbytes(particles) + made.nbytes()
     assert peak / 1.5 <= planned <= 1.5 * peak
 
 
-def _peak(profile):
-    """The largest sum of allocations minus releases."""
-    level = most = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            level += event.nbytes()
-            most = max(most, level)
-    return most
+class Meter(TorchDispatchMode):
+    """The most memory that tensors made inside took at one time."""
+
+    def __init__(self):
+        super().__init__()
+        self.live, self.most = {}, 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+        found = operation(*arguments, **(options or {}))
+        given = {x.untyped_storage()._cdata for x in pytree.tree_leaves(arguments) if is_tensor(x)}
+        for tensor in filter(is_tensor, pytree.tree_leaves(found)):
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key not in given and key not in self.live:
+                self.live[key] = storage.nbytes()
+                weakref.finalize(storage, self.live.pop, key, None)
+        self.most = max(self.most, sum(self.live.values()))
+        return found

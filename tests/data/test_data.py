@@ -11,12 +11,13 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import particlevi as pvi
 from particlevi.data import Data, Place, as_data, as_particles
 from particlevi.gradients.full import full_gradient
+from particlevi.streams import ParticleStreams
 from tests import registry
 
 N = 20
 F64 = torch.float64
 PLACE = Place(torch.device("cpu"), F64, num_data=N)
-X, Y = registry._data(F64)
+X, Y = registry.module(F64).data
 
 
 class Stream(IterableDataset):
@@ -170,7 +171,7 @@ def test_all_that_takes_data_takes_every_form(form):
         suggested = pvi.suggest_step_size(potential, data, at=points, verbose=False)
         checked = pvi.tuning.check_stability(pvi.sgld(potential), 1e-6, data, at=points)
         anchored = pvi.control_variate(potential, data, points[0])
-        center = anchored.init(points, torch.Generator())
+        center = anchored.init(points, ParticleStreams(0))
         return (
             gradient.gradient,
             gradient.potential,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import numpy as np
@@ -21,16 +20,19 @@ from torch.utils.data import (
 import particlevi as pvi
 from particlevi.data import as_data
 from particlevi.data.tensors import length_of
+from particlevi.gradients.full import full_gradient
+from particlevi.potentials.protocol import as_potential
+from particlevi.streams import ParticleStreams
 from particlevi.typing import Batch
 
 F64 = torch.float64
 N = 33
 X = torch.zeros(N, dtype=F64)
 X[-1] = 33.0
-GENERATOR = torch.Generator()
+STREAMS = ParticleStreams(0)
 
 
-def mean_model(num=N):
+def mean_model(num=N, chunk_size=None):
     """Unit noise and a unit normal prior: precision N + 1, mean sum(x) / (N + 1)."""
     return pvi.from_log_likelihood(
         lambda theta: -0.5 * theta.square().sum(),
@@ -38,6 +40,7 @@ def mean_model(num=N):
         num_params=1,
         num_data=num,
         dtype=F64,
+        chunk_size=chunk_size,
     )
 
 
@@ -77,10 +80,10 @@ LOADERS = {
 
 def epoch_of(loader, potential, epochs=1):
     source = as_data(loader, potential).batches(num_particles=2)
-    batches = [source.next(GENERATOR)]
+    batches = [source.next(STREAMS)]
     while source.seen < source.epoch.num_seen or epochs > 1:
         epochs -= source.seen == source.epoch.num_seen
-        batches.append(source.next(GENERATOR))
+        batches.append(source.next(STREAMS))
     return source, batches
 
 
@@ -111,12 +114,39 @@ def test_every_estimator_weights_a_loaders_batches_alike(name):
     potential = mean_model()
     estimator = ESTIMATORS[name](potential)
     points = torch.tensor([[0.3], [-2.0]], dtype=F64)
-    state = estimator.init(points, GENERATOR)
-    noise = estimator.draw_noise(state, GENERATOR)
+    state = estimator.init(points, STREAMS)
+    noise = estimator.draw_noise(state, STREAMS)
     _, batches = epoch_of(LOADERS["fixed order"](), potential)
     found = torch.stack([estimator(state, points, b, noise).gradient for b in batches]).mean(0)
     whole = 34 * points - 33
     torch.testing.assert_close(found, whole, rtol=1e-12, atol=1e-12)
+
+
+class Own:
+    """The mean model as an object of a user's own, which knows no weights but N/B."""
+
+    num_params, num_data, dtype = 1, N, F64
+
+    def log_prior(self, particles):
+        return -0.5 * particles.square().sum(1)
+
+    def __call__(self, particles, batch=None):
+        return -self.log_prior(particles) + N / len(batch.data) * 0.5 * (
+            batch.data - particles
+        ).square().sum(1)
+
+
+@pytest.mark.parametrize("name", [name for name in LOADERS if name != "list"])
+def test_a_potential_of_ones_own_is_unbiased_over_an_epoch(name):
+    potential = as_potential(Own())
+    points = torch.tensor([[0.3], [-2.0]], dtype=F64)
+    _, batches = epoch_of(LOADERS[name](), potential)
+    estimator = pvi.gradients.minibatch(potential)
+    found = torch.stack([estimator((), points, b, ()).gradient for b in batches]).mean(0)
+    torch.testing.assert_close(found, 34 * points - 33, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        full_gradient(potential, points, X, 10).gradient, 34 * points - 33, rtol=1e-12, atol=1e-12
+    )
 
 
 def test_halves_of_a_weighted_batch_average_to_the_batch():
@@ -161,7 +191,7 @@ def test_an_epoch_shuffled_with_drop_last_is_unbiased_on_average():
     per_epoch = torch.stack(
         [
             torch.stack(
-                [estimator((), points, source.next(GENERATOR), ()).gradient for _ in range(4)]
+                [estimator((), points, source.next(STREAMS), ()).gradient for _ in range(4)]
             ).mean()
             for _ in range(500)
         ]
@@ -175,7 +205,7 @@ def test_one_batch_of_all_the_data_is_exact():
     for loader in ([(X,)], DataLoader(X, batch_size=40, shuffle=True), DataLoader(X, batch_size=N)):
         source = as_data(loader, potential).batches(num_particles=2)
         assert source.law == "all"
-        batch = source.next(GENERATOR)
+        batch = source.next(STREAMS)
         assert batch.complete and batch.scale is None
 
 
@@ -312,12 +342,12 @@ def test_an_epoch_goes_on_where_the_checkpoint_was_made():
     loader = DataLoader(X, batch_size=8, shuffle=True)
     source = as_data(loader, potential).batches(num_particles=1)
     for _ in range(3):
-        source.next(GENERATOR)
+        source.next(STREAMS)
     other = as_data(loader, potential).batches(num_particles=1)
     other.restore(source.state())
     assert (other.used, other.seen) == (3, 24)
     for _ in range(2):
-        assert torch.equal(other.next(GENERATOR).data, source.next(GENERATOR).data)
+        assert torch.equal(other.next(STREAMS).data, source.next(STREAMS).data)
     assert other.seen == N
 
 
@@ -352,10 +382,10 @@ def test_weights_survive_chunks_of_particles():
     for name in ("minibatch", "structured"):
         found = []
         for chunk_size in (None, 1):
-            potential = dataclasses.replace(mean_model(), chunk_size=chunk_size)
+            potential = mean_model(chunk_size=chunk_size)
             estimator = ESTIMATORS[name](potential)
-            state = estimator.init(points, GENERATOR)
-            noise = estimator.draw_noise(state, torch.Generator().manual_seed(0))
+            state = estimator.init(points, STREAMS)
+            noise = estimator.draw_noise(state, ParticleStreams(0))
             found.append(estimator(state, points, batch, noise).gradient)
         exact = points + 5 * (2 * points - batch.data.sum(1, keepdim=True))
         torch.testing.assert_close(found[0], exact)

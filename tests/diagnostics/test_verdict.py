@@ -164,3 +164,148 @@ def test_autocorrelation_time_of_sgld():
     )
     found = float(integrated_autocorrelation_time(draws.particles)[0])
     assert found == pytest.approx(19, rel=0.05)
+
+
+def kinds(draws, **options):
+    return {f.kind for f in draws.diagnose(verbose=False, **options).findings}
+
+
+def test_findings_are_typed_and_the_worst_come_first():
+    found = run(pvi.sghmc(NoisyGradient(TARGET, 1.5)), num_draws=20).diagnose(verbose=False)
+    severities = [finding.severity for finding in found.findings]
+    assert severities == sorted(severities, key=["wrong", "model", "uncertain", "untold"].index)
+    (hot,) = [f for f in found.findings if f.kind == "too hot" and "kinetic" in f.problem]
+    assert hot.numbers["mean"] == found.facts["kinetic temperature"]
+    assert hot.numbers["mcse"] == found.errors["kinetic temperature"]
+    assert "kinetic temperature" in str(found) and "+-" in str(found).splitlines()[-1]
+
+
+def test_the_kinetic_temperature_of_baoab_is_held_against_its_own_law():
+    """``T (1 - h^2 l / 4)``: 30 % below T here, and right."""
+    draws = run(pvi.baoab(TARGET), 1.0)
+    found = draws.diagnose(verbose=False)
+    assert found.facts["kinetic temperature"] < 0.75
+    assert not {f.kind for f in found.findings} & {"too cold", "too hot"}
+    hot = draws.stats | {"kinetic_temperature": 1.1 * draws.stats["kinetic_temperature"]}
+    finding = replace(draws, stats=hot).diagnose(verbose=False).findings[0]
+    assert finding.kind == "too hot"
+    assert "is the sampler's law at this step" in finding.problem
+    cold = draws.stats | {"kinetic_temperature": 0.9 * draws.stats["kinetic_temperature"]}
+    assert "too cold" in kinds(replace(draws, stats=cold))
+
+
+def test_the_law_of_baoab_knows_the_metric():
+    """In coordinates ``theta = z / 2`` the curvature is a quarter, and so is the bias."""
+    draws = run(pvi.baoab(TARGET), 1.0)
+    quarter = 0.25 * (1 - draws.stats["kinetic_temperature"])
+    moved = replace(
+        draws,
+        stats=draws.stats | {"kinetic_temperature": 1 - quarter},
+        metric=torch.full((20,), 0.5, dtype=torch.float64),
+    )
+    assert not kinds(moved) & {"too cold", "too hot"}
+    assert "too hot" in kinds(replace(moved, metric=None))
+
+
+def test_euler_forms_are_not_called_hot_for_their_momenta():
+    draws = run(pvi.sghmc(TARGET, friction=1.0, integrator="symplectic"), 0.1, thin=20)
+    assert "too hot" not in kinds(replace(draws, potential=None))
+
+
+def test_heat_with_a_large_error_is_told():
+    """Rare draws of 10^6 T leave no useful error of the mean; half the draws are at 100 T."""
+    draws = run(pvi.sghmc(TARGET))
+    hot = 100 * draws.stats["kinetic_temperature"]
+    hot[::3, :3] = 1e6
+    draws = replace(draws, stats=draws.stats | {"kinetic_temperature": hot})
+    every = draws.temperatures()["kinetic"]
+    assert every.mean - 1 < 4 * every.mcse
+    assert "too hot" in kinds(draws)
+
+
+def test_one_hot_chain_is_told():
+    draws = run(pvi.sghmc(TARGET))
+    hot = draws.stats["kinetic_temperature"].clone()
+    hot[0] *= 10
+    assert "too hot" in kinds(replace(draws, stats=draws.stats | {"kinetic_temperature": hot}))
+
+
+def minibatches(step_size, batch_size):
+    x = torch.linspace(-1, 3, 400, dtype=torch.float64)
+    target = pvi.from_log_likelihood(
+        lambda theta: -0.5 * theta.square().sum(),
+        lambda theta, data: -0.5 * (data - theta).square(),
+        num_params=1,
+        num_data=400,
+        dtype=torch.float64,
+    )
+    draws = pvi.sample(
+        pvi.sgld(target),
+        x,
+        step_size=step_size,
+        batch_size=batch_size,
+        num_particles=8,
+        num_warmup=300,
+        num_draws=300,
+        thin=5,
+        progress=False,
+    )
+    return draws, x
+
+
+def test_the_advice_against_minibatch_noise_has_its_size():
+    """Thirty times too hot is no matter of halving the step."""
+    draws, x = minibatches(0.002, 2)
+    (finding,) = [f for f in draws.diagnose(x, verbose=False).findings if f.kind == "too hot"]
+    times = finding.numbers["off"] / 0.03
+    assert times > 100
+    assert f"batches about {times:.2g} times as large" in finding.advice
+    assert "alve the step" not in finding.advice
+
+
+def test_the_advice_without_minibatches_does_not_speak_of_them():
+    draws = run(pvi.sgld(TARGET), 0.4, thin=10)
+    (finding,) = [f for f in draws.diagnose(verbose=False).findings if f.kind == "too hot"]
+    assert "batches" not in finding.advice
+
+
+def test_energies_that_are_not_finite_count_as_rejections():
+    draws = run(pvi.hmc(TARGET, num_leapfrog=5), 0.5)
+    lost = draws.stats["acceptance"].clone()
+    lost[:, ::3] = math.nan
+    found = problems(replace(draws, stats=draws.stats | {"acceptance": lost}))
+    assert "Most proposals" not in found
+    lost[:] = math.nan
+    found = problems(replace(draws, stats=draws.stats | {"acceptance": lost}))
+    assert "acceptance is 0.00; 100% of the proposals had no finite energy" in found
+
+
+def test_divergent_transitions_are_told():
+    draws = run(pvi.sghmc(TARGET))
+    diverging = torch.zeros(8, 200)
+    assert "diverging" not in kinds(replace(draws, stats=draws.stats | {"diverging": diverging}))
+    diverging[2, 7] = 1
+    assert "diverging" in kinds(replace(draws, stats=draws.stats | {"diverging": diverging}))
+
+
+def test_draws_of_a_fitted_law_are_no_chains():
+    draws = pvi.Draws.from_tensor(torch.randn(2, 50, 20, dtype=torch.float64), kind="independent")
+    assert draws.diagnose(verbose=False).ok
+
+
+def test_tempered_draws_are_those_of_the_target():
+    """Epistemic spread, ESS and the verdict know nothing of the hot replicas."""
+    draws = run(pvi.parallel_tempering(TARGET, [1.0, 2.0, 4.0]), num_particles=24)
+    assert len(draws) == 8
+    assert draws.stats["replica_temperature"].unique().tolist() == [1.0]
+    variance = draws.flat().var(0) * torch.linspace(0.5, 2.0, 20, dtype=torch.float64)
+    assert variance.mean().item() == pytest.approx(1, abs=0.1)
+    assert not kinds(draws) & {"too hot", "too cold", "not converged"}
+    assert draws.last().shape == (24, 20)
+
+
+def test_every_draw_of_an_ensemble_counts():
+    draws = run(pvi.repulsive_langevin(TARGET), 0.1, num_draws=6)
+    assert draws.interacting
+    assert draws.flat().shape == (48, 20)
+    assert run(pvi.svgd(TARGET), 0.1, num_draws=6).flat().shape == (8, 20)

@@ -138,8 +138,7 @@ def test_gradients_per_step_are_those_that_a_step_takes(sampler, estimator):
     generator = torch.Generator().manual_seed(0)
     state = made.init(torch.zeros(3, 4, dtype=torch.float64), generator)
     whole = SAMPLERS[sampler].all_data
-    batch = batch_of(problem, None if made.interacting or whole else 3, size=20 if whole else 4)
-    batch = batch._replace(law="all") if whole else batch
+    batch = problem.whole() if whole else batch_of(problem, None if made.interacting else 3)
     noise = made.draw_noise(state, generator)
     count[0] = 0
     made.step(state, batch, noise, controls_of(made, 1e-4))

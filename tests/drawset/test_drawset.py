@@ -197,3 +197,15 @@ def test_a_pickle_leaves_the_potential_behind():
     model = pvi.from_log_density(lambda x: -x.square().sum(), 3)
     draws = pvi.Draws(torch.zeros(2, 5, 3), potential=model)
     assert pickle.loads(pickle.dumps(draws)).potential is None
+
+
+def test_a_run_of_replicas_goes_on_with_all_of_them():
+    target = pvi.from_log_density(lambda x: -x.square().sum(-1), 2, vectorized=True)
+    tempered = pvi.parallel_tempering(target, [1.0, 4.0])
+    run = {"step_size": 0.2, "num_draws": 3, "progress": False}
+    first = pvi.sample(tempered, num_particles=4, **run)
+    assert first.particles.shape[0] == 2
+    assert first.last().shape == (4, 2)
+    again = pvi.sample(tempered, initial=first, **run)
+    assert again.last().shape == (4, 2)
+    assert len(pvi.Draws.concat([first, again])) == 2

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import particlevi as pvi
+from particlevi.streams import ParticleStreams
 from particlevi.typing import Batch, Progress
 
 N, D, B = 30, 3, 4
@@ -44,7 +45,7 @@ def mean_model():
 
 def _every_batch(estimator, theta, data):
     """Estimates at ``theta`` from each datum alone, ``[N, D]``, and the full gradient."""
-    state = estimator.init(theta, torch.Generator())
+    state = estimator.init(theta, ParticleStreams(0))
     return _from_state(estimator, state, theta, data)
 
 
@@ -80,7 +81,7 @@ def test_no_variance_for_quadratic_energies_with_one_hessian(refresh, theta):
 def test_the_potential_has_the_gradient_and_no_bias(theta):
     data = _data()
     estimator = pvi.control_variate(logistic(), data, torch.zeros(D))
-    state = estimator.init(theta, torch.Generator())
+    state = estimator.init(theta, ParticleStreams(0))
     one = Batch(tuple(leaf[:1] for leaf in data))
     width = 1e-5
     for d in range(D):
@@ -116,7 +117,7 @@ def test_variance_is_quadratic_in_the_distance(theta):
 def test_centres_follow_their_particles(theta):
     """After the m-th step the centre is the particle: no variance there; before, there was."""
     estimator = pvi.control_variate(logistic(), _data(), refresh=3)
-    start = estimator.init(theta, torch.Generator())
+    start = estimator.init(theta, ParticleStreams(0))
     moved = theta + torch.tensor([[0.5], [-1.0]])
     kept = estimator.record(start, moved, Progress(2, 0, 10))
     singles, _ = _from_state(estimator, kept, moved, _data())

@@ -8,6 +8,7 @@ import torch
 import particlevi as pvi
 from particlevi.gradients._partition import Partition
 from particlevi.storage import checkpoint as files
+from particlevi.streams import ParticleStreams
 from particlevi.typing import Progress
 
 D64 = torch.float64
@@ -53,6 +54,16 @@ def test_reservoir_is_uniform_over_the_run():
     assert not torch.equal(kept, torch.arange(steps - capacity + 1.0, steps + 1, dtype=D64))
 
 
+def test_the_first_entry_beyond_the_capacity_may_be_refused():
+    """With probability 1 / (C + 1): 7.2 of these on average, none with probability 5e-4."""
+    refused = [
+        capacity
+        for capacity in range(1, 2000)
+        if pvi.gradients.history(capacity=capacity, replace="random")._slot(capacity) is None
+    ]
+    assert 1 <= len(refused) <= 20
+
+
 def test_first_entries_are_those_given():
     initial = torch.tensor([[5.0], [6.0]], dtype=D64)
     bank = filled(pvi.gradients.history(capacity=3, thin=1, initial=initial), 2)
@@ -66,7 +77,7 @@ def test_first_entries_are_those_given():
 def test_rows_are_the_chains_own_unless_pooled(pooled, steps):
     options = pvi.gradients.history(capacity=4, thin=1, pooled=pooled)
     bank = filled(options, steps)
-    entries = options.draw(bank, 80, 1, torch.Generator().manual_seed(0))
+    entries = options.draw(bank, 80, 1, ParticleStreams(0))
     rows = options.rows(bank, entries)
     drawn = bank.values.flatten(0, 1)[rows.flatten()].view(2, 80).T
     kept = set(range(max(1, steps - 3), steps + 1))
@@ -94,9 +105,9 @@ def test_dtype_of_the_bank(dtype):
     potential = pvi.from_log_density(lambda theta: -0.5 * theta @ theta, 3)
     options = pvi.gradients.history(dtype=dtype, initial=torch.full((2, 3), 1 / 3))
     estimator = pvi.structured(potential, "parameter", history=options)
-    state = estimator.init(torch.zeros(4, 3), torch.Generator())
+    state = estimator.init(torch.zeros(4, 3), ParticleStreams(0))
     assert state.values.dtype == dtype
-    _, entries = estimator.draw_noise(state, torch.Generator())
+    _, entries = estimator.draw_noise(state, ParticleStreams(0))
     values = estimator._values(state, entries)
     assert values.dtype == torch.float32
     assert (values == torch.tensor(1 / 3, dtype=dtype).float()).all()

@@ -18,6 +18,7 @@ import torch
 
 import particlevi as pvi
 from particlevi.gradients.history import Bank
+from particlevi.streams import ParticleStreams
 from particlevi.typing import Batch
 
 D64 = torch.float64
@@ -81,7 +82,7 @@ def affine(sampler, state_and_noise, num_particles, step_size, temperature):
     def move(start, xi):
         position = start.expand(num_particles, size).contiguous()
         bank, noise = state_and_noise
-        state = sampler.init(position, torch.Generator())._replace(estimator=bank)
+        state = sampler.init(position, ParticleStreams(0))._replace(estimator=bank)
         random = (xi.expand(num_particles, size), noise)
         return sampler.step(state, None, random, controls)[0].position
 
@@ -532,7 +533,8 @@ def test_structured_is_the_sum_over_groups(chunk_size, per_particle, rule):
     groups = potential.groups(rule)
     num_groups = int(groups.max()) + 1
     generator = torch.Generator().manual_seed(0)
-    particles = potential.init(3, generator)
+    streams = ParticleStreams(0)
+    particles = potential.init(3, streams)
     x, y = net_data(D64)
     index = torch.randint(20, (3, 6) if per_particle else (6,), generator=generator)
     batch = Batch((x[index], y[index]), per_particle)
@@ -605,9 +607,9 @@ def test_indices_and_masks_are_independent_and_uniform():
         history=pvi.gradients.history(initial=bank, frozen=True),
     )
     particles = torch.zeros(50_000, size, dtype=D64)
-    generator = torch.Generator().manual_seed(0)
-    state = estimator.init(particles, generator)
-    masks, entries = estimator.draw_noise(state, generator)
+    streams = ParticleStreams(0)
+    state = estimator.init(particles, streams)
+    masks, entries = estimator.draw_noise(state, streams)
     assert entries.shape == masks.shape == (50_000, 2, size)
     values = estimator._values(state, entries)
     flat = torch.cat([values.reshape(-1, 6).T, masks.reshape(-1, 6).T])
@@ -628,7 +630,7 @@ def test_beta_masks_have_their_law(a, b):
     estimator = pvi.structured_dropout(
         gaussian(torch.eye(2, dtype=D64)), "parameter", mask=("beta", a, b), history=frozen(2)
     )
-    masks = estimator._masks(5000, torch.Generator().manual_seed(0)).flatten()
+    masks = estimator._masks(5000, ParticleStreams(0)).flatten()
     assert torch.isfinite(masks).all()
     mean, var = a / (a + b), a * b / ((a + b) ** 2 * (a + b + 1))
     assert abs(masks.mean() - mean) < 5 * math.sqrt(var / 40_000)
@@ -724,7 +726,7 @@ def test_memory_is_stated():
     potential = net_potential()
     memory = pvi.gradients.history(capacity=50, dtype=torch.bfloat16)
     estimator = pvi.structured(potential, "layer", num_history=3, history=memory)
-    state = estimator.init(potential.init(4), torch.Generator())
+    state = estimator.init(potential.init(4), ParticleStreams(0))
     drawn = 3 * 6 * 4 * 26 * 4  # masks, values and composites, float32
     assert estimator.nbytes(4) == state.values.nbytes + drawn
     stated = 26 * (50 * 2 + 3 * 6 * 4) / 1e6
@@ -741,3 +743,12 @@ def test_composites_larger_than_memory():
     estimator = pvi.structured(wide, "parameter", history=pvi.gradients.history(capacity=1))
     with pytest.raises(MemoryError, match="fewer groups or masks"):
         pvi.sample(pvi.sgld(estimator), step_size=0.1, num_particles=1, num_draws=1, progress=False)
+
+
+def test_units_of_layers_of_one_size_are_groups_of_their_own():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 3))
+    potential = pvi.from_module(net, pvi.Gaussian(scale=1.0), pvi.Normal(1.0), num_data=5)
+    first = [0, 0, 1, 1, 2, 2, 0, 1, 2]
+    second = [3, 3, 3, 4, 4, 4, 5, 5, 5, 3, 4, 5]
+    assert potential.groups("neuron").tolist() == first + second
+    assert pvi.structured(potential, "neuron").num_groups == 6

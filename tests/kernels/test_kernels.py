@@ -61,6 +61,16 @@ def test_the_sums_without_the_whole_matrix_are_the_same(kernel, dim, columns):
     torch.testing.assert_close(repulsion, away, atol=1e-12, rtol=1e-9)
 
 
+@pytest.mark.parametrize(("kernel", "most"), [(pvi.kernels.rbf(1.0), 1.0), (imq(1.0), 1.2)])
+def test_rounding_makes_no_distance_negative(kernel, most):
+    """Far apart in float32 squares cancel to any sign: a kernel is at most 1 all the same."""
+    num = DENSE + 100
+    x = (1e4 * points(num, 3)).float()
+    attraction, repulsion = kernel.direction(x, torch.ones(num, 600))
+    assert torch.isfinite(repulsion).all()
+    assert float(attraction.min()) >= 0 and float(attraction.max()) * num <= most
+
+
 def test_random_features_approach_the_rbf_kernel():
     x, y = points(6, 3), points(5, 3, seed=1)
     error = (random_features(200_000, 1.3)(x, y) - pvi.kernels.rbf(1.3)(x, y)).abs().max()

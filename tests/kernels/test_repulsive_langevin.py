@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import particlevi as pvi
+from particlevi.streams import ParticleStreams
 from tests.kernels.common import gaussian, points
 
 
@@ -16,8 +17,8 @@ def test_one_particle_is_sgld():
     ends = []
     for sampler in (pvi.repulsive_langevin(target, jitter=0.0), pvi.sgld(target)):
         controls = {"step_size": torch.tensor(0.1), "temperature": torch.tensor(1.3)}
-        state = sampler.init(start, torch.Generator().manual_seed(0))
-        _, masks = sampler.draw_noise(state, torch.Generator().manual_seed(0))
+        state = sampler.init(start, ParticleStreams(0))
+        _, masks = sampler.draw_noise(state, ParticleStreams(0))
         ends.append(sampler.step(state, None, (noise, masks), controls)[0].position)
     torch.testing.assert_close(ends[0], ends[1], atol=1e-12, rtol=1e-12)
 
@@ -32,8 +33,8 @@ def test_the_noise_has_the_covariance_of_the_kernel(num, dim, dtype, tolerance):
     target = pvi.from_log_density(lambda x: -0.5 * x.square().sum(), dim, dtype=dtype)
     sampler = pvi.repulsive_langevin(target, pvi.kernels.rbf(1.3), jitter=1e-6)
     x = points(num, dim).to(dtype)
-    state = sampler.init(x, torch.Generator().manual_seed(0))
-    noise, masks = sampler.draw_noise(state, torch.Generator().manual_seed(0))
+    state = sampler.init(x, ParticleStreams(0))
+    noise, masks = sampler.draw_noise(state, ParticleStreams(0))
     controls = {
         "step_size": torch.tensor(0.1, dtype=dtype),
         "temperature": torch.tensor(0.7, dtype=dtype),
@@ -57,8 +58,8 @@ def test_the_jitter_drifts_as_much_as_it_diffuses():
     ends = []
     for jitter in (0.0, 0.4):
         sampler = pvi.repulsive_langevin(target, pvi.kernels.rbf(1.3), jitter=jitter)
-        state = sampler.init(x, torch.Generator().manual_seed(0))
-        noise = sampler.draw_noise(state, torch.Generator().manual_seed(0))
+        state = sampler.init(x, ParticleStreams(0))
+        noise = sampler.draw_noise(state, ParticleStreams(0))
         ends.append(sampler.step(state, None, noise, controls)[0].position)
     away = x - torch.tensor([1.0, -2.0], dtype=x.dtype)
     scores = -away @ torch.tensor([[2.0, 0.3], [0.3, 1.0]], dtype=x.dtype)
@@ -113,11 +114,9 @@ def test_the_variance_does_not_collapse():
 
 def test_the_bandwidth_stays_where_it_was():
     sampler = pvi.repulsive_langevin(gaussian([0.0, 0.0], torch.eye(2)))
-    state = sampler.init(points(6, 2), torch.Generator().manual_seed(0))
+    state = sampler.init(points(6, 2), ParticleStreams(0))
     controls = {"step_size": torch.tensor(0.1), "temperature": torch.tensor(1.0)}
-    after, _ = sampler.step(
-        state, None, sampler.draw_noise(state, torch.Generator().manual_seed(0)), controls
-    )
+    after, _ = sampler.step(state, None, sampler.draw_noise(state, ParticleStreams(0)), controls)
     assert torch.equal(after.memory.bandwidth, state.memory.bandwidth)
     assert torch.equal(state.memory.bandwidth, pvi.kernels.rbf().width(points(6, 2)))
 

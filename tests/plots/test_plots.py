@@ -116,6 +116,10 @@ def test_temperatures():
     assert "set to 2" in axes.get_title()
     ladder = pvi.sample(pvi.parallel_tempering(target), num_draws=8, **run)
     assert plots.temperatures(ladder, axes=axes) is axes
+    levels = torch.tensor([1.0, 2.0, 4.0, 8.0, 1.0], dtype=torch.float64).view(5, 1).expand(5, 8)
+    mixed = replace(ladder, stats={**ladder.stats, "replica_temperature": levels})
+    with pytest.raises(ValueError, match=r"from 1 to 8.*draws\.select"):
+        plots.temperatures(mixed)
 
 
 def test_given_axes_are_used(runs):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import particlevi as pvi
+from particlevi.streams import ParticleStreams
 
 LIKELIHOODS = {
     "gaussian": (pvi.Gaussian(scale=0.5), 1, torch.randn(5, 1)),
@@ -26,10 +27,10 @@ def test_a_step_is_one_graph(likelihood, prior):
     net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, width))
     potential = pvi.from_module(net, law, PRIORS[prior], num_data=20)
     sampler = pvi.sghmc(potential)
-    generator = torch.Generator().manual_seed(0)
-    state = sampler.init(potential.init(4, generator), generator)
+    streams = ParticleStreams(0)
+    state = sampler.init(potential.init(4, streams), streams)
     batch = pvi.typing.Batch((torch.linspace(-1, 1, 10).view(5, 2), targets))
-    noise = sampler.draw_noise(state, generator)
+    noise = sampler.draw_noise(state, streams)
     controls = {"step_size": torch.tensor(0.01), "temperature": torch.tensor(1.0)}
     with torch.no_grad():
         eager, _ = sampler.step(state, batch, noise, controls)

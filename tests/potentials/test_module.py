@@ -12,6 +12,7 @@ from torch import nn
 
 import particlevi as pvi
 from particlevi.potentials.layout import Layout
+from particlevi.streams import ParticleStreams
 from particlevi.typing import Batch
 
 F64 = torch.float64
@@ -385,10 +386,10 @@ def test_module_init_has_the_modules_law_independently_and_leaves_the_generator(
     net = nn.Sequential(nn.Linear(9, 50), nn.ReLU(), nn.Linear(50, 1))
     potential = pvi.from_module(net, pvi.Gaussian(0.5), pvi.Normal(1.0), num_data=N)
     before = torch.get_rng_state()
-    draws = potential.init(400, torch.Generator().manual_seed(3))
+    draws = potential.init(400, ParticleStreams(3))
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(draws, potential.init(400, torch.Generator().manual_seed(3)))
-    assert not torch.equal(draws, potential.init(400, torch.Generator().manual_seed(4)))
+    assert torch.equal(draws, potential.init(400, ParticleStreams(3)))
+    assert not torch.equal(draws, potential.init(400, ParticleStreams(4)))
     weight = potential.unravel(draws)["0.weight"]
     assert weight.abs().max() <= 1 / 3
     flat = weight.reshape(400, -1).double()
@@ -402,7 +403,7 @@ def test_prior_init_has_the_priors_law():
     prior = pvi.Normal({"weight": 0.3, "*": 2.0})
     potential = pvi.from_module(linear(), pvi.Gaussian("learned"), prior, num_data=N)
     before = torch.get_rng_state()
-    draws = potential.init(4000, torch.Generator().manual_seed(0), "prior")
+    draws = potential.init(4000, ParticleStreams(0), "prior")
     assert torch.equal(torch.get_rng_state(), before)
     expected = torch.tensor([0.09, 0.09, 0.09, 4.0, 1.0], dtype=F64)
     assert ((draws.var(0) / expected - 1).abs() < 5 * math.sqrt(2 / 4000)).all()
@@ -567,3 +568,9 @@ def test_importing_warns_of_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pvi.from_module(linear(), pvi.Gaussian(0.5), pvi.Normal(1.0), num_data=N)
+
+
+def test_neurons_of_layers_of_one_width_are_different_groups():
+    layout = Layout({"a.weight": (2, 3), "a.bias": (2,), "b.weight": (2, 2), "b.bias": (2,)})
+    expected = [0, 0, 0, 1, 1, 1, 0, 1, 2, 2, 3, 3, 2, 3]
+    assert layout.groups("neuron").tolist() == expected

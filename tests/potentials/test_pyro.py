@@ -21,6 +21,7 @@ from torch.distributions import biject_to, constraints
 
 import particlevi as pvi
 from particlevi.potentials.pyro import from_pyro, posterior_predictive
+from particlevi.streams import ParticleStreams
 from particlevi.typing import Batch
 
 N, B, P = 12, 4, 3
@@ -1134,7 +1135,7 @@ class TestInit:
         potential = from_pyro(model)
         assert list(potential.starts.methods) == ["prior", "uniform"]
         count = 500
-        z = potential.init(count, torch.Generator().manual_seed(0))
+        z = potential.init(count, ParticleStreams(0))
         assert z.shape == (count, 5) and z.dtype == torch.float64
         standard = torch.stack(
             [
@@ -1151,9 +1152,7 @@ class TestInit:
     def test_reproducible(self):
         potential = from_pyro(line, N, (X, Y))
         for method in ("prior", "uniform"):
-            a, b, c = (
-                potential.init(4, torch.Generator().manual_seed(seed), method) for seed in (1, 1, 2)
-            )
+            a, b, c = (potential.init(4, ParticleStreams(seed), method) for seed in (1, 1, 2))
             assert torch.equal(a, b) and not torch.equal(a, c)
             assert len(a.unique()) == a.numel()
 

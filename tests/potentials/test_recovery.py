@@ -18,6 +18,7 @@ from scipy import stats
 from torch import nn
 
 import particlevi as pvi
+from particlevi.streams import ParticleStreams
 from particlevi.typing import Batch
 
 F64 = torch.float64
@@ -68,7 +69,7 @@ CASES = {
 
 def simulate(potential, likelihood, x):
     """Parameters ``[SETS, D]`` and a data set for each."""
-    truth = potential.init(SETS, torch.Generator().manual_seed(2), "prior")
+    truth = potential.init(SETS, ParticleStreams(2), "prior")
     outputs = potential.outputs(truth, Batch((x,), per_particle=True))
     law = likelihood.distribution(outputs, potential.likelihood_parameters(truth))
     with torch.random.fork_rng():
@@ -111,7 +112,7 @@ def test_the_truth_is_covered_and_the_prior_comes_back(name):
     low, high = torch.quantile(states[10:], torch.tensor([0.1, 0.9], dtype=F64), dim=0)
     covered = ((low < truth) & (truth < high)).double().mean(0)
     assert (covered - 0.8).abs().max() < 5 * math.sqrt(0.8 * 0.2 / SETS)
-    again = potential.init(20_000, torch.Generator().manual_seed(5), "prior")
+    again = potential.init(20_000, ParticleStreams(5), "prior")
     for k in range(potential.num_params):
         assert stats.ks_2samp(states[-1, :, k], again[:, k]).pvalue > 1e-5, k
 

@@ -224,3 +224,10 @@ def test_starts_that_are_none(case):
     number, initial, error, match = REFUSED[case]
     with pytest.raises(error, match=match):
         starting_points(POTENTIAL, number, initial, 0)
+
+
+def test_interacting_particles_never_start_at_one_point():
+    zeros = {name: torch.zeros_like(value) for name, value in net().state_dict().items()}
+    points = starting_points(posterior(net()), 3, zeros, 0)
+    assert not points[0].any()
+    assert (points[1] != points[2]).all() and points.abs().max() < 0.06

@@ -8,10 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import particlevi as pvi
 from particlevi.potentials.random import global_seed
 from particlevi.potentials.shells import Shells
+from particlevi.streams import ParticleStreams
 
 THREADS = 6
 N = 24
@@ -92,7 +94,7 @@ def test_starts_in_threads_are_those_of_runs_alone():
 
     def starts(seed):
         return [
-            target.init(20, torch.Generator().manual_seed(seed), method)
+            target.init(20, ParticleStreams(seed), method)
             for method in ("fresh", "prior", "jittered")
         ]
 
@@ -128,3 +130,19 @@ def test_a_run_within_a_run_leaves_the_outer_ones_stream():
         with global_seed(4):
             torch.rand(2)
         assert torch.equal(torch.rand(4), expected)
+
+
+def test_runs_that_read_loaders_of_their_own_are_those_of_runs_alone():
+    target = potential("sample")
+
+    def read(seed):
+        order = torch.Generator().manual_seed(seed)
+        loader = DataLoader(TensorDataset(X, Y), batch_size=8, shuffle=True, generator=order)
+        return pvi.sample(
+            pvi.sgld(target), loader, step_size=1e-3, num_particles=2, num_draws=30, seed=seed,
+            progress=False,
+        ).particles  # fmt: skip
+
+    alone = [read(seed) for seed in range(3)]
+    for single, threaded in zip(alone, in_threads(read, 3), strict=True):
+        assert torch.equal(single, threaded)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -122,3 +124,47 @@ def test_divergent_transitions_are_taken_once():
     watch.observe_energy(torch.tensor([1.0, 0.0, 0.0]))
     assert watch.take_divergent().tolist() == [False, True, True]
     assert watch.take_divergent().tolist() == [False, False, False]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda target: pvi.hmc(target, num_leapfrog=3, jitter=0.0),
+        lambda target: pvi.obabo(target, metropolis_every=3),
+        pvi.randomized_hmc,
+    ],
+)
+def test_transitions_that_diverge_are_flagged_and_the_chain_goes_on(make):
+    """Half of the chains move in a direction so stiff that the integrator is unstable there."""
+    scale = torch.tensor([1.0, 1e-4], dtype=F64)
+    potential = pvi.from_log_density(lambda t: -0.5 * (t / scale).square().sum(), 2, dtype=F64)
+    sound = pvi.from_log_density(lambda t: -0.5 * t.square().sum(), 2, dtype=F64)
+    run = {"step_size": 0.5, "num_particles": 3, "num_draws": 20, "progress": False}
+    wild = pvi.sample(make(potential), **run)
+    calm = pvi.sample(make(sound), **run)
+    assert wild.diverged == calm.diverged == {}
+    assert wild.stats["diverging"].dtype == torch.bool
+    assert wild.stats["diverging"][:, 1:].double().mean() > 0.5
+    assert not calm.stats["diverging"].any()
+
+
+def test_divergences_between_draws_are_not_lost():
+    """Steps 2, in the warm-up, and 13 report an error of a million nats; every fourth is kept."""
+    sampler = pvi.sgld(pvi.from_log_density(lambda t: -0.5 * t.square().sum(), 1, dtype=F64))
+    count = 0
+
+    def error(info):
+        nonlocal count
+        count += 1
+        return torch.full_like(info.potential, 1e6 if count in (2, 13) else 0.0)
+
+    draws = pvi.sample(
+        dataclasses.replace(sampler, energy_error=error),
+        step_size=0.1,
+        num_particles=2,
+        num_warmup=4,
+        num_draws=4,
+        thin=4,
+        progress=False,
+    )
+    assert draws.stats["diverging"].tolist() == [[False, False, True, False]] * 2

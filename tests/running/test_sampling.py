@@ -346,7 +346,7 @@ def test_in_another_thread_the_signals_are_left_alone():
 
 
 def test_a_run_that_cannot_fit_is_refused_with_the_ways_out(monkeypatch):
-    monkeypatch.setattr(recording, "available_memory", lambda: 10_000)
+    monkeypatch.setattr(recording, "available_memory", lambda: 60_000)
     fits = {"num_particles": 4, "num_draws": 100, "step_size": 0.1, "progress": False}
     pvi.sample(pvi.sgld(DENSITY), **fits)
     with pytest.raises(MemoryError) as got:

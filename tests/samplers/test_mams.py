@@ -84,8 +84,8 @@ def test_without_the_test_the_law_is_off_at_that_step(name, monkeypatch):
 def lucky(draw_noise):
     """Noise under which every test is passed."""
 
-    def noise(state, generator):
-        velocity, uniform = draw_noise(state, generator)
+    def noise(state, streams):
+        velocity, uniform = draw_noise(state, streams)
         uniform[:, 1] = 0.0
         return velocity, uniform
 

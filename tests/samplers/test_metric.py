@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import particlevi as pvi
+from particlevi.streams import ParticleStreams
 from tests.registry import SAMPLERS
 
 D, P = 3, 5
@@ -38,10 +39,10 @@ def test_a_step_in_a_metric_is_a_step_in_its_coordinates(name, kind):
     z = torch.randn(P, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     states = []
     for sampler, start, more in ((outside, z @ linear.T, metric), (inside, z, {})):
-        generator = torch.Generator().manual_seed(1)
-        state = sampler.init(start, generator)
+        streams = ParticleStreams(1)
+        state = sampler.init(start, streams)
         for _ in range(3):
-            noise = sampler.draw_noise(state, generator)
+            noise = sampler.draw_noise(state, streams)
             state, _ = sampler.step(state, None, noise, controls | more)
         states.append(state.position)
     torch.testing.assert_close(states[0], states[1] @ linear.T, rtol=1e-10, atol=1e-12)
@@ -50,9 +51,9 @@ def test_a_step_in_a_metric_is_a_step_in_its_coordinates(name, kind):
 @pytest.mark.parametrize("noise", [3.0, "online"])
 def test_noise_of_each_parameter_needs_a_diagonal_metric(noise):
     sampler = pvi.sgld(gaussian(PRECISION), gradient_noise=noise)
-    generator = torch.Generator().manual_seed(0)
-    state = sampler.init(torch.zeros(P, D, dtype=torch.float64), generator)
+    streams = ParticleStreams(0)
+    state = sampler.init(torch.zeros(P, D, dtype=torch.float64), streams)
     one = torch.ones((), dtype=torch.float64)
     controls = {"step_size": 0.1 * one, "temperature": one, "factor": FACTOR}
     with pytest.raises(ValueError, match="use scale in place of factor"):
-        sampler.step(state, None, sampler.draw_noise(state, generator), controls)
+        sampler.step(state, None, sampler.draw_noise(state, streams), controls)

@@ -10,7 +10,8 @@ import torch
 from scipy.stats import chi2, kstest
 
 import particlevi as pvi
-from tests.stationarity.laws import quadratic
+from particlevi.streams import ParticleStreams
+from tests.stationarity.laws import controls_of, quadratic
 
 CONJUGATE = pvi.from_log_likelihood(
     lambda theta: -0.5 * theta.square().sum(),
@@ -138,3 +139,42 @@ def test_first_step_only_evaluates(name):
     draws = pvi.sample(sampler, step_size=0.3, initial=start, num_draws=1, progress=False)
     assert torch.equal(draws.particles[:, 0], start)
     assert torch.equal(draws.stats["potential"][:, 0], 0.5 * start[:, 0] ** 2)
+
+
+@pytest.mark.parametrize("name", list(ADJUSTED))
+def test_a_path_out_of_the_support_is_rejected_and_told(name):
+    """Beyond 1 the density is 0: no chain goes there, and the acceptance is a number."""
+
+    def log_density(x):
+        return torch.where(x.abs() < 1, -0.5 * x.square(), -torch.inf).sum(-1)
+
+    target = pvi.from_log_density(log_density, 1, vectorized=True, dtype=torch.float64)
+    draws = pvi.sample(
+        ADJUSTED[name](target, 1.0),
+        step_size=1.0,
+        initial=torch.zeros(50, 1, dtype=torch.float64),
+        num_draws=40,
+        progress=False,
+    )
+    assert draws.particles.abs().max() < 1
+    acceptance, error = draws.stats["acceptance"], draws.stats["energy_error"]
+    assert torch.isfinite(acceptance).all()
+    assert (acceptance[~torch.isfinite(error)] == 0).all()
+    assert bool((acceptance == 0).any()) and 0.02 < float(acceptance.mean()) < 0.9
+
+
+def test_step_sizes_are_spread_evenly_around_theirs():
+    """Without a force a chain moves by h p L: h is uniform in ``1 - jitter ... 1 + jitter``."""
+    flat = pvi.from_log_density(lambda x: 0 * x.sum(), 1, dtype=torch.float64)
+    jitter, length, num = 0.4, 3, 4001
+    sampler = pvi.hmc(flat, num_leapfrog=length, jitter=jitter)
+    streams = ParticleStreams(0)
+    state = sampler.init(torch.zeros(num, 1, dtype=torch.float64), streams)
+    state = state._replace(memory=state.memory._replace(begun=torch.ones(())))
+    u = torch.linspace(0, 1, num, dtype=torch.float64)
+    noise = (torch.ones(num, 1, dtype=torch.float64), torch.stack([torch.zeros_like(u), u], 1))
+    moved, _ = sampler.step(state, None, (noise, ()), controls_of(sampler, 0.1))
+    expected = length * 0.1 * (1 - jitter + 2 * jitter * u)
+    torch.testing.assert_close(moved.position[:, 0], expected, rtol=1e-12, atol=0)
+    drawn, _ = sampler.draw_noise(state, streams)
+    assert kstest(drawn[1][:, 1], "uniform").pvalue > 1e-3

@@ -10,6 +10,7 @@ import torch
 
 import particlevi as pvi
 from particlevi.samplers._noise import Average
+from particlevi.streams import ParticleStreams
 from particlevi.typing import Batch, SamplerState
 from tests.stationarity.laws import Affine, controls_of, stationary
 from tests.stationarity.test_minibatch import T2, conjugate, data_with_variance
@@ -88,7 +89,7 @@ def test_exact_law_with_a_frozen_estimate(integrator):
 
     def after(q, p, xi):
         full = torch.full((rows, 1), 1.0, dtype=torch.float64)
-        state = sampler.init(q * full, torch.Generator().manual_seed(0))
+        state = sampler.init(q * full, ParticleStreams(0))
         average = Average(s2 * full, torch.tensor(36.0, dtype=torch.float64))
         state = SamplerState(state.position, type(state.memory)(p * full, average), state.estimator)
         batch = Batch(x[pairs], per_particle=True)
@@ -121,7 +122,7 @@ def test_weights_of_the_average():
     one = torch.zeros(1, 1, dtype=torch.float64)
 
     def learn(before, steps):
-        state = sampler.init(one, torch.Generator())
+        state = sampler.init(one, ParticleStreams(0))
         average = Average(before * torch.ones_like(one), one.new_tensor(float(steps)))
         batch = Batch(torch.tensor([[1.0, 3.0]], dtype=torch.float64), per_particle=True)
         state = SamplerState(state.position, average, state.estimator)

@@ -10,6 +10,7 @@ import torch
 
 import particlevi as pvi
 from particlevi.potentials.layout import Layout
+from particlevi.streams import ParticleStreams
 from particlevi.typing import Progress
 from tests.stationarity.laws import controls_of, quadratic
 
@@ -23,8 +24,8 @@ def two_tensors():
 
 def test_masses_follow_gradients_rarely_and_stand_after_warm_up():
     sampler = pvi.psghmc(two_tensors(), update_every=5, decay=0.5, regularisation=1e-7)
-    generator = torch.Generator().manual_seed(0)
-    state = sampler.init(torch.ones(3, 80, dtype=torch.float64), generator)
+    streams = ParticleStreams(0)
+    state = sampler.init(torch.ones(3, 80, dtype=torch.float64), streams)
     controls = controls_of(sampler, 0.05)
     changes, expected = [], None
     for k in range(1, 31):
@@ -32,7 +33,7 @@ def test_masses_follow_gradients_rarely_and_stand_after_warm_up():
         square = gradient.square().view(3, 2, 40).mean(-1)
         expected = square if expected is None else 0.5 * expected + 0.5 * square
         before = state.memory.mass
-        noise = sampler.draw_noise(state, generator)
+        noise = sampler.draw_noise(state, streams)
         state, _ = sampler.step(state, None, noise, controls)
         state = sampler.record(state, Progress(k, 15, 30))
         torch.testing.assert_close(state.memory.second_moment, expected)

@@ -9,6 +9,7 @@ import torch
 from scipy.optimize import brentq
 
 import particlevi as pvi
+from particlevi.streams import ParticleStreams
 from tests.stationarity.laws import NoisyGradient, quadratic
 
 LAM, SIZE = 2.0, 500
@@ -81,7 +82,7 @@ def test_sghmc_does_not():
 
 def test_one_thermostat_for_all_parameters_of_a_chain():
     sampler = pvi.sgnht(quadratic([[1.0, 0.0], [0.0, 3.0]]))
-    state = sampler.init(torch.zeros(4, 2, dtype=torch.float64), torch.Generator())
+    state = sampler.init(torch.zeros(4, 2, dtype=torch.float64), ParticleStreams(0))
     assert state.memory.thermostat.shape == (4,)
 
 

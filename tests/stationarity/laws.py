@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import particlevi as pvi
 from particlevi.potentials.potential import ModelPotential
+from particlevi.streams import ParticleStreams
 from particlevi.typing import Batch, Controls, Gradient, Progress, Sampler, SamplerState
 
 Array = np.ndarray[Any, Any]
@@ -67,12 +68,12 @@ class NoisyGradient:
     conservative: bool = False
     interacting: bool = False
 
-    def init(self, particles: Tensor, generator: torch.Generator) -> Rows:
+    def init(self, particles: Tensor, streams: ParticleStreams) -> Rows:
         return Rows(particles[:, :0].clone())
 
-    def draw_noise(self, state: Rows, generator: torch.Generator) -> Tensor:
+    def draw_noise(self, state: Rows, streams: ParticleStreams) -> Tensor:
         shape = (len(state.like), self.potential.num_params)
-        return torch.randn(shape, generator=generator, dtype=self.potential.dtype)
+        return streams.normal(shape, self.potential.dtype)
 
     def __call__(
         self, state: Rows, particles: Tensor, batch: Batch | None, noise: Tensor
@@ -119,9 +120,9 @@ def affine_step(
         warmed_up: let the sampler record the end of the warm-up first.
     """
     size = sampler.potential.num_params
-    generator = torch.Generator().manual_seed(0)
-    probe = sampler.init(torch.zeros(1, size, dtype=torch.float64), generator)
-    parts, structure = tree_flatten(sampler.draw_noise(probe, generator))
+    streams = ParticleStreams(0)
+    probe = sampler.init(torch.zeros(1, size, dtype=torch.float64), streams)
+    parts, structure = tree_flatten(sampler.draw_noise(probe, streams))
     sizes = [size if part.shape == (1, size) else 0 for part in parts]
     state_size = size * (1 + len(varying))
     total = state_size + sum(sizes)
@@ -130,7 +131,7 @@ def affine_step(
     points = torch.from_numpy(inputs)
     rows = len(points)
 
-    state = sampler.init(points[:, :size].contiguous(), generator)
+    state = sampler.init(points[:, :size].contiguous(), streams)
     if memory is not None:
         expanded = [part.expand(rows, -1) if part.ndim == 2 else part for part in memory]
         state = state._replace(memory=type(memory)(*expanded))
@@ -191,12 +192,12 @@ def law_on_grid(sampler: Sampler, step_size: float, grid: Array, memory: Any = N
     transition matrix on the grid (trapezoidal rule, which is spectrally accurate for smooth
     densities that vanish at the ends).
     """
-    generator = torch.Generator().manual_seed(0)
+    streams = ParticleStreams(0)
     points = torch.from_numpy(grid).unsqueeze(1)
-    state = sampler.init(points, generator)
+    state = sampler.init(points, streams)
     if memory is not None:
         state = state._replace(memory=memory)
-    noise = sampler.draw_noise(state, generator)
+    noise = sampler.draw_noise(state, streams)
     controls = controls_of(sampler, step_size)
 
     def at(value: float) -> Array:

@@ -13,6 +13,7 @@ import particlevi as pvi
 from particlevi.potentials.layout import Layout
 from particlevi.samplers.psghmc import Memory as MassMemory
 from particlevi.samplers.psgld import Memory as PreconditionerMemory
+from particlevi.streams import ParticleStreams
 from tests.stationarity.laws import (
     NoisyGradient,
     affine_step,
@@ -299,8 +300,8 @@ def test_sghmc_compensation_is_clipped_at_zero(hessian):
 @pytest.mark.parametrize("T", [0.0, 0.25, 4.0])
 def test_sghmc_first_momenta_are_at_the_temperature(T):
     target, start = quadratic(TARGETS["five"]), torch.zeros(1000, 5, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    momentum = pvi.sghmc(target, temperature=T).init(start, generator).memory.momentum
+    streams = ParticleStreams(0)
+    momentum = pvi.sghmc(target, temperature=T).init(start, streams).memory.momentum
     z = (momentum.square().sum() - T * momentum.numel()) / math.sqrt(2 * momentum.numel())
     assert abs(z) <= 5 * T
 

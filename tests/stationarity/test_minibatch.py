@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import particlevi as pvi
+from particlevi.streams import ParticleStreams
 from particlevi.typing import Batch
 from tests.stationarity.laws import controls_of
 
@@ -55,10 +56,10 @@ def test_all_minibatches_enumerated(replacement, T):
     else:
         index = torch.tensor(list(itertools.permutations(range(size), batch_size)))
     sampler = pvi.sgld(conjugate(size), temperature=T)
-    generator = torch.Generator().manual_seed(0)
+    streams = ParticleStreams(0)
 
     def after(start, noise):
-        state = sampler.init(torch.full((len(index), 1), start, dtype=torch.float64), generator)
+        state = sampler.init(torch.full((len(index), 1), start, dtype=torch.float64), streams)
         xi = torch.full_like(state.position, noise)
         batch = Batch(x[index], per_particle=True)
         moved, _ = sampler.step(state, batch, (xi, ()), controls_of(sampler, h))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import particlevi as pvi
+from particlevi.streams import ParticleStreams
 from tests.stationarity.laws import controls_of, law_on_grid, moment, order
 
 GRID = np.linspace(-9.0, 9.0, 1801)
@@ -98,7 +99,7 @@ def test_psgld_divergence_is_the_derivative_of_the_preconditioner():
         sampler = pvi.psgld(
             target, T, decay=a, regularisation=lam, freeze=False, divergence=divergence
         )
-        state = sampler.init(theta, torch.Generator())
+        state = sampler.init(theta, ParticleStreams(0))
         memory = state.memory._replace(second_moment=old, weight=torch.tensor(a))
         state = state._replace(memory=memory)
         xi = noise if divergence else noise[0]

@@ -82,7 +82,7 @@ def test_suggestions_and_their_reason(capsys):
     x = torch.randn(n, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     full = pvi.suggest_step_size(mean_model(n), x)
     assert full.curvature == pytest.approx(101, rel=1e-6)
-    assert full.overdamped == pytest.approx(0.2 / 101, rel=1e-6)
+    assert full.overdamped == pytest.approx(0.05 / 101, rel=1e-6)
     assert full.momentum == pytest.approx(0.5 / 101**0.5, rel=1e-6)
     assert full.gradient_noise == 0
     assert capsys.readouterr().out.strip() == full.reason
@@ -121,6 +121,35 @@ def test_suggested_steps_hold_what_they_promise(momentum):
     )
     excess = 101 * float(draws.particles.var((0, 1)).mean()) - 1
     assert excess == pytest.approx(0.1, abs=0.06)
+
+
+@pytest.mark.parametrize("factory", [pvi.sghmc, pvi.sgld])
+@pytest.mark.parametrize("mask", [{"keep": 0.1}, {"mask": "uniform"}])
+def test_noise_of_masks_is_held_too(factory, mask):
+    """One parameter per group, the history at the mean: the law is a Gaussian of known width."""
+    lam = 30.0
+    estimator = pvi.structured_dropout(
+        quadratic(lam * np.eye(2)),
+        "parameter",
+        history=pvi.gradients.history(initial=torch.zeros(1, 2), frozen=True),
+        **mask,
+    )
+    found = pvi.suggest_step_size(estimator, verbose=False)
+    assert "of masks" in found.reason
+    h = found.momentum if factory is pvi.sghmc else found.overdamped
+    time = 1.0 if factory is pvi.sghmc else 1 / lam
+    draws = pvi.sample(
+        factory(estimator),
+        step_size=h,
+        initial=torch.randn(1000, 2, generator=torch.Generator().manual_seed(0)) / lam**0.5,
+        num_warmup=round(3 * time / h),
+        num_draws=4,
+        thin=round(time / h),
+        progress=False,
+    )
+    narrowed = 2 / 3 if "mask" in mask else 1.0
+    excess = lam * narrowed * float(draws.particles.double().square().mean()) - 1
+    assert -0.05 < excess < 0.25
 
 
 def test_bad_input():

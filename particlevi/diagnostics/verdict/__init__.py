@@ -61,6 +61,19 @@ def _check_end(draws: DrawSet, verdict: Verdict) -> None:
             "pvi.suggest_step_size tells the stable range.",
             diverged=lost,
         )
+    if "diverging" in draws.stats and bool((draws.stats["diverging"] > 0).any()):
+        steep = draws.stats["diverging"] > 0
+        share = float(steep.double().mean())
+        verdict.note("divergent transitions", share)
+        verdict.add(
+            "diverging",
+            "wrong",
+            f"Divergent transitions in {int(steep.sum())} of {steep.numel()} draws: the energy ran "
+            "away where the posterior curves strongly, and such places are sampled too rarely.",
+            "Take a smaller step size, or coordinates in which the scales do not depend on each "
+            "other (a non-centred hierarchy).",
+            share=share,
+        )
     if draws.interrupted:
         verdict.add(
             "interrupted",

@@ -10,6 +10,7 @@ __all__ = ["Finding", "FindingKind", "Severity", "Verdict"]
 
 FindingKind: TypeAlias = Literal[
     "diverged",
+    "diverging",
     "interrupted",
     "no chains",
     "few draws",

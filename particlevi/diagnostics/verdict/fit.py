@@ -111,9 +111,9 @@ def _trained(model: ModelPotential, start: Tensor, train: Batch, test: Batch) ->
         return -model.log_likelihood(particles, batch).mean(1)
 
     def closure() -> Tensor:
-        found = value_and_grad(energy, theta[None], train, None)
-        theta.grad = found.gradient[0]
-        return found.potential[0]
+        slope = value_and_grad(energy, theta[None], train, None)
+        theta.grad = slope.gradient[0]
+        return slope.potential[0]
 
     def predicted() -> Tensor:
         with torch.no_grad():

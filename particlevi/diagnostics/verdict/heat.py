@@ -35,10 +35,10 @@ def is_off(measured: Temperature, expected: Expected, target: float) -> float:
     beyond = max(measured.mean - expected.high, 0.0) - max(expected.low - measured.mean, 0.0)
     if abs(beyond) > max(TEMPERATURE_SHARE * target, TEMPERATURE_Z * measured.mcse):
         return beyond / target
-    _, high = chi_square_interval(max(expected.high, 1e-300), measured.size)
-    if measured.hottest > high and beyond > 0:
-        return beyond / target
-    return 0.0
+    if beyond <= 0:
+        return 0.0
+    _, high = chi_square_interval(expected.high, measured.size)
+    return beyond / target if measured.hottest > high else 0.0
 
 
 def check_heat(draws: DrawSet, data: Any, thin: int, verdict: Verdict) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from particlevi.diagnostics import arviz
 from particlevi.diagnostics._agreement import agreement
+from particlevi.diagnostics.convergence import ESS_ERROR
 from particlevi.diagnostics.verdict.findings import Verdict
 from particlevi.diagnostics.views import View, series
 from particlevi.drawset import DrawSet
@@ -16,27 +17,28 @@ from particlevi.drawset import DrawSet
 __all__ = ["check_mixing", "least_ess"]
 
 MAX_RHAT = 1.01
+GROSS_RHAT = 1.1
+"""More than chance gives right chains that are worth 400 draws, whatever their number."""
 MIN_ESS = 400.0
 LEVEL = 0.01
 MAX_COORDINATES = 200
 _PROJECTIONS = 50
-_ESS_ERROR = 0.15
-"""Relative standard error of an ESS near 400, over AR(1) chains of many kinds."""
+_MIN_LENGTH = 20
 
 
-def least_ess(num: int, level: float = 0.05) -> float:
+def least_ess(num: int, level: float = 0.03) -> float:
     """What the smallest of ``num`` estimates of an ESS of 400 exceeds with chance ``1 - level``."""
     from scipy.special import ndtri
 
-    return MIN_ESS * max(0.25, 1 + _ESS_ERROR * float(ndtri(level / max(num, 1))))
+    return MIN_ESS * max(0.25, 1 + ESS_ERROR * float(ndtri(level / max(num, 1))))
 
 
 def check_mixing(draws: DrawSet, inputs: Any, verdict: Verdict) -> None:
     """Whether chains agree, by more than R-hat 1.01, and whether 400 independent draws are there.
 
     Not converged: R-hat is above 1.01 and the chains differ by more than their memory explains
-    (``particlevi.diagnostics.agreement``, at a level of 1 %). Too few: the smallest ESS is below
-    400 by more than the error of such an estimate.
+    (``particlevi.diagnostics.agreement``, at a level of 1 %), or R-hat is above 1.1. Too few: the
+    smallest ESS is below 400 by more than the error of such an estimate.
     """
     chains, length, size = draws.particles.shape
     if length < arviz.MIN_DRAWS:
@@ -56,19 +58,25 @@ def check_mixing(draws: DrawSet, inputs: Any, verdict: Verdict) -> None:
     sizes = arviz.ess(values).ravel()
     moving = sizes[~np.isnan(sizes)]
     ess, total = float(moving.min(initial=math.inf)), chains * length
-    verdict.note("smallest ESS", ess, _ESS_ERROR * ess)
-    verdict.note("smallest ESS per second", ess / draws.seconds, _ESS_ERROR * ess / draws.seconds)
+    verdict.note("smallest ESS", ess, ESS_ERROR * ess)
+    verdict.note("smallest ESS per second", ess / draws.seconds, ESS_ERROR * ess / draws.seconds)
     if chains > 1:
         rhat = float(np.nanmax(np.append(arviz.rhat(values), 1.0)))
         chance = agreement(values)
         verdict.note("largest R-hat", rhat)
         verdict.note("p of one law", chance)
-        if rhat > MAX_RHAT and chance < LEVEL:
+        gross = rhat > GROSS_RHAT and length >= _MIN_LENGTH
+        if gross or (rhat > MAX_RHAT and chance < LEVEL):
+            why = (
+                "their memory may be longer than the run"
+                if chance >= LEVEL
+                else f"more than their memory explains (p = {chance:.1g})"
+            )
             verdict.add(
                 "not converged",
                 "wrong",
-                f"Not converged: R-hat of the {view} reaches {rhat:.3f}, and chains or their "
-                f"halves differ by more than their memory explains (p = {chance:.1g}).",
+                f"Not converged: R-hat of the {view} reaches {rhat:.3f}: chains or their halves "
+                f"differ, {why}.",
                 "Raise num_warmup and num_draws, or start from a trained point. Of a net, judge "
                 "predictions (inputs=...): weights need not agree between chains.",
                 rhat=rhat,

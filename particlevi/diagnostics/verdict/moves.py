@@ -1,4 +1,4 @@
-"""What the sampler says of its own moves: noise, rejections, exchanges."""
+"""What the sampler says of its moves: noise, rejections, exchanges."""
 
 from __future__ import annotations
 

@@ -170,9 +170,10 @@ class Ordinal:
         cutpoints: K - 1 increasing numbers, or ``"learned"``. A model with a bias of its own shifts
             learned cutpoints: the prior alone tells the two apart, so leave the bias out.
 
-    >>> law = Ordinal(3, cutpoints=(-1.0, 1.0)).distribution(torch.zeros(1, 1, 1), {})
-    >>> law.probs.flatten()
-    tensor([0.2689, 0.4621, 0.2689])
+    Examples:
+        >>> law = Ordinal(3, cutpoints=(-1.0, 1.0)).distribution(torch.zeros(1, 1, 1), {})
+        >>> law.probs.flatten()
+        tensor([0.2689, 0.4621, 0.2689])
     """
 
     num_classes: int

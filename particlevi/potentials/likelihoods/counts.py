@@ -73,9 +73,10 @@ class NegativeBinomial:
         num_outputs: how many learned ones.
         log_concentration_prior: of a learned ``log_concentration``; ``Normal(0, 1)`` if absent.
 
-    >>> law = NegativeBinomial(2.0).distribution(torch.zeros(1, 1, 1), {})
-    >>> law.mean.item(), law.variance.item()
-    (1.0, 1.5)
+    Examples:
+        >>> law = NegativeBinomial(2.0).distribution(torch.zeros(1, 1, 1), {})
+        >>> law.mean.item(), law.variance.item()
+        (1.0, 1.5)
     """
 
     concentration: float | str = "learned"

@@ -33,8 +33,9 @@ class Gaussian:
         log_scale_prior: of a learned ``log_scale``; ``Normal(0, 1)`` by default, that is
             ``scale ~ LogNormal(0, 1)``.
 
-    >>> Gaussian(scale=0.5).distribution(torch.zeros(1, 3, 1), {}).stddev.flatten()
-    tensor([0.5000, 0.5000, 0.5000])
+    Examples:
+        >>> Gaussian(scale=0.5).distribution(torch.zeros(1, 3, 1), {}).stddev.flatten()
+        tensor([0.5000, 0.5000, 0.5000])
     """
 
     scale: float | tuple[float, ...] | str
@@ -107,9 +108,10 @@ class MeanScaleGaussian:
     Source: Nix and Weigend, "Estimating the mean and variance of the target probability
     distribution", 1994.
 
-    >>> law = MeanScaleGaussian().distribution(torch.tensor([[[3.0, 0.0]]]), {})
-    >>> law.mean.item(), law.stddev.item()
-    (3.0, 1.0)
+    Examples:
+        >>> law = MeanScaleGaussian().distribution(torch.tensor([[[3.0, 0.0]]]), {})
+        >>> law.mean.item(), law.stddev.item()
+        (3.0, 1.0)
     """
 
     classes = False

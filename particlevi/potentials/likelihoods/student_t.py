@@ -46,8 +46,9 @@ class StudentT:
         log_df_prior: of a learned ``log_df``; ``Normal(log 10, 1)`` by default.
         log_scale_prior: of a learned ``log_scale``; ``Normal(0, 1)`` by default.
 
-    >>> round(float(StudentT(df=4.0).elementwise(torch.tensor(1.0)).variance), 6)
-    2.0
+    Examples:
+        >>> round(float(StudentT(df=4.0).elementwise(torch.tensor(1.0)).variance), 6)
+        2.0
     """
 
     df: float | str

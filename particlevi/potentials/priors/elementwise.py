@@ -45,8 +45,9 @@ class Normal:
         mean: one number, or numbers or tensors per name pattern, 0 for names that none matches;
             a ``state_dict`` centres the prior at trained weights.
 
-    >>> float(Normal(scale=2.0).elementwise(torch.tensor(2.0)).variance)
-    4.0
+    Examples:
+        >>> float(Normal(scale=2.0).elementwise(torch.tensor(2.0)).variance)
+        4.0
     """
 
     scale: Scale = 1.0

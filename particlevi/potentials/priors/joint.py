@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from particlevi.potentials.priors.base import Block, PriorLike, by_pattern
-from particlevi.potentials.random import draw_seed, seeded
+from particlevi.potentials.random import draw_seeds, seeded
+from particlevi.typing import Streams
 
 __all__ = ["JointPrior", "joint_prior"]
 
@@ -62,15 +63,22 @@ class JointPrior:
             total = total + term
         return total
 
-    def sample(self, num_particles: int, generator: torch.Generator) -> Tensor:
+    def sample(self, num_particles: int, streams: Streams) -> Tensor:
         """Draws ``[P, D]``."""
+        rows = []
+        for seed in draw_seeds(streams, num_particles):
+            with seeded(seed):
+                rows.append(self._one())
+        return torch.cat(rows)
+
+    def _one(self) -> Tensor:
+        """One draw ``[1, D]``, from torch's global generator."""
         pieces: dict[int, Tensor] = {}
-        with seeded(draw_seed(generator)):
-            for i, law in self.runs:
-                shape = (num_particles,) if law.batch_shape else (num_particles, self.sizes[i])
-                pieces[i] = law.sample(shape).view(num_particles, self.sizes[i])
-            for where, block in self.blocks:
-                pieces.update(zip(where, block.sample(num_particles), strict=True))
+        for i, law in self.runs:
+            shape = (1,) if law.batch_shape else (1, self.sizes[i])
+            pieces[i] = law.sample(shape).view(1, self.sizes[i])
+        for where, block in self.blocks:
+            pieces.update(zip(where, block.sample(1), strict=True))
         return torch.cat([pieces[i] for i in range(len(self.sizes))], dim=-1)
 
 

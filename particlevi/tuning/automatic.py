@@ -1,0 +1,289 @@
+"""The choice of what nobody chose: sampler, start, tuner, warm-up.
+
+The rule, with D parameters:
+
+1. All chains are minimised together: by BFGS and Newton steps up to 500 parameters (100 for a
+   module, whose hidden units make a Hessian poor), by Adam above.
+2. Up to that number, and if at least four in five chains found the same minimum, the coordinates
+   are those in which the Hessian there is the identity, and ``randomized_hmc`` moves in them, with
+   a dense metric; if they found different ones, with a diagonal metric.
+3. With more parameters, ``mclmc`` moves, unadjusted, with a stated energy error.
+
+Every step takes all the data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from particlevi.curvature import largest_curvature
+from particlevi.potentials.potential import ModelPotential
+from particlevi.samplers.mclmc import mclmc
+from particlevi.samplers.randomized_hmc import randomized_hmc
+from particlevi.streams import ParticleStreams
+from particlevi.tuning.energy_error import energy_error
+from particlevi.tuning.objective import Objective
+from particlevi.tuning.start import Start, find_start
+from particlevi.tuning.windows import windows
+from particlevi.typing import JSON, Controls, Progress, Sampler, Tuner, World
+
+__all__ = ["Setup", "because", "constant", "prepare"]
+
+_MOST_BYTES = 2**28
+_FRACTION = {"overdamped": 0.1, "momentum": 0.25}
+
+
+@dataclass(frozen=True)
+class constant:
+    """Controls found before the run, the same at every step.
+
+    Args:
+        chosen: controls by name.
+    """
+
+    chosen: Controls
+    name: str = field(default="constant", init=False)
+
+    @property
+    def settings(self) -> Mapping[str, JSON]:
+        """The scalars among them."""
+        return {name: float(value) for name, value in self.chosen.items() if not value.ndim}
+
+    def init(self, position: Tensor, controls: Controls) -> tuple[()]:
+        """Nothing to remember."""
+        return ()
+
+    def controls(self, state: Any) -> Controls:
+        """Those chosen."""
+        return self.chosen
+
+    def update(
+        self, state: Any, position: Tensor, info: Any, progress: Progress, world: World
+    ) -> Any:
+        """Nothing is learnt."""
+        return state
+
+    def report(self, state: Any) -> Mapping[str, JSON]:
+        """The scalars among them."""
+        return self.settings
+
+
+@dataclass(frozen=True, eq=False)
+class because:
+    """A tuner with the reasons for which it was chosen in its report.
+
+    Args:
+        tuner: what tunes.
+        reasons: in words.
+        start_gradients: gradients of one particle that finding the start took.
+        start_seconds: that it took.
+    """
+
+    tuner: Tuner
+    reasons: tuple[str, ...]
+    start_gradients: int
+    start_seconds: float
+
+    @property
+    def name(self) -> str:
+        """That of the tuner."""
+        return self.tuner.name
+
+    @property
+    def settings(self) -> Mapping[str, JSON]:
+        """Those of the tuner."""
+        return self.tuner.settings
+
+    def init(self, position: Tensor, controls: Controls) -> Any:
+        """As the tuner."""
+        return self.tuner.init(position, controls)
+
+    def controls(self, state: Any) -> Controls:
+        """As the tuner."""
+        return self.tuner.controls(state)
+
+    def update(
+        self, state: Any, position: Tensor, info: Any, progress: Progress, world: World
+    ) -> Any:
+        """As the tuner."""
+        return self.tuner.update(state, position, info, progress, world)
+
+    def report(self, state: Any) -> Mapping[str, JSON]:
+        """What was chosen, why, and what the start took."""
+        return {
+            **self.tuner.report(state),
+            "reasons": list(self.reasons),
+            "start_gradients": self.start_gradients,
+            "start_seconds": self.start_seconds,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """All that a run needs and nobody gave.
+
+    Attributes:
+        sampler, tuner: what moves, and what tunes it.
+        initial: starting points ``[P, D]``.
+        num_warmup, num_draws, thin: as in ``sample``.
+    """
+
+    sampler: Sampler
+    tuner: Tuner
+    initial: Tensor
+    num_warmup: int
+    num_draws: int
+    thin: int
+
+
+def prepare(
+    what: ModelPotential | Sampler,
+    data: Any,
+    initial: Tensor,
+    generator: torch.Generator,
+    batch_size: int | None = None,
+    keep_start: bool = False,
+) -> Setup:
+    """Choose what a run needs from the potential and its data.
+
+    Args:
+        what: a potential, or a sampler whose step size nobody gave.
+        data: as given to ``sample``.
+        initial: points ``[P, D]`` to look from.
+        generator: of the randomness of the start.
+        batch_size: B of the run, for a sampler that takes minibatches.
+        keep_start: begin at ``initial`` itself; the minimum is looked for all the same.
+
+    Raises:
+        ValueError: a sampler for which no rule is known.
+    """
+    potential = what if isinstance(what, ModelPotential) else what.potential
+    began = time.perf_counter()
+    objective = Objective(potential, data)
+    start = find_start(objective, initial, generator)
+    reasons = [start.reason]
+    sampler = what if isinstance(what, Sampler) else _choose(potential, start, reasons)
+    tuner, num_warmup, thin = _tuner_of(sampler, start, objective, data, batch_size, reasons)
+    size = len(initial) * initial.shape[1] * initial.element_size()
+    num_draws = max(100, min(4000, _MOST_BYTES // size))
+    seconds = time.perf_counter() - began
+    told = because(tuner, tuple(reasons), objective.num_gradients, seconds)
+    points = initial if keep_start else start.points
+    return Setup(sampler, told, points, num_warmup, num_draws, thin)
+
+
+def _choose(potential: ModelPotential, start: Start, reasons: list[str]) -> Sampler:
+    if start.metric is not None or potential.num_params == 1:
+        reasons.append(
+            "randomized_hmc: Metropolis-adjusted, so exact for any step, and in coordinates scaled "
+            "by a metric the fastest for few parameters."
+        )
+        return randomized_hmc(potential)
+    reasons.append(
+        f"mclmc: {potential.num_params} parameters are too many for a dense metric; it is not "
+        "adjusted, and its energy error bounds its bias."
+    )
+    return mclmc(potential)
+
+
+def _tuner_of(
+    sampler: Sampler,
+    start: Start,
+    objective: Objective,
+    data: Any,
+    batch_size: int | None,
+    reasons: list[str],
+) -> tuple[Tuner, int, int]:
+    """The tuner of a sampler, its warm-up and its thinning, by what the sampler declares."""
+    if sampler.requires.energy and "acceptance" in _reported(sampler, objective, start.points):
+        length = sampler.schedules.get("trajectory_length")
+        metric = start.metric
+        dense = metric is not None and metric.ndim == 2
+        first = 0.5 if length is None else length(0) / math.pi
+        tuner = windows(
+            "dense" if dense else "diagonal",
+            step_size=first,
+            trajectory_length=None if length is None else length(0),
+            start=metric,
+        )
+        reasons.append(
+            f"The step size is tuned to an acceptance of {tuner.target_acceptance:g}, the "
+            f"{tuner.metric} metric to the draws of all chains."
+        )
+        return tuner, 400, 2
+    if "decoherence_length" in sampler.schedules and batch_size is None:
+        law = energy_error()
+        law = dataclasses.replace(law, metric="diagonal" if start.metric is not None else "none")
+        reasons.append(
+            f"The step size is tuned to an energy error of {law.target:g} per dimension, at which "
+            "second moments of a Gaussian are about 1 % too small."
+        )
+        return law, 600, 4
+    if sampler.max_step_size is None:
+        raise ValueError(
+            f"No rule is known for the step size of {sampler.name}: give step_size "
+            "(pvi.suggest_step_size proposes one), or pass the potential in place of the sampler."
+        )
+    return _stable(sampler, start, objective, data, batch_size, reasons), 400, 5
+
+
+def _reported(sampler: Sampler, objective: Objective, points: Tensor) -> tuple[str, ...]:
+    """What a step reports, found by a step of no length."""
+    streams = ParticleStreams(0, "look", device=points.device)
+    state = sampler.init(points, streams)
+    controls = {name: points.new_tensor(each(0)) for name, each in sampler.schedules.items()}
+    controls["step_size"] = points.new_tensor(1e-30)
+    batch = objective.data.whole() if objective.data.num_data else None
+    _, info = sampler.step(state, batch, sampler.draw_noise(state, streams), controls)
+    return tuple(info._fields)
+
+
+def _stable(
+    sampler: Sampler,
+    start: Start,
+    objective: Objective,
+    data: Any,
+    batch_size: int | None,
+    reasons: list[str],
+) -> Tuner:
+    """A share of the stable range, where the chains start, and less where minibatches heat."""
+    bound = sampler.max_step_size
+    assert bound is not None
+    kind = "momentum" if bound(4.0) > 0.3 * bound(1.0) else "overdamped"
+    chosen: dict[str, Tensor] = {}
+    points = start.points[:4]
+    metric = start.metric if batch_size is None else None
+    if metric is not None and metric.ndim == 2 and sampler.settings.get("gradient_noise"):
+        # The noise of each coordinate alone needs a diagonal metric.
+        metric = metric.square().sum(1).sqrt()
+    if metric is None:
+        curvature = largest_curvature(objective.potential, points, data)
+    else:
+        chosen["scale" if metric.ndim == 1 else "factor"] = metric.to(points)
+        root = metric.to(points).diag() if metric.ndim == 1 else metric.to(points)
+        hessians = [root.mT @ objective.hessian(point) @ root for point in points]
+        curvature = max(float(torch.linalg.eigvalsh(each).max()) for each in hessians)
+    step = _FRACTION[kind] * bound(curvature)
+    reasons.append(
+        f"The step size is {_FRACTION[kind]:g} of the stable range at the largest curvature where "
+        f"chains start, {curvature:.4g}{' in the metric' if metric is not None else ''}."
+    )
+    if batch_size is not None and data is not None:
+        from particlevi.tuning.step_size import suggest_step_size
+
+        found = suggest_step_size(
+            sampler.estimator, data, batch_size=batch_size, at=points, verbose=False
+        )
+        tolerated = found.momentum if kind == "momentum" else found.overdamped
+        step = min(step, tolerated)
+        reasons.append(f"Minibatches: {found.reason}")
+    chosen["step_size"] = points.new_tensor(step)
+    return constant(chosen)

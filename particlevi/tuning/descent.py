@@ -1,0 +1,170 @@
+"""Minimising a potential from all starting points at once.
+
+With few parameters by BFGS, whose path does not depend on the scales of the parameters once it has
+seen them, and Newton steps from the best point; with many by Adam.
+
+References: Nocedal and Wright, "Numerical optimization", 2006, chapters 3 and 6; Dauphin and
+others, "Identifying and attacking the saddle point problem", 2014, for Newton steps by absolute
+eigenvalues; Kingma and Ba, "Adam: a method for stochastic optimization", 2015.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from particlevi.typing import Gradient
+
+__all__ = ["Descent", "GradientAt", "adam", "bfgs", "newton"]
+
+GradientAt = Callable[[Tensor], Gradient]
+
+_ARMIJO = 1e-4
+
+
+class Descent(NamedTuple):
+    """Where an optimiser ended.
+
+    Attributes:
+        points: ``[P, D]``.
+        potential: ``[P]``.
+        num_gradients: gradients per chain that it took.
+    """
+
+    points: Tensor
+    potential: Tensor
+    num_gradients: int
+
+    @property
+    def best(self) -> Tensor:
+        """The lowest point, ``[D]``."""
+        return self.points[self.potential.nan_to_num(nan=torch.inf).argmin()]
+
+
+def bfgs(
+    gradient_at: GradientAt, start: Tensor, max_gradients: int = 300, tolerance: float = 1e-6
+) -> Descent:
+    """Minimise from every point at once, with a dense inverse Hessian ``[D, D]`` per chain.
+
+    Every chain makes one trial per evaluation: a longer step after one that went down along a
+    direction of negative curvature, a shorter one after one that did not go down enough.
+
+    Args:
+        gradient_at: points ``[P, D]`` to gradient and potential.
+        start: ``[P, D]``.
+        max_gradients: at most so many evaluations per chain.
+        tolerance: a chain is done when ``g' H^-1 g / 2``, the fall still to be had, is below so
+            many nats.
+
+    >>> def bowl(x):
+    ...     curvature = torch.tensor([1.0, 100.0, 1e4], dtype=torch.float64)
+    ...     return Gradient(curvature * (x - 1), 0.5 * (curvature * (x - 1).square()).sum(-1))
+    >>> found = bfgs(bowl, torch.zeros(2, 3, dtype=torch.float64), tolerance=1e-12)
+    >>> bool((found.points - 1).abs().max() < 1e-3)
+    True
+    """
+    x = start.clone()
+    g, value = gradient_at(x)
+    size = x.shape[1]
+    eye = torch.eye(size, dtype=x.dtype, device=x.device)
+    inverse = eye.repeat(len(x), 1, 1)
+    fresh = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    length = 1 / (1 + g.norm(dim=-1))
+    still = torch.zeros_like(value)
+    used = 1
+    while used < max_gradients:
+        direction = -torch.einsum("pij,pj->pi", inverse, g)
+        slope = (direction * g).sum(-1)
+        done = (-0.5 * slope < tolerance) & ~fresh | (still > 30)
+        if bool(done.all()):
+            break
+        trial = x + (length * ~done).unsqueeze(-1) * direction
+        new_g, new_value = gradient_at(trial)
+        used += 1
+        finite = torch.isfinite(new_value) & torch.isfinite(new_g).all(-1)
+        down = finite & (new_value <= value + _ARMIJO * length * slope) & ~done
+        s, y = trial - x, new_g - g
+        curvature = (s * y).sum(-1)
+        # Rounding hides differences of the potential near a minimum; the slope still tells.
+        convex = down & (curvature > 1e-10 * s.norm(dim=-1) * y.norm(dim=-1))
+        scaled = (curvature / y.square().sum(-1))[:, None, None] * eye
+        before = torch.where((fresh & convex)[:, None, None], scaled, inverse)
+        inverse = torch.where(convex[:, None, None], _updated(before, s, y, curvature), inverse)
+        inverse = torch.where(torch.isfinite(inverse), inverse, eye)
+        fresh = fresh & ~convex
+        still = torch.where(down | done, 0.0 * still, still + 1)
+        length = torch.where(convex, 1.0, torch.where(down, 2 * length, 0.3 * length))
+        x = torch.where(down.unsqueeze(-1), trial, x)
+        g = torch.where(down.unsqueeze(-1), new_g, g)
+        value = torch.where(down, new_value, value)
+    return Descent(x, value, used)
+
+
+def _updated(inverse: Tensor, s: Tensor, y: Tensor, curvature: Tensor) -> Tensor:
+    """``(I - s y' / c) H (I - y s' / c) + s s' / c`` with ``c = s . y``."""
+    c = curvature[:, None, None]
+    hy = torch.einsum("pij,pj->pi", inverse, y)
+    yhy = (y * hy).sum(-1)[:, None, None]
+    cross = hy.unsqueeze(2) * s.unsqueeze(1)
+    outer = s.unsqueeze(2) * s.unsqueeze(1)
+    return inverse - (cross + cross.mT) / c + (1 + yhy / c) * outer / c
+
+
+def adam(
+    gradient_at: GradientAt, start: Tensor, num_steps: int = 200, learning_rate: float = 1e-2
+) -> Descent:
+    """Adam with a learning rate that falls to zero as a cosine; the last points.
+
+    Args:
+        gradient_at: points ``[P, D]`` to gradient and potential.
+        start: ``[P, D]``.
+        num_steps: evaluations per chain.
+        learning_rate: of the first step, in units of the parameters.
+    """
+    x, first, second = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
+    value = start.new_zeros(len(start))
+    for step in range(num_steps):
+        g, value = gradient_at(x)
+        g = torch.where(torch.isfinite(g), g, 0.0)
+        first, second = 0.9 * first + 0.1 * g, 0.999 * second + 0.001 * g.square()
+        mean, spread = first / (1 - 0.9 ** (step + 1)), second / (1 - 0.999 ** (step + 1))
+        rate = learning_rate * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / num_steps)))
+        x = x - rate.to(x) * mean / (spread.sqrt() + 1e-8)
+    return Descent(x, value, num_steps)
+
+
+def newton(
+    gradient_at: GradientAt,
+    hessian_at: Callable[[Tensor], Tensor],
+    start: Tensor,
+    max_steps: int = 30,
+    tolerance: float = 1e-6,
+) -> tuple[Tensor, Tensor, int]:
+    """Minimise from one point by Newton steps along ``|H|^-1 g``, with the best of 16 lengths.
+
+    Returns:
+        The point ``[D]``, its Hessian ``[D, D]``, and the gradients of one particle that it took
+        (a Hessian counts as 2 D).
+    """
+    x, used = start, 0
+    for _ in range(max_steps):
+        g, value = (part[0] for part in gradient_at(x.unsqueeze(0)))
+        hessian = hessian_at(x)
+        used += 1 + 2 * len(x)
+        values, vectors = torch.linalg.eigh(hessian)
+        size = values.abs()
+        step = -vectors @ ((vectors.mT @ g) / size.clamp(min=1e-12 * float(size.max())))
+        if not bool(torch.isfinite(step).all()) or float(-step @ g) < 2 * tolerance:
+            break
+        lengths = 2.0 ** torch.arange(3, -13, -1, dtype=x.dtype, device=x.device)
+        trials = x + lengths.unsqueeze(1) * step
+        found = gradient_at(trials).potential
+        used += len(trials)
+        best = found.nan_to_num(nan=torch.inf).argmin()
+        if not float(found[best]) < float(value):
+            break
+        x = trials[best]
+    return x, hessian, used

@@ -1,0 +1,207 @@
+"""Step size and metric of a Metropolis-adjusted method, by windows of the warm-up.
+
+The warm-up is cut into a first part that tunes the step size only, windows that double, at the end
+of each of which the metric becomes that of the window's draws, and a last part that tunes the step
+size only. Within a window the step size follows dual averaging, begun anew after each.
+
+With many chains, the draws of all are pooled, so that short windows do. With one or a few, the
+windows are Stan's.
+
+Reference: Carpenter and others, "Stan: a probabilistic programming language", 2017, and the Stan
+Reference Manual, section "Automatic parameter tuning".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from particlevi._checks import check_choice, check_fraction, check_positive
+from particlevi.tuning.dual_averaging import Averages, acceptance_of, advance, begin, running_mean
+from particlevi.tuning.metric import Moments, add, no_moments, regularised
+from particlevi.typing import JSON, Controls, Progress, World
+
+__all__ = ["pooled_windows", "stan_windows", "windows"]
+
+
+def stan_windows(num_warmup: int) -> list[int]:
+    """Steps after which the metric is renewed, by Stan's rule for one chain.
+
+    75 steps, windows of 25, 50, 100, ... of which the last takes the rest, 50 steps; for fewer than
+    150 steps 15 %, one window of 75 %, 10 %; for fewer than 20 none.
+
+    >>> stan_windows(1000)
+    [100, 150, 250, 450, 950]
+    """
+    if num_warmup < 20:
+        return []
+    if num_warmup < 150:
+        return [num_warmup - int(0.1 * num_warmup)]
+    begun, end, size, ends = 75, num_warmup - 50, 25, []
+    while begun < end:
+        last = end - begun < 3 * size
+        begun = end if last else begun + size
+        ends.append(begun)
+        size *= 2
+    return ends
+
+
+def pooled_windows(num_warmup: int) -> list[int]:
+    """Steps after which the metric is renewed, where the draws of many chains are pooled.
+
+    A tenth of the warm-up, four windows in the proportion 1 : 1 : 2 : 4, and a fifth.
+
+    >>> pooled_windows(400)
+    [75, 110, 180, 320]
+    """
+    if num_warmup < 20:
+        return []
+    first, last = num_warmup // 10, num_warmup - num_warmup // 5
+    span = last - first
+    return [first + span // 8, first + span // 4, first + span // 2, last]
+
+
+_PATIENCE = 10.0
+_MOST_STEPS_TUNING, _MOST_STEPS = 16.0, 1000.0
+
+
+class State(NamedTuple):
+    """The tuner's state.
+
+    Attributes:
+        averages: of the step size.
+        metric: scale ``[D]`` or factor ``[D, D]``.
+        moments: of the window's draws.
+        acceptance: a running mean, 0-d.
+        renewed: how often the metric was renewed, 0-d.
+        ended: 1 after the warm-up, 0-d.
+    """
+
+    averages: Averages
+    metric: Tensor
+    moments: Moments
+    acceptance: Tensor
+    renewed: Tensor
+    ended: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class windows:
+    """Step size by dual averaging, metric by windows, trajectory length in whitened units.
+
+    For samplers that report an acceptance: ``hmc``, ``randomized_hmc``, ``mams``.
+
+    Args:
+        metric: ``"dense"``, or ``"diagonal"`` for many parameters.
+        target_acceptance: of dual averaging.
+        step_size: the first one, in units of the metric's coordinates.
+        trajectory_length: in the same units, for samplers that take one; None for those that do
+            not.
+        start: the first metric: a factor ``[D, D]`` for a dense one, a scale ``[D]`` for a diagonal
+            one; the identity if absent.
+        pooled: whether windows are short, for many chains, or Stan's; by the number of chains (8 or
+            more) if absent.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    metric: Literal["dense", "diagonal"] = "dense"
+    target_acceptance: float = 0.8
+    step_size: float = 0.5
+    trajectory_length: float | None = None
+    start: Tensor | None = None
+    pooled: bool | None = None
+    name: str = field(default="windows", init=False)
+
+    def __post_init__(self) -> None:
+        check_choice("metric", self.metric, ["dense", "diagonal"])
+        check_fraction("target_acceptance", self.target_acceptance)
+        check_positive("target_acceptance", self.target_acceptance)
+        check_positive("step_size", self.step_size)
+        wanted = 2 if self.metric == "dense" else 1
+        if self.start is not None and self.start.ndim != wanted:
+            raise ValueError(
+                f"The first {self.metric} metric is a tensor of {wanted} axes, got "
+                f"{list(self.start.shape)}."
+            )
+
+    @property
+    def settings(self) -> Mapping[str, JSON]:
+        """Its arguments, for the record."""
+        return {
+            "metric": self.metric,
+            "target_acceptance": self.target_acceptance,
+            "step_size": self.step_size,
+            "trajectory_length": self.trajectory_length,
+            "pooled": self.pooled,
+        }
+
+    def init(self, position: Tensor, controls: Controls) -> State:
+        """The first state."""
+        dense, size = self.metric == "dense", position.shape[1]
+        zero = position.new_zeros(())
+        start = self.start
+        if start is None:
+            start = torch.ones(size) if not dense else torch.eye(size)
+        return State(
+            begin(zero + self.step_size, 2.0),
+            start.to(position),
+            no_moments(position, dense),
+            zero + math.nan,
+            zero,
+            zero,
+        )
+
+    def controls(self, state: State) -> Controls:
+        """Step size, metric, and trajectory length."""
+        found = {"step_size": state.averages.log_step.exp()}
+        found["factor" if state.metric.ndim == 2 else "scale"] = state.metric
+        if self.trajectory_length is not None:
+            most = torch.where(state.ended > 0, _MOST_STEPS, _MOST_STEPS_TUNING)
+            wanted = torch.full_like(most, self.trajectory_length)
+            found["trajectory_length"] = torch.minimum(wanted, most * found["step_size"])
+            found["patience"] = torch.where(state.ended > 0, math.inf, _PATIENCE).to(wanted)
+        return found
+
+    def update(
+        self, state: State, position: Tensor, info: Any, progress: Progress, world: World
+    ) -> State:
+        """The state after a step of the warm-up."""
+        acceptance = acceptance_of(info, world)
+        averages = advance(state.averages, acceptance, self.target_acceptance)
+        ends = self._ends(progress.num_warmup, int(world.sum(torch.ones_like(position[:, 0]))))
+        moments, metric, renewed = state.moments, state.metric, state.renewed
+        if ends and progress.step > progress.num_warmup // 10:
+            tested = getattr(info, "tested", torch.ones_like(info.acceptance))
+            sound = torch.isfinite(info.potential)
+            moments = add(moments, position, tested * sound, world)
+        if progress.step in ends:
+            metric, renewed = regularised(moments, metric), renewed + 1
+            moments = no_moments(position, metric.ndim == 2)
+            averages = begin(averages.log_average.exp(), 2.0)
+        if progress.step >= progress.num_warmup:
+            averages = averages._replace(log_step=averages.log_average)
+        seen = running_mean(state.acceptance, acceptance)
+        ended = torch.full_like(renewed, float(progress.step >= progress.num_warmup))
+        return State(averages, metric, moments, seen, renewed, ended)
+
+    def report(self, state: State) -> Mapping[str, JSON]:
+        """Step size, acceptance, and how the metric was found."""
+        return {
+            "step_size": float(state.averages.log_step.exp()),
+            "acceptance": float(state.acceptance),
+            "target_acceptance": self.target_acceptance,
+            "trajectory_length": self.trajectory_length,
+            "metric": self.metric,
+            "metric_renewed": int(state.renewed),
+        }
+
+    def _ends(self, num_warmup: int, num_particles: int) -> list[int]:
+        pooled = num_particles >= 8 if self.pooled is None else self.pooled
+        return pooled_windows(num_warmup) if pooled else stan_windows(num_warmup)

@@ -1,0 +1,159 @@
+"""``sample`` with nothing chosen by the caller."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import particlevi as pvi
+from tests.registry import SAMPLERS
+
+SCALE = torch.tensor([1e-3, 0.2, 3.0, 1e3], dtype=torch.float64)
+CORRELATED = torch.tensor(
+    [[1.0, 0, 0, 0], [0.9, 0.4, 0, 0], [0.3, -0.5, 0.6, 0], [0.1, 0.8, -0.2, 0.5]],
+    dtype=torch.float64,
+)
+ROOT = SCALE.unsqueeze(1) * CORRELATED
+MEAN = torch.tensor([0.5, -3.0, 20.0, -4000.0], dtype=torch.float64)
+
+
+def log_density(x):
+    z = torch.linalg.solve_triangular(ROOT, (x - MEAN).mT, upper=False)
+    return -0.5 * z.square().sum(0)
+
+
+TARGET = pvi.from_log_density(log_density, 4, vectorized=True, dtype=torch.float64)
+
+
+def scores(draws):
+    """Differences of means and variances of z from 0 and 1, in standard errors over chains."""
+    z = torch.linalg.solve_triangular(ROOT, (draws.particles - MEAN).mT, upper=False).mT
+    found = []
+    for values, truth in ((z, 0.0), (z.square(), 1.0)):
+        mean = values.mean(1)
+        found.append((mean.mean(0) - truth) / (mean.std(0) / np.sqrt(len(mean))))
+    return torch.cat(found)
+
+
+def test_a_potential_alone_is_sampled_right_over_six_decades_of_scales():
+    draws = pvi.sample(TARGET, num_particles=16, progress=False)
+    assert float(scores(draws).abs().max()) < 4
+    assert draws.attrs["ended_by"].startswith("converged")
+    assert draws.ess().min() >= 400
+    assert draws.rhat().max() <= 1.01
+
+
+def test_the_record_says_what_was_chosen_and_why():
+    draws = pvi.sample(TARGET, num_particles=8, num_draws=20, progress=False)
+    tuning = draws.attrs["tuning"]
+    assert draws.attrs["sampler"] == "randomized_hmc"
+    assert "one minimum" in tuning["reasons"][0]
+    assert tuning["metric"] == "dense"
+    assert tuning["start_gradients"] > 0
+    assert draws.particles.shape[1] == 20
+    told = draws.summary()
+    for part in ("randomized_hmc: 8 chains of 20 draws", "one minimum", "acceptance", "R-hat"):
+        assert part in told
+
+
+def test_a_seed_decides_all_of_it():
+    options = {"num_particles": 4, "num_warmup": 60, "num_draws": 10, "progress": False}
+    first, same, other = (pvi.sample(TARGET, seed=seed, **options) for seed in (0, 0, 1))
+    assert torch.equal(first.particles, same.particles)
+    assert not torch.equal(first.particles, other.particles)
+
+
+TUNED = {
+    "hmc": lambda target: pvi.hmc(target, num_leapfrog=4),
+    "mams": pvi.mams,
+    "randomized_hmc": pvi.randomized_hmc,
+    "obabo": lambda target: pvi.obabo(target, metropolis_every=3),
+    "baoab": pvi.baoab,
+    "sghmc": pvi.sghmc,
+    "sgld": pvi.sgld,
+    "leimkuhler_matthews": pvi.leimkuhler_matthews,
+}
+
+
+@pytest.mark.parametrize("name", list(TUNED))
+def test_a_sampler_without_a_step_size_is_tuned_and_right(name):
+    draws = pvi.sample(TUNED[name](TARGET), num_particles=64, num_draws=60, thin=6, progress=False)
+    found = scores(draws)
+    assert float(found[:4].abs().max()) < 4
+    # Unadjusted overdamped steps at a tenth of the stable range are 5 % too wide.
+    assert float(found[4:].abs().max()) < (12 if name == "sgld" else 4)
+
+
+def test_every_sampler_is_tuned_or_refused_with_a_way_out():
+    for case in SAMPLERS.values():
+        target = pvi.from_log_density(lambda x: -0.5 * x.square().sum(), 3)
+        try:
+            draws = pvi.sample(
+                case(target), num_particles=4, num_warmup=30, num_draws=4, progress=False
+            )
+        except ValueError as error:
+            assert "give step_size" in str(error)
+            continue
+        assert torch.isfinite(draws.particles).all()
+
+
+def test_starting_points_of_the_caller_are_kept():
+    start = MEAN + torch.randn(5, 4, dtype=torch.float64) @ ROOT.T
+    draws = pvi.sample(
+        pvi.hmc(TARGET), initial=start, num_warmup=1, num_draws=1, thin=1, progress=False
+    )
+    assert len(draws.particles) == 5
+
+
+def test_a_step_size_beside_a_potential_is_refused():
+    with pytest.raises(ValueError, match="everything is chosen"):
+        pvi.sample(TARGET, num_particles=4, step_size=0.1)
+
+
+def test_logistic_regression_on_raw_columns():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 3, generator=generator, dtype=torch.float64) * torch.tensor(
+        [1.0, 50.0, 0.02]
+    )
+    truth = torch.tensor([1.0, 0.02, -40.0], dtype=torch.float64)
+    y = torch.bernoulli((x @ truth).sigmoid(), generator=generator)
+
+    def log_likelihood(theta, batch):
+        inputs, targets = batch
+        logits = theta @ inputs.mT
+        return targets * logits - torch.nn.functional.softplus(logits)
+
+    target = pvi.from_log_likelihood(
+        lambda theta: -0.5 * (theta / 100).square().sum(-1),
+        log_likelihood,
+        3,
+        200,
+        vectorized=True,
+        dtype=torch.float64,
+    )
+    draws = pvi.sample(target, (x, y), num_particles=16, progress=False)
+    assert draws.rhat().max() <= 1.01
+    # By importance sampling from the Gaussian at the mode, 400 000 draws.
+    flat = draws.flat()
+    mean, variance = reference(target, (x, y))
+    error = variance.sqrt() / np.sqrt(draws.ess().min())
+    assert float(((flat.mean(0) - mean) / error).abs().max()) < 4
+    assert float((flat.var(0) / variance - 1).abs().max()) < 0.15
+
+
+def reference(target, data):
+    from particlevi.tuning.descent import newton
+    from particlevi.tuning.metric import factor_of_hessian
+    from particlevi.tuning.objective import Objective
+
+    objective = Objective(target, data)
+    mode, hessian, _ = newton(
+        objective.gradient_at, objective.hessian, torch.zeros(3, dtype=torch.float64)
+    )
+    generator = torch.Generator().manual_seed(1)
+    z = 1.2 * torch.randn(40_000, 3, generator=generator, dtype=torch.float64)
+    points = mode + z @ factor_of_hessian(hessian).T
+    weight = (0.5 * (z / 1.2).square().sum(1) - target(points, objective.data.whole())).softmax(0)
+    mean = weight @ points
+    return mean, weight @ (points - mean).square()
