@@ -15,6 +15,7 @@ from torch import Tensor
 from particlevi._checks import check_choice
 from particlevi.storage import checkpoint as files
 from particlevi.storage.recording import Keep
+from particlevi.storage.rounding import Rounding
 from particlevi.typing import JSON
 
 __all__ = ["InMemory", "MemoryStore", "Part", "Storage", "Store"]
@@ -154,11 +155,13 @@ class MemoryStore:
         self.stats: dict[str, Tensor] = {}
         self.saved: list[int] = [0]
         self.run = uuid4().hex
+        self.rounding = Rounding(dtype)
 
     def append(self, kept: Tensor, stats: Mapping[str, Tensor | float]) -> None:
         """One draw of every particle."""
         k = self.count
         self.values[:, k] = kept
+        self.rounding.note(kept, self.values[:, k])
         for name, value in stats.items():
             if name not in self.stats:
                 self.stats[name] = self._blank(value)
@@ -171,7 +174,11 @@ class MemoryStore:
         return torch.empty(self.num_draws, dtype=torch.float64)
 
     def read(self, start: int, stop: int) -> Part:
-        """Draws ``start`` to ``stop``, as views."""
+        """Draws ``start`` to ``stop``, as views; a warning if storing has widened their law."""
+        self.rounding.tell()
+        return self._views(start, stop)
+
+    def _views(self, start: int, stop: int) -> Part:
         stats = {name: value[..., start:stop] for name, value in self.stats.items()}
         return Part(self.values[:, start:stop], stats)
 
@@ -179,7 +186,7 @@ class MemoryStore:
         """Write what is new to a file in the folder; the receipt tells where each file ends."""
         first, last = self.saved[-1], self.count
         if last > first and self.folder is not None:
-            values, stats = self.read(first, last)
+            values, stats = self._views(first, last)
             flat = {f"stats.{name}": value.contiguous() for name, value in stats.items()}
             known = {"run": self.run, "first": first, "lost": _lost(values)}
             files.write(self._file(first, last), {"values": values.contiguous(), **flat}, known)
