@@ -79,6 +79,14 @@ def test_the_state_of_another_run_is_refused(tmp_path):
         resume()
 
 
+def test_the_probing_points_of_another_run_are_refused(tmp_path):
+    resume = made(tmp_path / "a")
+    made(tmp_path / "b", seed=1)
+    shutil.copy(tmp_path / "b" / "probe.safetensors", tmp_path / "a")
+    with pytest.raises(ValueError, match=r"probe\.safetensors is of another run"):
+        resume()
+
+
 def test_parts_in_each_others_place_are_refused(tmp_path):
     resume = made(tmp_path)
     first, second, *_ = parts(tmp_path)

@@ -91,27 +91,35 @@ def test_a_lock_whose_writer_was_killed_before_writing_is_taken(tmp_path):
         pass
 
 
-def test_of_many_threads_one_at_a_time_has_the_folder(tmp_path):
-    inside, refused, most = [0], [0], [0]
+def test_a_second_run_of_the_same_process_is_refused(tmp_path):
+    with (
+        locked(tmp_path),
+        pytest.raises(RuntimeError, match=f"process {os.getpid()} on"),
+        locked(tmp_path),
+    ):
+        pass
+
+
+def test_of_many_threads_that_start_at_once_one_has_the_folder(tmp_path):
+    begin, end = threading.Barrier(8), threading.Barrier(8)
+    outcomes = []
 
     def run():
-        for _ in range(50):
-            try:
-                with locked(tmp_path):
-                    inside[0] += 1
-                    most[0] = max(most[0], inside[0])
-                    inside[0] -= 1
-            except RuntimeError:
-                refused[0] += 1
+        begin.wait()
+        try:
+            with locked(tmp_path):
+                outcomes.append("has it")
+                end.wait()
+        except RuntimeError:
+            outcomes.append("refused")
+            end.wait()
 
     threads = [threading.Thread(target=run) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
-    assert most[0] == 1
-    with locked(tmp_path):
-        pass
+        thread.join(20)
+    assert sorted(outcomes) == ["has it"] + ["refused"] * 7
 
 
 def test_a_run_that_was_refused_leaves_no_folder(tmp_path):
