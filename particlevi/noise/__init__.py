@@ -2,23 +2,31 @@
 
 from particlevi.noise.average import AveragedNoise, average
 from particlevi.noise.covariance import Estimate, GradientNoise, NoisePath, measure, noise_along
+from particlevi.noise.gaussianity import FamilyTest, Gaussianity, gaussianity
 from particlevi.noise.scalings import Batching, Scalings, batch_factor, scalings, temperature
 from particlevi.noise.spectrum import Spectrum
+from particlevi.noise.tails import TailIndex, hill, tail_index
 from particlevi.noise.variance import gradient_variance
 
 __all__ = [
     "AveragedNoise",
     "Batching",
     "Estimate",
+    "FamilyTest",
+    "Gaussianity",
     "GradientNoise",
     "NoisePath",
     "Scalings",
     "Spectrum",
+    "TailIndex",
     "average",
     "batch_factor",
+    "gaussianity",
     "gradient_variance",
+    "hill",
     "measure",
     "noise_along",
     "scalings",
+    "tail_index",
     "temperature",
 ]
