@@ -1,6 +1,7 @@
 """What gradient noise is like: its covariance, spectrum and level."""
 
 from particlevi.noise.average import AveragedNoise, average
+from particlevi.noise.balance import Balance, BalancePath, Pair, balance_along
 from particlevi.noise.covariance import Estimate, GradientNoise, NoisePath, measure, noise_along
 from particlevi.noise.gaussianity import FamilyTest, Gaussianity, gaussianity
 from particlevi.noise.scalings import Batching, Scalings, batch_factor, scalings, temperature
@@ -10,16 +11,20 @@ from particlevi.noise.variance import gradient_variance
 
 __all__ = [
     "AveragedNoise",
+    "Balance",
+    "BalancePath",
     "Batching",
     "Estimate",
     "FamilyTest",
     "Gaussianity",
     "GradientNoise",
     "NoisePath",
+    "Pair",
     "Scalings",
     "Spectrum",
     "TailIndex",
     "average",
+    "balance_along",
     "batch_factor",
     "gaussianity",
     "gradient_variance",

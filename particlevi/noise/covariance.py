@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from particlevi._checks import check_finite, check_flag, check_particles, check_positive_int
 from particlevi.curvature.second_order import second_order
+from particlevi.noise.balance import Balance, balance_of
 from particlevi.noise.gaussianity import Gaussianity
 from particlevi.noise.minibatches import gaussianity_of, tail_index_of
 from particlevi.noise.persample import PerSample, of_module, of_potential
@@ -343,6 +344,17 @@ class GradientNoise:
             ValueError: as ``gaussianity``.
         """
         return tail_index_of(self, num_batches, num_coordinates, num_null, batching, seed)
+
+    def balance(self) -> Balance:
+        """How far weights that can be rescaled against each other are from noise balance.
+
+        Pairs are found by trying: of a unit's incoming and outgoing weights (ReLU, linear;
+        convolutions too), values and outputs, queries and keys. Three passes over the data.
+
+        Raises:
+            ValueError: no two weight tensors have that symmetry.
+        """
+        return balance_of(self)
 
     def _held(self, centered: bool) -> Tensor:
         rows = self.position.new_empty(self.num_data, self.num_params)
