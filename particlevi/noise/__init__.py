@@ -4,6 +4,14 @@ from particlevi.noise.average import AveragedNoise, average
 from particlevi.noise.balance import Balance, BalancePath, Pair, balance_along
 from particlevi.noise.covariance import Estimate, GradientNoise, NoisePath, measure, noise_along
 from particlevi.noise.gaussianity import FamilyTest, Gaussianity, gaussianity
+from particlevi.noise.regulariser import (
+    Regulariser,
+    effective_loss,
+    epoch_drift,
+    finite_rate_regulariser,
+    shuffling_regulariser,
+    spectral_weight,
+)
 from particlevi.noise.scalings import Batching, Scalings, batch_factor, scalings, temperature
 from particlevi.noise.spectrum import Spectrum
 from particlevi.noise.tails import TailIndex, hill, tail_index
@@ -20,18 +28,24 @@ __all__ = [
     "GradientNoise",
     "NoisePath",
     "Pair",
+    "Regulariser",
     "Scalings",
     "Spectrum",
     "TailIndex",
     "average",
     "balance_along",
     "batch_factor",
+    "effective_loss",
+    "epoch_drift",
+    "finite_rate_regulariser",
     "gaussianity",
     "gradient_variance",
     "hill",
     "measure",
     "noise_along",
     "scalings",
+    "shuffling_regulariser",
+    "spectral_weight",
     "tail_index",
     "temperature",
 ]
