@@ -2,6 +2,7 @@
 
 from particlevi.noise.average import AveragedNoise, average
 from particlevi.noise.balance import Balance, BalancePath, Pair, balance_along
+from particlevi.noise.bounds import GeneralizationBound, SGDRun, generalization_bound
 from particlevi.noise.covariance import Estimate, GradientNoise, NoisePath, measure, noise_along
 from particlevi.noise.gaussianity import FamilyTest, Gaussianity, gaussianity
 from particlevi.noise.regulariser import (
@@ -25,10 +26,12 @@ __all__ = [
     "Estimate",
     "FamilyTest",
     "Gaussianity",
+    "GeneralizationBound",
     "GradientNoise",
     "NoisePath",
     "Pair",
     "Regulariser",
+    "SGDRun",
     "Scalings",
     "Spectrum",
     "TailIndex",
@@ -39,6 +42,7 @@ __all__ = [
     "epoch_drift",
     "finite_rate_regulariser",
     "gaussianity",
+    "generalization_bound",
     "gradient_variance",
     "hill",
     "measure",
