@@ -4,6 +4,7 @@ from particlevi.noise.average import AveragedNoise, average
 from particlevi.noise.balance import Balance, BalancePath, Pair, balance_along
 from particlevi.noise.bounds import GeneralizationBound, SGDRun, generalization_bound
 from particlevi.noise.covariance import Estimate, GradientNoise, NoisePath, measure, noise_along
+from particlevi.noise.diagonal_nets import DiagonalNet
 from particlevi.noise.gaussianity import FamilyTest, Gaussianity, gaussianity
 from particlevi.noise.regulariser import (
     Regulariser,
@@ -23,6 +24,7 @@ __all__ = [
     "Balance",
     "BalancePath",
     "Batching",
+    "DiagonalNet",
     "Estimate",
     "FamilyTest",
     "Gaussianity",
