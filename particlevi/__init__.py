@@ -19,7 +19,7 @@ from particlevi import (
 )
 from particlevi.draws import Draws
 from particlevi.errors import DivergenceError, ParticleviError, ParticleviWarning
-from particlevi.gradients import control_variate, structured, structured_dropout
+from particlevi.gradients import control_variate, msgd, structured, structured_dropout
 from particlevi.loading import load
 from particlevi.potentials.function import from_log_density, from_log_likelihood
 from particlevi.potentials.likelihoods import (
@@ -109,6 +109,7 @@ __all__ = [
     "mams",
     "mclmc",
     "message_passing_svgd",
+    "msgd",
     "noise",
     "nvgd",
     "obabo",

@@ -129,6 +129,12 @@ ESTIMATORS = {
         lambda problem: pvi.control_variate(problem.potential, problem.data, refresh=2),
         needs_data=True,
     ),
+    "msgd": EstimatorCase(
+        pvi.msgd,
+        lambda problem: pvi.msgd(problem.potential, "minibatch_cov", batch_size=2),
+        needs_data=True,
+        conservative=False,
+    ),
     "structured": EstimatorCase(
         pvi.structured,
         lambda problem: pvi.structured(

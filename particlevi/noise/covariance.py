@@ -29,9 +29,13 @@ from torch import Tensor, nn
 
 from particlevi._checks import check_finite, check_flag, check_particles, check_positive_int
 from particlevi.curvature.second_order import second_order
+from particlevi.noise.balance import Balance, balance_of
+from particlevi.noise.gaussianity import Gaussianity
+from particlevi.noise.minibatches import gaussianity_of, tail_index_of
 from particlevi.noise.persample import PerSample, of_module, of_potential
 from particlevi.noise.scalings import Batching, batch_factor
 from particlevi.noise.spectrum import Spectrum, covariance_spectrum, gram_spectrum, top_spectrum
+from particlevi.noise.tails import TailIndex
 from particlevi.potentials.layout import Layout
 from particlevi.potentials.potential import ModelPotential
 from particlevi.potentials.protocol import as_potential, is_potential
@@ -67,12 +71,14 @@ class GradientNoise:
         position: ``theta [D]``.
         chunk_size: data evaluated at once.
         progress: show progress bars.
+        batch_size: b, of the minibatches that are tested.
     """
 
     samples: PerSample
     position: Tensor
     chunk_size: int = 1024
     progress: bool = False
+    batch_size: int | None = None
 
     @property
     def num_data(self) -> int:
@@ -287,6 +293,69 @@ class GradientNoise:
         trace = float(sum(part.double().square().sum() for part in rows.split(self.chunk_size))) / n
         return top_spectrum(lambda v: rows.T @ (rows @ v) / n, top, trace, **settings)
 
+    def gaussianity(
+        self,
+        num_batches: int = 500,
+        *,
+        num_directions: int = 30,
+        num_bootstrap: int = 199,
+        batching: Batching = "replacement",
+        seed: int = 0,
+    ) -> Gaussianity:
+        """Whether the noise of minibatches is Gaussian; see ``pvi.noise.gaussianity``.
+
+        The eigenvectors are those of ``C``. One pass of per-sample gradients, whatever the number
+        of minibatches, beside ``spectrum(top=num_directions)``.
+
+        Args:
+            num_batches: independent minibatches, 20 to 5000.
+            num_directions: random projections, coordinates and eigenvectors, of each so many.
+            num_bootstrap: Gaussian samples behind the p-values.
+            batching: how a minibatch is drawn.
+            seed: of directions, minibatches and Gaussian samples.
+
+        Raises:
+            ValueError: no ``batch_size`` was given to ``measure``, too few or too many minibatches,
+                gradients that are not finite, or no noise at all.
+        """
+        return gaussianity_of(self, num_batches, num_directions, num_bootstrap, batching, seed)
+
+    def tail_index(
+        self,
+        num_batches: int = 500,
+        *,
+        num_coordinates: int = 500,
+        num_null: int = 99,
+        batching: Batching = "replacement",
+        seed: int = 0,
+    ) -> TailIndex:
+        """The tail index of the noise of minibatches; see ``pvi.noise.tail_index``.
+
+        One pass of per-sample gradients, whatever the number of minibatches.
+
+        Args:
+            num_batches: independent minibatches, at least 50.
+            num_coordinates: chosen at random, and kept in the order of the parameters.
+            num_null: samples of the Gaussian noise with the same scales.
+            batching: how a minibatch is drawn.
+            seed: of coordinates, minibatches and Gaussian samples.
+
+        Raises:
+            ValueError: as ``gaussianity``.
+        """
+        return tail_index_of(self, num_batches, num_coordinates, num_null, batching, seed)
+
+    def balance(self) -> Balance:
+        """How far weights that can be rescaled against each other are from noise balance.
+
+        Pairs are found by trying: of a unit's incoming and outgoing weights (ReLU, linear;
+        convolutions too), values and outputs, queries and keys. Three passes over the data.
+
+        Raises:
+            ValueError: no two weight tensors have that symmetry.
+        """
+        return balance_of(self)
+
     def _held(self, centered: bool) -> Tensor:
         rows = self.position.new_empty(self.num_data, self.num_params)
         start = 0
@@ -301,9 +370,10 @@ class GradientNoise:
 def measure(
     model: ModelPotential | nn.Module,
     data: Any,
+    loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
     *,
     position: Tensor | None = None,
-    loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
+    batch_size: int | None = None,
     mode: str = "eval",
     chunk_size: int = 1024,
     progress: bool = False,
@@ -317,7 +387,9 @@ def measure(
         position: ``theta [D]``; the module's own parameters if absent.
         loss_fn: of a module, such as ``torch.nn.functional.cross_entropy``. With weights or
             ignored targets take ``reduction="none"`` or ``"sum"``; see ``Raises``.
-        mode: of a module, ``"eval"`` or ``"train"``.
+        batch_size: b, of the minibatches whose noise ``gaussianity`` and ``tail_index`` test.
+        mode: of a module, ``"eval"`` or ``"train"``, where every datum has dropout masks that
+            stay as they are: the noise is that of the choice of data.
         chunk_size: data evaluated at once.
         progress: show progress bars.
 
@@ -351,7 +423,13 @@ def measure(
         start = samples.layout.ravel(own)
     else:
         raise TypeError(f"measure takes a potential or a module, got {type(model).__name__}.")
-    noise = GradientNoise(samples, start.clone(), chunk_size, progress)
+    if batch_size is not None:
+        check_positive_int("batch_size", batch_size)
+        if batch_size > samples.num_data:
+            raise ValueError(
+                f"batch_size must be at most the {samples.num_data} data, got {batch_size}."
+            )
+    noise = GradientNoise(samples, start.clone(), chunk_size, progress, batch_size)
     return noise if position is None else noise.at(position)
 
 

@@ -4,14 +4,19 @@ from particlevi.plots.flow import current, lag_covariance_loops, reversible_null
 from particlevi.plots.heat import temperatures
 from particlevi.plots.landscape import potential_against_loss
 from particlevi.plots.methods import effective_temperature
+from particlevi.plots.noise_laboratory import balance, bound, normality, tails
 from particlevi.plots.noise_spectra import spectrum
 
 __all__ = [
+    "balance",
+    "bound",
     "current",
     "effective_temperature",
     "lag_covariance_loops",
+    "normality",
     "potential_against_loss",
     "reversible_null",
     "spectrum",
+    "tails",
     "temperatures",
 ]
