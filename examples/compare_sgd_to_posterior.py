@@ -10,8 +10,10 @@ per data set and writes figures, the tables and one netCDF file per method, for 
 What to look at: the negative log-likelihood on held-out data (NLL) and the calibration, where
 averaging over the posterior pays; the effective sample size in function space, which says how many
 independent predictions the chains hold; R-hat, which says whether the chains agree (1 is best); the
-temperature, which says whether a chain samples the posterior or something wider (1 is right).
-SGLD and SGHMC take the minibatch noise, which they find on the way, out of the noise they inject.
+temperature, which says whether a chain samples the posterior or something wider (1 is right); and
+the alarm: an exact kernel on all the data goes on from the chains' draws, and draws of the
+posterior do not move under it. SGLD and SGHMC take the minibatch noise, which they find on the way,
+out of the noise they inject, parameter by parameter; where the alarm sounds, that was not enough.
 """
 
 from __future__ import annotations
@@ -167,8 +169,12 @@ def summarise(task: Task, name: str, draws: pvi.Draws) -> dict[str, Any]:
         row["R-hat"] = f"{np.median(draws.rhat(of='predictions', inputs=probe)):.2f}"
         warmth = draws.temperatures(task.train, thin=4)["all"]
         row["temperature"] = f"{warmth.mean:.2f} ± {warmth.mcse:.2f}"
+        alarm = pvi.tuning.check_invariance(draws, task.train)
+        functional, shift, error = alarm.largest
+        found = "silent" if alarm.ok else f"{functional} moves by {shift:+.2f} ± {error:.2f} sd"
+        row["alarm"] = f"{found} (p = {alarm.p_value:.3f})"
     else:
-        row["ESS"] = row["R-hat"] = row["temperature"] = "-"
+        row["ESS"] = row["R-hat"] = row["temperature"] = row["alarm"] = "-"
     row["seconds"] = draws.seconds
     return row
 
@@ -261,7 +267,8 @@ def main() -> None:
             idata.to_netcdf(str(folder / f"{task.name}_{name.replace(' ', '_').lower()}.nc"))
     note = (
         "ESS: median (minimum) over the outputs at 20 test inputs, by ArviZ; R-hat: median over "
-        "the same; temperature: configurational, on all training data, 1 for the posterior.\n"
+        "the same; temperature: configurational, on all training data, 1 for the posterior; "
+        "alarm: what an exact kernel moves most, in posterior standard deviations.\n"
         "SGD and SVGD give point sets, not chains, so they have none of these."
     )
     (folder / "tables.md").write_text("\n".join([*text, note, ""]))
