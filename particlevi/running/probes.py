@@ -118,17 +118,21 @@ def _values(plan: Plan, position: Tensor) -> dict[str, JSON]:
         values["the first batch of the loader"] = fingerprint(next(quietly(loader)))
     with global_seed(0), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        batch = _batch(plan)
+        batch = _batch(plan, len(position))
         values["the potential"] = _tried(lambda: _energies(plan, position, batch))
         values["the gradient"] = _tried(lambda: _gradients(plan, position, batch))
         values["a step of the sampler"] = _tried(lambda: _moves(plan, position, batch))
     return values
 
 
-def _batch(plan: Plan) -> Batch | None:
-    """The first data as one batch that all particles share, weighted as in the run."""
+def _batch(plan: Plan, num_rows: int) -> Batch | None:
+    """The first data, weighted as in the run; shared unless all its particles are probed."""
     example = plan.source.example()
-    if example is None or (plan.data.loader is None and not example.per_particle):
+    if example is None:
+        return None
+    if plan.data.loader is None and (
+        not example.per_particle or num_rows == plan.settings.num_particles
+    ):
         return example
     data = plan.data.first(plan.source.batch_size or 1).data
     return Batch(data, scale=example.scale, law=example.law)

@@ -11,6 +11,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import particlevi as pvi
+from particlevi.storage import checkpoint as files
+from tests.contract.test_resume import case, settings_of
+from tests.registry import SAMPLERS
 
 GENERATOR = torch.Generator().manual_seed(5)
 X = torch.randn(24, 3, generator=GENERATOR)
@@ -218,6 +221,16 @@ def test_a_substitute_is_refused_and_the_same_is_not(name, tmp_path):
     with pytest.raises(ValueError, match="not resumed"):
         go_on(substitute, tmp_path)
     go_on(made, tmp_path)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_can_be_probed(name, tmp_path):
+    made, data, step_size = case(name, "minibatch", "function")
+    batching = "subset" if made.requires.independent_data else "epoch"
+    options = settings_of("full" if made.requires.all_data else batching)
+    pvi.sample(made, data, **options, step_size=step_size, checkpoint=tmp_path)
+    _, known = files.read(tmp_path / "probe.safetensors")
+    assert None not in known["values"].values()
 
 
 def test_what_differs_is_named(tmp_path):
