@@ -23,7 +23,7 @@ from particlevi._checks import check_seed
 
 __all__ = ["ParticleStreams", "calls_at_once"]
 
-_BLOCK = 4096
+_BLOCK = 8192
 _MOST_CALLS = 256
 _MASK = 2**32 - 1
 

@@ -133,7 +133,8 @@ class TorchOptimizer(Optimizer):
                 )
             state = self.state[p]
             if "step" not in state:
-                state["step"] = torch.zeros((), device=p.device if on_device else "cpu")
+                device = p.device if on_device else "cpu"
+                state["step"] = torch.zeros((), dtype=torch.float32, device=device)
             for name in names:
                 if name not in state:
                     state[name] = torch.zeros_like(p, memory_format=torch.preserve_format)

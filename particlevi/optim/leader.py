@@ -194,7 +194,7 @@ class LeaderSGD(TorchOptimizer):
             raise ValueError(f"{here} workers are here, got losses {list(loss.shape)}.")
         if "losses" not in first:
             first["losses"] = loss.new_zeros(first["window"], len(loss))
-            first["count"] = torch.zeros((), device=loss.device)
+            first["count"] = torch.zeros((), dtype=torch.float32, device=loss.device)
         losses, count = first["losses"], first["count"]
         place = torch.arange(len(losses), device=loss.device) == count % len(losses)
         losses.copy_(torch.where(place[:, None], loss, losses))

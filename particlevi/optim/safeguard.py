@@ -158,12 +158,13 @@ class SafeguardSGD(TorchOptimizer):
         device = params[0].device
         dtype = torch.promote_types(params[0].dtype.to_real(), torch.float32)
         num_workers, sketch = self.workers.count(params), first["sketch"]
-        first["count"] = torch.zeros((), device=device)
+        first["count"] = torch.zeros((), dtype=torch.float32, device=device)
         first["good"] = torch.ones(num_workers, dtype=torch.bool, device=device)
         names = ("short",) if first["long_window"] is None else ("short", "long")
         for name in names:
             first[f"{name}_sums"] = torch.zeros(num_workers, sketch, dtype=dtype, device=device)
-            first[f"{name}_noise"] = torch.zeros((), dtype=dtype, device=device)
+            # Not 0-d: a compiled graph drops what is written to a 0-d double on a CPU.
+            first[f"{name}_noise"] = torch.zeros(1, dtype=dtype, device=device)
 
     @property
     def good(self) -> Tensor:
@@ -294,10 +295,15 @@ class SafeguardSGD(TorchOptimizer):
 
 
 def distances(rows: Tensor) -> Tensor:
-    """Pairwise distances ``[m, m]`` from the Gram matrix."""
-    gram = rows @ rows.T
-    squares = gram.diagonal()
-    return (squares[:, None] + squares - 2 * gram).clamp(min=0).sqrt()
+    """Pairwise distances ``[m, m]`` from the Gram matrix of the rows.
+
+    They are taken from the median row first, since rounding is that of the squared norms.
+    """
+    rows = rows - rows.median(0).values
+    norms = rows.square().sum(1)
+    squares = (norms[:, None] + norms - 2 * rows @ rows.T).clamp(min=0)
+    same = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+    return torch.where(same, 0, squares).sqrt()
 
 
 def noise_level(apart: Tensor, good: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any, NamedTuple, Self
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from particlevi.running.controls import ControlRoom
 from particlevi.running.divergence import DivergenceWatch
 from particlevi.running.monitor import Look, Monitor
 from particlevi.running.plan import Plan
+from particlevi.running.probes import Probes
 from particlevi.running.result import draws_of
 from particlevi.running.saving import Saved, Saver
 from particlevi.running.watch import Watch, divergence_message
@@ -66,6 +68,7 @@ class Loop:
         self.step = 0
         self.seconds = 0.0
         self.ended_by = ""
+        self.run_name = uuid4().hex
 
     @classmethod
     def start(cls, plan: Plan, initial: Tensor) -> Self:
@@ -83,7 +86,7 @@ class Loop:
         divergence, store = DivergenceWatch(initial), plan.open_store()
         loop = cls(plan, state, control_room, streams, store, divergence)
         if plan.folder is not None:
-            plan.folder.mkdir(parents=True, exist_ok=True)
+            Probes.of(plan, initial, loop.run_name).write(plan.folder)
             loop.save(plan.folder)
         return loop
 
@@ -94,6 +97,8 @@ class Loop:
         position = saved.position.to(potential.device)
         blank = torch.zeros_like(position)
         plan.energies(position)
+        if plan.folder is not None:
+            Probes.read(plan.folder, saved.meta["run"]).check(plan)
         streams = RunStreams.of(plan)
         state = saved.tree("state", plan.sampler.init(blank, RunStreams.of(plan).noise))
         control_room = plan.control_room()
@@ -109,6 +114,7 @@ class Loop:
         saved.restore_global_generators(position.device)
         loop = cls(plan, state, control_room, streams, store, divergence)
         loop.step, loop.seconds = saved.meta["step"], saved.meta["seconds"]
+        loop.run_name = saved.meta["run"]
         assert settings.num_particles == len(position)
         return loop
 
@@ -120,7 +126,12 @@ class Loop:
             self.control_room.tuner_state,
             self.streams._asdict(),
             self.divergence,
-            {"receipt": self.store.flush(), "step": self.step, "seconds": self.seconds},
+            {
+                "run": self.run_name,
+                "receipt": self.store.flush(),
+                "step": self.step,
+                "seconds": self.seconds,
+            },
         ).write(folder)
 
     def run(self, monitor: Monitor, progress: bool) -> Draws:

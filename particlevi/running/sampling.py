@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -26,7 +27,9 @@ from particlevi.running.saving import STATE_FILE, Saved
 from particlevi.running.settings import Settings, identity
 from particlevi.schedules import as_schedule, describe, restore
 from particlevi.storage import checkpoint as files
+from particlevi.storage.lock import locked
 from particlevi.storage.recording import describe_keep
+from particlevi.storage.sealed import remove_left_over
 from particlevi.storage.store import InMemory, Storage
 from particlevi.tuning.automatic import Setup, prepare
 from particlevi.tuning.stability import check_before_run
@@ -127,6 +130,7 @@ def sample(
             not finite at the start or, if asked to, cannot be compiled.
         MemoryError: the draws and the estimator's state would not fit in memory.
         FileExistsError: the checkpoint folder already holds a run.
+        RuntimeError: another process runs in the checkpoint folder.
         DivergenceError: every chain, or an interacting particle, diverged. This and any other
             error on the way has an attribute ``draws`` that holds what was drawn before.
 
@@ -193,7 +197,11 @@ def sample(
     folder = None if saving is None else Path(saving.folder)
     if folder is not None:
         _check_folder(folder)
-    with torch.no_grad(), global_seed(int(seed)), pinned(sampler.potential.device):
+    own = nullcontext() if folder is None else locked(folder)
+    with own, torch.no_grad(), global_seed(int(seed)), pinned(sampler.potential.device):
+        if folder is not None:
+            _check_folder(folder)
+            remove_left_over(folder)
         checked = as_data(data, sampler.potential)
         if batches.shared is False and not checked.own_batches:
             raise ValueError(
@@ -235,14 +243,34 @@ def resume(
 
     Raises:
         FileNotFoundError: no checkpoint in that folder.
-        ValueError: a checkpoint of another potential, sampler, tuner or other data; the difference
-            is named.
+        ValueError: a checkpoint of another potential, sampler, tuner or other data, or with other
+            functions in them, as far as what they compute tells; the difference is named. A file
+            that is damaged or of another run.
+        RuntimeError: another process runs in that folder.
     """
     if not isinstance(sampler, Sampler):
         raise TypeError(
             f"resume() takes the sampler of the run, made again, got {type(sampler).__name__}."
         )
     folder, watcher, storage = Path(checkpoint), as_monitor(monitor), storage or InMemory()
+    if not (folder / STATE_FILE).is_file():
+        raise FileNotFoundError(f"There is no file {folder / STATE_FILE}.")
+    with locked(folder):
+        remove_left_over(folder)
+        return _resumed(folder, sampler, data, step_size, storage, watcher, tuner, progress)
+
+
+def _resumed(
+    folder: Path,
+    sampler: Sampler,
+    data: Any,
+    step_size: float | Schedule | None,
+    storage: Storage,
+    watcher: Monitor,
+    tuner: Tuner | None,
+    progress: bool,
+) -> Draws:
+    """Go on with the run in a folder that nobody else uses."""
     saved = Saved.read(folder)
     settings = Settings(**saved.meta["settings"])
     schedule = _schedule_of(saved.meta["step_size"], step_size)

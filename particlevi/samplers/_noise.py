@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_choice, check_finite, check_nonnegative
+from particlevi.data.fingerprint import checksum
 from particlevi.gradients.minibatch import as_estimator
 from particlevi.samplers._assemble import MomentumInfo, Nothing, Target
 from particlevi.samplers._gradient_at import GradientAt
@@ -92,7 +93,7 @@ class Noise:
         self.record: JSON
         if isinstance(value, Tensor):
             self.known = _checked(value, potential.num_params).to(potential.device, potential.dtype)
-            self.record = "per parameter"
+            self.record = {"kind": "per parameter", **checksum(self.known)}
         elif isinstance(value, str):
             check_choice("gradient_noise, if not a variance,", value, [ONLINE])
             self.record = ONLINE

@@ -2,12 +2,12 @@
 
 A checkpoint is a folder. ``state.safetensors`` is replaced atomically; the draws lie in files that
 are written once and named in the state, so that a kill at any moment leaves a checkpoint whole.
+Every file holds a digest of itself, and the files of a run its name.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from particlevi._checks import check_positive_int, is_integer, is_number
+from particlevi.storage import sealed
 
 __all__ = ["Checkpoint", "differences", "flatten", "read", "unflatten", "write"]
 
@@ -46,15 +47,7 @@ class Checkpoint:
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write one file atomically: after a crash there is the old file or the new one."""
-    from safetensors.torch import save
-
-    payload = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(save(payload, {"particlevi": json.dumps(metadata, default=_plain)}))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    sealed.write(path, tensors, json.dumps(metadata, default=_plain))
 
 
 def _plain(number: Any) -> int | float:
@@ -69,21 +62,10 @@ def read(path: Path) -> tuple[dict[str, Tensor], Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a file of another kind, or a damaged one.
+        ValueError: a file of another kind or format, or a damaged one.
     """
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file, or it is damaged: {error}") from error
-    if "particlevi" not in metadata:
-        raise ValueError(f"{path} was not written by particlevi.")
-    return tensors, json.loads(metadata["particlevi"])
+    tensors, text = sealed.read(path)
+    return tensors, json.loads(text)
 
 
 def flatten(value: Any, prefix: str) -> dict[str, Tensor]:

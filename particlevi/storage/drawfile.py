@@ -21,6 +21,12 @@ Set = TypeVar("Set", bound=DrawSet)
 
 def write(draws: DrawSet, path: Path) -> None:
     """See ``Draws.save``."""
+    check_finite(
+        "particles",
+        draws.particles,
+        "Draws that are not finite are not saved: leave them out, or run with a storage whose type "
+        "holds them.",
+    )
     tensors = {"particles": draws.particles}
     tensors |= {f"stats.{name}": value for name, value in draws.stats.items()}
     tensors |= {f"warmup_stats.{name}": value for name, value in draws.warmup_stats.items()}

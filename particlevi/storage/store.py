@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from particlevi._checks import check_choice
 from particlevi.storage import checkpoint as files
 from particlevi.storage.recording import Keep
+from particlevi.storage.rounding import Rounding
 from particlevi.typing import JSON
 
 __all__ = ["InMemory", "MemoryStore", "Part", "Storage", "Store"]
@@ -152,11 +154,14 @@ class MemoryStore:
         self.values = torch.empty(num_particles, num_draws, size, dtype=dtype)
         self.stats: dict[str, Tensor] = {}
         self.saved: list[int] = [0]
+        self.run = uuid4().hex
+        self.rounding = Rounding(dtype)
 
     def append(self, kept: Tensor, stats: Mapping[str, Tensor | float]) -> None:
         """One draw of every particle."""
         k = self.count
         self.values[:, k] = kept
+        self.rounding.note(kept, self.values[:, k])
         for name, value in stats.items():
             if name not in self.stats:
                 self.stats[name] = self._blank(value)
@@ -169,7 +174,11 @@ class MemoryStore:
         return torch.empty(self.num_draws, dtype=torch.float64)
 
     def read(self, start: int, stop: int) -> Part:
-        """Draws ``start`` to ``stop``, as views."""
+        """Draws ``start`` to ``stop``, as views; a warning if storing has widened their law."""
+        self.rounding.tell()
+        return self._views(start, stop)
+
+    def _views(self, start: int, stop: int) -> Part:
         stats = {name: value[..., start:stop] for name, value in self.stats.items()}
         return Part(self.values[:, start:stop], stats)
 
@@ -177,20 +186,46 @@ class MemoryStore:
         """Write what is new to a file in the folder; the receipt tells where each file ends."""
         first, last = self.saved[-1], self.count
         if last > first and self.folder is not None:
-            values, stats = self.read(first, last)
+            values, stats = self._views(first, last)
             flat = {f"stats.{name}": value.contiguous() for name, value in stats.items()}
-            files.write(self._file(first, last), {"values": values.contiguous(), **flat}, {})
+            known = {"run": self.run, "first": first, "lost": _lost(values)}
+            files.write(self._file(first, last), {"values": values.contiguous(), **flat}, known)
             self.saved = [*self.saved, last]
-        return list(self.saved)
+        return {"run": self.run, "ends": list(self.saved)}
 
     def restore(self, receipt: JSON) -> None:
-        """Read the files of a receipt."""
-        assert isinstance(receipt, list)
-        self.saved = [int(end) for end in receipt if isinstance(end, int)]
+        """Read the files of a receipt.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: a file is damaged, or of another run.
+        """
+        assert isinstance(receipt, dict)
+        ends = receipt["ends"]
+        assert isinstance(ends, list)
+        self.run = str(receipt["run"])
+        self.saved = [end for end in ends if isinstance(end, int)]
         self.count = 0
         for first, last in itertools.pairwise(self.saved):
-            tensors, _ = files.read(self._file(first, last))
+            path = self._file(first, last)
+            tensors, known = files.read(path)
+            self._check_part(path, tensors["values"], known, first, last)
             self._extend(tensors)
+
+    def _check_part(self, path: Path, values: Tensor, known: Any, first: int, last: int) -> None:
+        if known["run"] != self.run or known["first"] != first:
+            raise ValueError(
+                f"{path} holds draws of another run, or of another place in this one: put back "
+                "the file that was written under this name."
+            )
+        wanted = (self.values.shape[0], last - first, self.values.shape[2])
+        if values.shape != wanted or values.dtype != self.values.dtype:
+            raise ValueError(
+                f"{path} must hold {self.values.dtype} {list(wanted)}, got {values.dtype} "
+                f"{list(values.shape)}."
+            )
+        if _lost(values) != known["lost"]:
+            raise ValueError(f"{path} holds draws that are not finite and were when it was made.")
 
     def _file(self, first: int, last: int) -> Path:
         assert self.folder is not None
@@ -208,6 +243,12 @@ class MemoryStore:
                 self.stats[name] = torch.empty(shape, dtype=value.dtype)
             self.stats[name][..., start:stop] = value
         self.count = stop
+
+
+def _lost(values: Tensor) -> list[int]:
+    """Particles of ``[P, T, K]`` some draws of which are not finite."""
+    found: list[int] = (~torch.isfinite(values).flatten(1).all(1)).nonzero().flatten().tolist()
+    return found
 
 
 def _check_dtype(dtype: object) -> None:

@@ -4,9 +4,9 @@ The rule, with D parameters:
 
 1. All chains are minimised together: by BFGS and Newton steps up to 500 parameters (100 for a
    module, whose hidden units make a Hessian poor), by Adam above.
-2. Up to that number, and if at least four in five chains found the same minimum, the coordinates
-   are those in which the Hessian there is the identity, and ``randomized_hmc`` moves in them, with
-   a dense metric; if they found different ones, with a diagonal metric.
+2. Up to that number ``randomized_hmc`` moves, with a dense metric. If at least four in five chains
+   lie in the basin of the lowest minimum, it begins with the inverse Hessian there; if they found
+   different minima, with its diagonal.
 3. With more parameters, ``mclmc`` moves, unadjusted, with a stated energy error.
 
 Every step takes all the data.
@@ -38,6 +38,7 @@ from particlevi.typing import JSON, Controls, Progress, Sampler, Tuner, World
 __all__ = ["Setup", "because", "constant", "prepare"]
 
 _MOST_BYTES = 2**28
+_DECOHERENCE_OF_A_NET = 4.0
 _FRACTION = {"overdamped": 0.1, "momentum": 0.25}
 
 
@@ -221,7 +222,8 @@ def _tuner_of(
         return tuner, 400, 2
     if "decoherence_length" in sampler.schedules and batch_size is None:
         law = energy_error()
-        law = dataclasses.replace(law, metric="diagonal" if start.metric is not None else "none")
+        if start.metric is None:
+            law = dataclasses.replace(law, metric="none", decoherence=_DECOHERENCE_OF_A_NET)
         reasons.append(
             f"The step size is tuned to an energy error of {law.target:g} per dimension, at which "
             "second moments of a Gaussian are about 1 % too small."

@@ -23,8 +23,8 @@ class Start(NamedTuple):
 
     Attributes:
         points: starting points ``[P, D]``.
-        metric: a factor ``[D, D]`` or a scale ``[D]`` from the Hessian at the lowest minimum; None
-            with many parameters.
+        metric: a factor ``[D, D]`` from the Hessian at the lowest minimum, diagonal if chains
+            found different ones; None with many parameters.
         lowest: the lowest potential found.
         reason: all this in words.
     """
@@ -67,8 +67,11 @@ def find_start(objective: Objective, initial: Tensor, generator: torch.Generator
     whitened = torch.linalg.solve_triangular(
         factor, (found.points - best).mT.double(), upper=False
     ).norm(dim=0)
-    same = float((whitened < 1 + 0.5 * math.sqrt(size))[near].double().mean()) if near.any() else 1
-    metric = factor if same >= 0.8 else factor.square().sum(1).sqrt()
+    # In the basin of one minimum, a chain that has not quite arrived is as high as it is far.
+    reach = 1 + 0.5 * math.sqrt(size)
+    basin = 0.5 * whitened.square() <= 3 * (found.potential - lowest) + 0.5 * reach**2
+    same = float(basin[near].double().mean()) if bool(near.any()) else 1.0
+    metric = factor if same >= 0.8 else factor.square().sum(1).sqrt().diag()
     centers = torch.where(near.unsqueeze(1), found.points, best)
     normal = torch.randn(
         initial.shape, generator=generator, dtype=initial.dtype, device=initial.device

@@ -58,8 +58,8 @@ def settings_of(batching: str) -> dict[str, Any]:
 
 
 def killed_after(sampler: Any, steps: int, kill: Any) -> Any:
-    """The sampler, but its step ends the run when called once more than ``steps`` times."""
-    count = 0
+    """The sampler, but its step ends the run after ``steps`` times and one before it, to probe."""
+    count = -1
 
     def step(*arguments: Any) -> Any:
         nonlocal count

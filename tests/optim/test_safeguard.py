@@ -157,6 +157,32 @@ def test_with_as_many_numbers_as_coordinates_a_sketch_keeps_distances():
     assert torch.allclose(distances(optimizer._sketches()), torch.cdist(rows, rows), atol=1e-12)
 
 
+@pytest.mark.parametrize("mean", [0.0, 1e5])
+def test_distances_of_rows_far_from_zero_keep_their_digits(mean):
+    generator = torch.Generator().manual_seed(0)
+    # Sixteenths of whole numbers, so that the mean is added without rounding.
+    noise = torch.randint(-20, 21, (6, 50), generator=generator) / 16
+    assert torch.allclose(distances(noise + mean), torch.cdist(noise, noise), rtol=1e-5)
+
+
+def test_a_huge_row_leaves_the_distances_of_the_others():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(6, 50, generator=generator)
+    expected = torch.cdist(rows, rows)[:5, :5]
+    for huge in (1e15, 1e30):
+        rows[5] = huge
+        assert torch.allclose(distances(rows)[:5, :5], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_workers_without_noise_are_not_removed():
+    x = torch.ones(5, 33, requires_grad=True)
+    optimizer = SafeguardSGD([x], lr=0.1, window=3)
+    for step in range(7):
+        x.grad = torch.sin(x.detach() * (step + 1) + torch.arange(33.0))
+        optimizer.step()
+    assert optimizer.good.all()
+
+
 def test_squared_distances_of_sketches_are_unbiased():
     x = torch.zeros(2, 300, dtype=DTYPE, requires_grad=True)
     x.grad = torch.linspace(-1, 1, 600, dtype=DTYPE).reshape(2, 300).sin()

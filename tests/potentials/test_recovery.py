@@ -80,13 +80,13 @@ def simulate(potential, likelihood, x):
 def chains(potential, data, start, step_size, num_steps):
     """States ``[num_steps, P, D]`` of chains that each have a data set of their own."""
     sampler = pvi.hmc(potential, num_leapfrog=6, jitter=0.3)
-    generator = torch.Generator().manual_seed(4)
+    streams = ParticleStreams(4)
     one = torch.ones((), dtype=F64)
     controls = {"step_size": step_size * one, "temperature": one}
-    state = sampler.init(start, generator)
+    state = sampler.init(start, streams)
     states, accepted = [], []
     for _ in range(num_steps):
-        noise = sampler.draw_noise(state, generator)
+        noise = sampler.draw_noise(state, streams)
         state, info = sampler.step(
             state, Batch(data, per_particle=True, law="all"), noise, controls
         )
