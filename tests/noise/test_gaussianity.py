@@ -74,8 +74,11 @@ def test_level_is_five_percent_within_two():
 
 def test_power_on_a_rank_one_student_t():
     draw = lambda rng: rng.standard_t(3, (200, 1)) * rng.standard_normal(40)  # noqa: E731
-    p, _ = p_values(draw, 25, **SMALL)
+    p, found = p_values(draw, 25, **SMALL)
     assert (p <= 0.05).mean() > 0.8
+    for family in found[0].families:
+        each = [(f.families[family].shapiro_p, f.families[family].anderson_p) for f in found]
+        assert ((np.array(each) <= 0.05).mean(0) > 0.8).all(), family
 
 
 def test_coordinates_see_what_random_projections_average_away():
