@@ -60,8 +60,8 @@ FAMILIES: dict[str, tuple[str, list[str]]] = {
         "Stein samplers",
         ["svgd", "message_passing_svgd", "repulsive_langevin", "nvgd", "check_collapse"],
     ),
-    "running": (
-        "Running",
+    "run": (
+        "Sampling",
         ["sample", "resume", "load", "outputs_at", "suggest_step_size", "Draws", "compare"],
     ),
     "errors": (
@@ -71,6 +71,9 @@ FAMILIES: dict[str, tuple[str, list[str]]] = {
 }
 
 ROOMS = {
+    "running": "Running: rules that end a run",
+    "data": "Data",
+    "storage": "Storage",
     "schedules": "Schedules",
     "kernels": "Kernels",
     "gradients": "Gradient estimators",

@@ -129,9 +129,9 @@ CASES = {
     "storage dtype": (lambda: kept(dtype="half"), TypeError, "dtype .* got 'half'"),
     "storage integer": (lambda: kept(dtype=torch.int32), TypeError, "dtype"),
     "no sampler": (
-        lambda: pvi.sample(NORMAL, step_size=1),
+        lambda: pvi.sample(torch.nn.Linear(1, 1), step_size=1),
         TypeError,
-        "takes a sampler.*got Model",
+        "takes a sampler.*got Linear",
     ),
     "no potential": (lambda: pvi.sgld(nn.Linear(1, 1)), TypeError, "takes a potential.*got Linear"),
     "resume no sampler": (lambda: pvi.resume("x", NORMAL), TypeError, "takes the sampler"),

@@ -16,16 +16,14 @@ form for a finite ``eta`` times curvature is derived here to leading order in th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from particlevi._checks import check_choice, check_positive, check_positive_int
 from particlevi.curvature.second_order import second_order
-
-if TYPE_CHECKING:
-    from particlevi.noise.covariance import GradientNoise
+from particlevi.noise.covariance import GradientNoise, check_noise
 
 __all__ = [
     "Regulariser",
@@ -35,6 +33,9 @@ __all__ = [
     "shuffling_regulariser",
     "spectral_weight",
 ]
+
+
+_MOST_BATCHES = 1_000_000
 
 
 class Regulariser(NamedTuple):
@@ -75,6 +76,7 @@ class _Batches(NamedTuple):
 
 
 def _batches(noise: GradientNoise, batch_size: int | None) -> _Batches:
+    check_noise(noise)
     size = noise.batch_size if batch_size is None else batch_size
     if size is None:
         raise ValueError("Batches of which size? Give batch_size, here or to pvi.noise.measure.")
@@ -204,6 +206,10 @@ def spectral_weight(curvature: Tensor, learning_rate: float, num_batches: int) -
     """
     check_positive("learning_rate", learning_rate)
     check_positive_int("num_batches", num_batches, minimum=2)
+    if num_batches > _MOST_BATCHES:
+        raise ValueError(f"num_batches must be at most {_MOST_BATCHES}, got {num_batches}.")
+    if not isinstance(curvature, Tensor) or not curvature.is_floating_point():
+        raise TypeError("curvature must be a floating-point tensor of eigenvalues.")
     keep = 1 - learning_rate * curvature
     power, inner, total = torch.ones_like(keep), torch.zeros_like(keep), torch.zeros_like(keep)
     for _ in range(num_batches - 1):

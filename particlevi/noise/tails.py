@@ -242,11 +242,13 @@ def hill(samples: Tensor | Array, fraction: float = 0.05) -> float:
     of tails that are powers; for others it depends on the fraction.
 
     Args:
-        samples: any shape; values of different scales fake a tail.
+        samples: any shape, finite; values of different scales fake a tail.
         fraction: of the values, in (0, 1).
 
     Raises:
-        ValueError: fewer than two values in the tail, or the tail begins at zero.
+        TypeError: neither a tensor nor an array.
+        ValueError: fewer than two values in the tail, values that are not finite, or the tail
+            begins at zero or is made of equal values.
 
     Examples:
         >>> x = np.random.default_rng(0).pareto(1.5, 100_000) + 1
@@ -254,7 +256,9 @@ def hill(samples: Tensor | Array, fraction: float = 0.05) -> float:
         True
     """
     check_fraction("fraction", fraction)
-    size = np.abs(np.asarray(samples, dtype=np.float64)).ravel()
+    if isinstance(samples, (Tensor, np.ndarray)):
+        samples = samples.reshape(-1)
+    size = np.abs(check_samples(samples, 2)[:, 0])
     count = int(fraction * size.size)
     if count < 2:
         raise ValueError(
@@ -264,4 +268,7 @@ def hill(samples: Tensor | Array, fraction: float = 0.05) -> float:
     threshold = top[0]
     if threshold <= 0:
         raise ValueError("The tail begins at zero: take a smaller fraction or drop zeros.")
-    return 1 / float(np.log(top[1:] / threshold).mean())
+    excess = float(np.log(top[1:] / threshold).mean())
+    if excess <= 0:
+        raise ValueError("The values in the tail are equal, so that it has no index.")
+    return 1 / excess

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 import particlevi as pvi
 from particlevi.diagnostics import arviz
 from particlevi.diagnostics.nested import nested_rhat
+from particlevi.streams import ParticleStreams
 from tests import registry
 from tests.registry import ESTIMATORS, PROBLEMS, SAMPLERS, batch_of
 from tests.stationarity.laws import controls_of, quadratic
@@ -135,11 +136,11 @@ def counted(problem):
 def test_gradients_per_step_are_those_that_a_step_takes(sampler, estimator):
     problem, count = counted(PROBLEMS["function"](torch.float64))
     made = SAMPLERS[sampler](ESTIMATORS[estimator].make(problem))
-    generator = torch.Generator().manual_seed(0)
-    state = made.init(torch.zeros(3, 4, dtype=torch.float64), generator)
+    streams = ParticleStreams(0)
+    state = made.init(torch.zeros(3, 4, dtype=torch.float64), streams)
     whole = SAMPLERS[sampler].all_data
     batch = problem.whole() if whole else batch_of(problem, None if made.interacting else 3)
-    noise = made.draw_noise(state, generator)
+    noise = made.draw_noise(state, streams)
     count[0] = 0
     made.step(state, batch, noise, controls_of(made, 1e-4))
     assert count[0] == made.gradients_per_step * 3 * (20 if whole else 4)
