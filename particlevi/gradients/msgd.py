@@ -249,7 +249,8 @@ class msgd:
         scale = self.potential.scale(values.shape[1], batch)
         weighted = -scale * (weights * values).sum(1)
         plain = -scale * values.detach().sum(1)
-        return self.potential.prior_energy(particles) + plain + (weighted - weighted.detach())
+        prior = self.potential.log_prior(particles)
+        return plain - prior + (weighted - weighted.detach())
 
     def record(self, state: State, particles: Tensor, progress: Progress) -> State:
         """Nothing to remember."""
