@@ -96,7 +96,7 @@ class _SelfAveraged(ABC):
     @property
     def interacting(self) -> bool:
         """Whether chains draw from each other's past."""
-        return self.history.pooled and not self.history.frozen
+        return self.history.pooled and not self.history.frozen and not self._plain()
 
     def _common_settings(self, groups: Groups) -> dict[str, JSON]:
         rule: JSON
