@@ -118,7 +118,7 @@ def transition(
         flight, change = move(start, gradient_at, h)
         error = memory.energy_error + torch.where(first, 0.0, change)
 
-        finite = torch.isfinite(flight.gradient).all(-1) & torch.isfinite(error)
+        finite = torch.isfinite(error)
         probability = torch.where(finite | first, (-error).exp().clamp(max=1), 0.0)
         over = left <= 0
         if "patience" in controls:
@@ -132,12 +132,9 @@ def transition(
         potential = torch.where(accepted, flight.potential, memory.potential)
 
         over = tested | first
-        again = over.unsqueeze(-1)
-        flight = Point(
-            torch.where(again, position, flight.position),
-            flight.velocity,
-            torch.where(again, g, flight.gradient),
-            torch.where(over, potential, flight.potential),
+        flight = flight._replace(
+            gradient=torch.where(over.unsqueeze(-1), g, flight.gradient),
+            potential=torch.where(over, potential, flight.potential),
         )
         kept = Memory(
             g,

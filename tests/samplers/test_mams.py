@@ -110,6 +110,19 @@ def test_the_position_has_the_law_after_any_number_of_steps(name, steps):
 
 
 @adjusted
+def test_flights_have_the_length_that_is_asked_for_in_the_mean(name):
+    step_size, length = 0.3, ADJUSTED[name][2]
+    draws = pvi.sample(
+        make(name), step_size=step_size, initial=exact(3000), num_draws=14, progress=False
+    )
+    tested = draws.stats["tested"].double()
+    assert bool(tested.any(1).all())
+    steps = tested.argmax(1).double()  # the first step only evaluates
+    error = float(steps.std()) / math.sqrt(len(steps))
+    assert abs(float(steps.mean()) - length / step_size) < 4 * error < 0.3
+
+
+@adjusted
 def test_the_first_step_only_evaluates(name):
     start = exact(5)
     draws = pvi.sample(make(name), step_size=0.3, initial=start, num_draws=1, progress=False)
