@@ -8,7 +8,7 @@ Shape letters used everywhere: P particles or chains, D parameters, N data, B ba
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -130,6 +130,11 @@ class Facts:
     kind: Literal["chains", "ensemble", "particles", "independent"] = "chains"
     kinetic: Literal["target", "leapfrog", "below", "above", "held"] = "target"
     thermostat: float | None = None
+
+    @property
+    def interacting(self) -> bool:
+        """Whether particles see each other, so that they are no chains."""
+        return self.kind in ("ensemble", "particles")
 
 
 @runtime_checkable
@@ -273,16 +278,6 @@ class World(Protocol):
     in each.
     """
 
-    @property
-    def rank(self) -> int:
-        """This process."""
-        ...
-
-    @property
-    def size(self) -> int:
-        """Processes."""
-        ...
-
     def share(self, num_particles: int) -> range:
         """The particles of this process."""
         ...
@@ -293,14 +288,6 @@ class World(Protocol):
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over particles of ``[P, ...]``, ``[...]``."""
-        ...
-
-    def max(self, values: Tensor) -> Tensor:
-        """The largest over particles of ``[P, ...]``, ``[...]``."""
-        ...
-
-    def gather(self, values: Tensor) -> Tensor:
-        """``[P, ...]`` of all processes, in the order of particles."""
         ...
 
 
@@ -375,14 +362,12 @@ class Sampler:
             may reuse the storage of its argument.
         schedules: scalars other than the step size that change over steps, by name.
         settings: the arguments of the method, for the record.
-        interacting: whether particles see each other, so that they are no chains.
         requires: what its law rests on.
         watched: ``(info, controls) -> [P]``, the potential that the particles feel, by which the
             loop tells a chain that runs away.
         shown: fields of info that the progress line shows, with their labels.
         draws: the particles whose states are draws of the posterior: all, or those that stand for
             the target.
-        draw_every: a state is a draw of the posterior only after a multiple of so many steps.
         energy_error: ``info -> [P]``, the change of the energy over the last trajectory, in nats;
             one beyond 1000 is a divergent transition.
         work_bytes: ``P -> bytes`` of work space that a step takes beside its evaluations.
@@ -392,7 +377,7 @@ class Sampler:
             curvature; None where that is not known.
         warning: ``(info, controls) -> str | None``, what is wrong with a step, if something is; the
             loop asks now and then after the warm-up, and warns once.
-        facts: what its draws are; last states of particles if they interact and nothing is said.
+        facts: what its draws are.
     """
 
     name: str
@@ -403,12 +388,10 @@ class Sampler:
     record: Callable[[SamplerState, Progress], SamplerState]
     schedules: Mapping[str, Schedule] = field(default_factory=dict)
     settings: Mapping[str, JSON] = field(default_factory=dict)
-    interacting: bool = False
     requires: Requirements = Requirements()
     watched: Callable[[Any, Controls], Tensor] = _potential
     shown: Mapping[str, str] = field(default_factory=dict)
     draws: slice = field(default_factory=lambda: slice(None))
-    draw_every: int = 1
     energy_error: Callable[[Any], Tensor] | None = None
     work_bytes: Callable[[int], int] | None = None
     observe: Callable[[SamplerState], Mapping[str, Tensor]] = lambda state: {}
@@ -417,9 +400,10 @@ class Sampler:
     warning: Callable[[Any, Controls], str | None] | None = None
     facts: Facts = Facts()
 
-    def __post_init__(self) -> None:
-        if self.interacting and self.facts.kind == "chains":
-            object.__setattr__(self, "facts", replace(self.facts, kind="particles"))
+    @property
+    def interacting(self) -> bool:
+        """Whether particles see each other, so that they are no chains."""
+        return self.facts.interacting
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())

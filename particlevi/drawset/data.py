@@ -127,7 +127,7 @@ class DrawSet:
     @property
     def interacting(self) -> bool:
         """Whether the particles saw each other, so that they are no chains."""
-        return self.facts.kind in ("ensemble", "particles")
+        return self.facts.interacting
 
     @property
     def complete(self) -> bool:

@@ -13,29 +13,23 @@ __all__ = ["kept_steps"]
 _LONGEST_GAP = 1_000_000
 
 
-def kept_steps(
-    settings: Settings, schedules: Mapping[str, Schedule], draw_every: int = 1
-) -> list[int]:
+def kept_steps(settings: Settings, schedules: Mapping[str, Schedule]) -> list[int]:
     """The steps (from 0) that end in a draw, those of the warm-up first if they are kept.
 
-    A schedule may rule steps out by its ``keep``, a method by ``draw_every``: then the steps
-    between draws are ``thin`` rounded up to a multiple of it.
+    A schedule may rule steps out by its ``keep``.
     """
     warm = range(settings.thin - 1, settings.num_warmup, settings.thin)
     kept = list(warm) if settings.keep_warmup else []
-    thin = -(-settings.thin // draw_every)
-    sound = itertools.islice(
-        _sound(schedules, settings.num_warmup, draw_every), thin - 1, None, thin
-    )
+    allowed = _allowed(schedules, settings.num_warmup)
+    sound = itertools.islice(allowed, settings.thin - 1, None, settings.thin)
     return kept + list(itertools.islice(sound, settings.num_draws))
 
 
-def _sound(schedules: Mapping[str, Schedule], first: int, draw_every: int) -> Iterator[int]:
-    """The steps from ``first`` on that the method and every schedule keep."""
+def _allowed(schedules: Mapping[str, Schedule], first: int) -> Iterator[int]:
+    """The steps from ``first`` on that every schedule keeps."""
     gates = [s.keep for s in schedules.values() if hasattr(s, "keep")]
-    start = -(-(first + 1) // draw_every) * draw_every - 1
-    last = start
-    for step in itertools.count(start, draw_every):
+    last = first
+    for step in itertools.count(first):
         if all(gate(step) for gate in gates):
             last = step
             yield step

@@ -102,7 +102,7 @@ class Plan:
             tuner=tuner,
             recorder=recorder,
             storage=storage,
-            kept_steps=kept_steps(settings, schedules, sampler.draw_every),
+            kept_steps=kept_steps(settings, schedules),
             identity=identity(sampler, tuner),
             data=data,
             keep=describe_keep(storage.keep),

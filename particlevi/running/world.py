@@ -13,9 +13,6 @@ __all__ = ["OneProcess"]
 class OneProcess:
     """A ``World`` of one process, in which reductions are those of the tensors at hand."""
 
-    rank: int = 0
-    size: int = 1
-
     def share(self, num_particles: int) -> range:
         """All particles."""
         return range(num_particles)
@@ -27,11 +24,3 @@ class OneProcess:
     def mean(self, values: Tensor) -> Tensor:
         """The mean over particles of ``[P, ...]``, ``[...]``."""
         return values.mean(0)
-
-    def max(self, values: Tensor) -> Tensor:
-        """The largest over particles of ``[P, ...]``, ``[...]``."""
-        return values.amax(0)
-
-    def gather(self, values: Tensor) -> Tensor:
-        """``values [P, ...]`` themselves."""
-        return values

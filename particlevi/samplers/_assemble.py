@@ -113,12 +113,10 @@ def configurational_temperature(position: Tensor, gradient: Tensor) -> Tensor:
 class Declared(TypedDict, total=False):
     """What a sampler says of itself: fields of ``Sampler``, documented there."""
 
-    interacting: bool
     requires: Requirements
     watched: Callable[[Any, Controls], Tensor]
     shown: Mapping[str, str]
     draws: slice
-    draw_every: int
     energy_error: Callable[[Any], Tensor] | None
     work_bytes: Callable[[int], int]
     max_step_size: Callable[[float], float]

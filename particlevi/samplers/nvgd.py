@@ -32,7 +32,7 @@ from particlevi.gradients.minibatch import as_estimator
 from particlevi.kernels.adam import Moments, adam
 from particlevi.kernels.witness import Witness, stein_loss, value_and_gradient
 from particlevi.samplers._assemble import GradientAt, Target, assemble
-from particlevi.typing import Controls, Sampler, SamplerState, Schedule, Streams
+from particlevi.typing import Controls, Facts, Sampler, SamplerState, Schedule, Streams
 
 __all__ = ["Info", "Memory", "nvgd"]
 
@@ -171,5 +171,5 @@ def nvgd(
         schedules={"network_step_size": network_step_size},
         memory=memory,
         noise=noise,
-        interacting=True,
+        facts=Facts(kind="particles"),
     )

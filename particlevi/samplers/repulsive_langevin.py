@@ -98,6 +98,5 @@ def repulsive_langevin(
         schedules={"temperature": temperature},
         memory=memory,
         noise=gaussian,
-        interacting=True,
         facts=Facts(kind="ensemble"),
     )

@@ -26,7 +26,7 @@ from particlevi.kernels.adam import Moments, adam
 from particlevi.kernels.grouped import graphical
 from particlevi.kernels.kernels import Kernel, Radial, as_kernel, as_radial
 from particlevi.samplers._assemble import GradientAt, Target, assemble
-from particlevi.typing import Controls, Sampler, Schedule, Streams
+from particlevi.typing import Controls, Facts, Sampler, Schedule, Streams
 
 __all__ = ["Info", "message_passing_svgd", "svgd"]
 
@@ -106,7 +106,7 @@ def svgd(
         settings={"kernel": str(chosen), "optimizer": optimizer},
         schedules={"annealing": annealing},
         memory=memory,
-        interacting=True,
+        facts=Facts(kind="particles"),
         work_bytes=lambda num: 5 * min(num**2, 2**21) * item,
         watched=lambda info, controls: controls["annealing"] * info.potential,
     )

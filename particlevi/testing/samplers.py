@@ -168,7 +168,7 @@ def check_independence(setting: Setting) -> None:
         equal(
             alone,
             own(together, i),
-            f"chain {i} moves otherwise among others (interacting=True if that is meant)",
+            f"chain {i} moves otherwise among others (Facts(kind='particles') if that is meant)",
             rtol=1e-12,
             atol=1e-12,
         )
