@@ -53,7 +53,12 @@ def average(noise: GradientNoise, draws: Tensor, directions: Tensor | None = Non
     """
     check_noise(noise)
     size = noise.num_params
-    if not isinstance(draws, Tensor) or draws.ndim < 1 or draws.shape[-1] != size or not len(draws):
+    if (
+        not isinstance(draws, Tensor)
+        or draws.ndim < 1
+        or draws.shape[-1] != size
+        or not draws.numel()
+    ):
         got = list(draws.shape) if isinstance(draws, Tensor) else type(draws).__name__
         raise ValueError(f"draws must be a tensor [..., {size}], got {got}.")
     if directions is not None and (

@@ -34,8 +34,8 @@ __all__ = [
     "spectral_weight",
 ]
 
-
 _MOST_BATCHES = 1_000_000
+_MOST_PARAMS = 2000
 
 
 class Regulariser(NamedTuple):
@@ -66,13 +66,6 @@ class _Batches(NamedTuple):
         start = j * self.size
         losses: Tensor = self.noise.samples.losses(theta, start, start + self.size)
         return losses.mean()
-
-    def slope(self, theta: Tensor, j: int) -> tuple[Tensor, Tensor, Tensor]:
-        """``C_j`` and ``g_j`` at a new leaf, which is returned too; the graph is kept."""
-        leaf = theta.detach().requires_grad_()
-        value = self.loss(leaf, j)
-        (gradient,) = torch.autograd.grad(value, leaf, create_graph=True)
-        return value, gradient, leaf
 
 
 def _batches(noise: GradientNoise, batch_size: int | None) -> _Batches:
@@ -127,7 +120,8 @@ def shuffling_regulariser(
     value, gradient = 0.0, torch.zeros_like(noise.position)
     for j in range(batches.total):
         with second_order(), torch.enable_grad():
-            _, slope, leaf = batches.slope(noise.position, j)
+            leaf = noise.position.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(batches.loss(leaf, j), leaf, create_graph=True)
             square = slope.square().sum() * (learning_rate / 4 / batches.total)
             (found,) = torch.autograd.grad(square, leaf)
         value += float(square.detach())
@@ -290,9 +284,6 @@ def epoch_drift(
         total = keep @ total + torch.einsum("jab,jb->a", hessians - mean, inner) / m
     found: Tensor = -(learning_rate**2) / (m - 1) * total
     return found
-
-
-_MOST_PARAMS = 2000
 
 
 def _check_dense(noise: GradientNoise) -> None:

@@ -12,7 +12,7 @@ START = torch.tensor([1.0, 1.0], dtype=F64)
 
 
 def bump(theta, z):
-    """``1 - exp(-|w - z|^2/2)``, between 0 and 1, one value per datum."""
+    """Less the loss ``1 - exp(-|w - z|^2/2)``, which is between 0 and 1; one value per datum."""
     return torch.expm1(-0.5 * (z - theta).square().sum(-1))
 
 
@@ -52,15 +52,47 @@ def test_bound_is_above_the_gap_at_every_scale():
     assert "bound" in str(found)
 
 
-@pytest.mark.slow
-def test_figures_of_the_closed_case():
-    """The trajectory term .0634 and the sensitivity .0255 at s = 2, the gap .0254."""
-    found = bound(100, 4000, scales=SCALES[-1:], num_draws=1, final_draws=16)
-    error = float(found.standard_error[0])
-    assert found.gap[0] == pytest.approx(0.0254, abs=4 * found.gap[1])
-    assert float(found.trajectory[0]) == pytest.approx(0.0634, abs=0.002)
-    assert float(found.bound[0]) == pytest.approx(0.0889, abs=4 * error)
-    assert float(found.published[0]) == pytest.approx(0.1152, abs=4 * error)
+def smoothed(w, z, variance):
+    """The mean loss at ``w + N(0, variance I)`` of each datum, in two dimensions."""
+    away = (w - z).square().sum(-1)
+    return 1 - torch.exp(-0.5 * away / (1 + variance)) / (1 + variance)
+
+
+def sensitivity(w, variance):
+    """``E|gbar(w) - gbar(w + xi)|^2`` for ``gbar(w) = w exp(-|w|^2/4) / 4``, that of N(0, I)."""
+    square = w.square().sum(-1)
+    slope = 0.25 * torch.exp(-square / 4)
+    mean = torch.exp(-0.5 * square / (2 + variance)) / (2 + variance) ** 2
+    tilted = square / (1 + variance) ** 2 + 2 * variance / (1 + variance)
+    second = tilted * torch.exp(-0.5 * square / (1 + variance)) / (16 * (1 + variance))
+    return slope.square() * square - 2 * slope * mean * square + second
+
+
+@pytest.mark.parametrize("scale", [0.1, 0.5, 2.0])
+def test_every_part_is_that_of_the_closed_form(scale):
+    """On the same runs and held-out data: only the virtual noise and 1000 data are random."""
+    count, fresh = 10, gaussian(1000, 10**6)
+    found = bound(count, 1000, scales=torch.tensor([scale], dtype=F64), final_draws=100)
+    times, gaps, shifts, total = torch.arange(N), [], [], 0.0
+    for seed in range(count):
+        z = gaussian(N, seed)
+        path = one_pass(z)
+        used = (path[:-1] - path[1:]) / RATE
+        population = path[:-1] * torch.exp(-path[:-1].square().sum(1, keepdim=True) / 4) / 4
+        noise = (used - population).square().sum(1) + sensitivity(path[:-1], scale**2 * times)
+        total += float(noise.sum()) * RATE**2 / scale**2 / count
+        ends = [smoothed(path[-1], x, v).mean() for v in (0, N * scale**2) for x in (fresh, z)]
+        gaps.append(ends[0] - ends[1])
+        shifts.append(ends[0] - ends[1] - (ends[2] - ends[3]))
+    gap, shift = (float(torch.stack(each).mean()) for each in (gaps, shifts))
+    trajectory = (2 * 0.25 / N * total) ** 0.5
+    assert found.gap[0] == pytest.approx(gap, rel=1e-10)
+    assert float(found.sensitivity[0]) == pytest.approx(abs(shift), abs=0.003)
+    assert float(found.trajectory[0]) == pytest.approx(trajectory, rel=0.02)
+    assert float(found.bound[0]) == pytest.approx(trajectory + abs(shift), rel=0.03)
+    assert float(found.published[0]) == pytest.approx(
+        2**0.5 * float(found.trajectory[0]) + float(found.sensitivity[0]), rel=1e-12
+    )
 
 
 def test_population_gradient_of_many_points_is_that_of_one():

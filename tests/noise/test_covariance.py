@@ -227,6 +227,8 @@ def test_average_over_draws():
     assert torch.allclose(inside.matrix, wanted, atol=1e-6)
     with pytest.raises(ValueError, match="draws"):
         pvi.noise.average(noise, draws[..., :2])
+    with pytest.raises(ValueError, match="draws"):
+        pvi.noise.average(noise, draws[:, :0])
     with pytest.raises(ValueError, match="directions"):
         pvi.noise.average(noise, draws, v.T)
 
