@@ -162,6 +162,7 @@ class ParticleStreams:
         """Go on from ``state``."""
         self._blocks.clear()
         self._generators.clear()
+        self._shared = None
         prefix = "shared."
         own = {name: value for name, value in state.items() if not name.startswith(prefix)}
         generators = own.pop("generators", None)

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checka
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 __all__ = [
     "JSON",
@@ -73,6 +74,12 @@ class Batch(NamedTuple):
     def complete(self) -> bool:
         """Whether these are all the data, each once, so that the energy is exact."""
         return self.law == "all"
+
+    @property
+    def size(self) -> int:
+        """B, of every particle."""
+        size: int = pytree.tree_leaves(self.data)[0].shape[1 if self.per_particle else 0]
+        return size
 
 
 @runtime_checkable

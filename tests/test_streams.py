@@ -78,6 +78,14 @@ def test_streams_go_on_from_their_state(calls):
     assert same([*drawn(again, 4, 4), again.shared.uniform((3,))], expected)
 
 
+def test_the_first_state_is_the_beginning_again():
+    streams = ParticleStreams(2)
+    begin = streams.state()
+    first = streams.shared.uniform((3,))
+    streams.restore(begin)
+    assert torch.equal(streams.shared.uniform((3,)), first)
+
+
 def test_laws():
     streams = ParticleStreams(0)
     normal = torch.stack([streams.normal((40, 7)) for _ in range(1000)]).double().flatten()

@@ -122,6 +122,7 @@ class Scaled:
     [
         (lambda g: g._replace(gradient=1.01 * g.gradient), "is not that of the potential"),
         (lambda g: g._replace(gradient=g.gradient[:, :2]), "gradients .* are not"),
+        (lambda g: g._replace(gradient=g.gradient - g.gradient.mean(0)), "is another among others"),
         (lambda g: g._replace(potential=g.potential.sum()), "are not \\[P\\]"),
         (lambda g: Gradient(g.gradient.float(), g.potential), "an estimate is torch.float32"),
         (tuple, "is no Gradient"),

@@ -17,7 +17,7 @@ from particlevi.data.tensors import length_of
 from particlevi.streams import calls_at_once
 from particlevi.typing import Batch, BatchLaw, Streams
 
-__all__ = ["BatchSource", "Batching", "FullBatch", "Law", "NoBatches", "TensorBatches"]
+__all__ = ["BatchSource", "Batching", "FullBatch", "Law", "TensorBatches"]
 
 Batching: TypeAlias = Literal["replacement", "subset", "epoch"]
 """How minibatches are drawn from tensors."""
@@ -91,65 +91,33 @@ class BatchSource(Protocol):
         ...
 
 
-class NoBatches:
-    """The source of a density without data."""
-
-    law: Law = "none"
-    shared = True
-    batch_size: int | None = None
-    num_data: int | None = None
-
-    def next(self, streams: Streams) -> None:
-        """No batch."""
-
-    def example(self) -> None:
-        """No batch."""
-
-    def check_targets(self, check: Callable[[Any], None]) -> None:
-        """There are none."""
-
-    def nbytes(self) -> int:
-        """None."""
-        return 0
-
-    def batch_nbytes(self, num_particles: int) -> int:
-        """None."""
-        return 0
-
-    def state(self) -> dict[str, Tensor]:
-        """Nothing."""
-        return {}
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Nothing."""
-
-
 class FullBatch:
-    """All data at every step, shared by all particles.
+    """All data at every step, shared by all particles; of a density without data, no batch.
 
     Args:
-        data: tensors with first dimension N, where the particles are.
+        data: tensors with first dimension N, where the particles are; None if there are none.
     """
 
-    law: Law = "all"
     shared = True
 
-    def __init__(self, data: Any):
-        self.batch = Batch(data, law="all")
-        self.num_data: int | None = length_of(data)
+    def __init__(self, data: Any = None):
+        self.batch = None if data is None else Batch(data, law="all")
+        self.law: Law = "none" if data is None else "all"
+        self.num_data = None if data is None else length_of(data)
         self.batch_size = self.num_data
 
-    def next(self, streams: Streams) -> Batch:
+    def next(self, streams: Streams) -> Batch | None:
         """The data."""
         return self.batch
 
-    def example(self) -> Batch:
+    def example(self) -> Batch | None:
         """The data."""
         return self.batch
 
     def check_targets(self, check: Callable[[Any], None]) -> None:
         """At once."""
-        check(self.batch.data)
+        if self.batch is not None:
+            check(self.batch.data)
 
     def nbytes(self) -> int:
         """None."""

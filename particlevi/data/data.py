@@ -5,21 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from particlevi._checks import check_choice, check_flag, check_positive_int
-from particlevi.data.batches import Batching, BatchSource, FullBatch, NoBatches, TensorBatches
+from particlevi.data.batches import Batching, BatchSource, FullBatch, TensorBatches
 from particlevi.data.fingerprint import checksum
 from particlevi.data.isolated import GlobalStreams
 from particlevi.data.placing import Placed, place
 from particlevi.data.tensors import length_of
 from particlevi.typing import JSON, Batch
 
-__all__ = ["Data", "NoData", "TensorData", "check_options"]
+__all__ = ["Data", "NoData", "TensorData"]
 
 
 class Data(ABC):
@@ -39,7 +39,6 @@ class Data(ABC):
         kind = str(self.dtype).removeprefix("torch.")
         return f"{type(self).__name__}(N={self.num_data}, {kind}, {self.device})"
 
-    @abstractmethod
     def batches(
         self,
         *,
@@ -59,6 +58,17 @@ class Data(ABC):
         Raises:
             ValueError: a batch size larger than the data, or one beside a loader's own.
         """
+        check_positive_int("num_particles", num_particles)
+        check_flag("shared", shared)
+        check_choice("batching", batching, get_args(Batching))
+        if batch_size is not None:
+            check_positive_int("batch_size", batch_size)
+        return self._batches(num_particles, batch_size, shared, batching)
+
+    @abstractmethod
+    def _batches(
+        self, num_particles: int, batch_size: int | None, shared: bool, batching: Batching
+    ) -> BatchSource: ...
 
     @abstractmethod
     def chunks(self, size: int) -> Iterator[Batch]:
@@ -126,13 +136,6 @@ class Data(ABC):
         return self.take(torch.arange(self.num_data))
 
 
-def check_options(num_particles: Any, shared: Any, batching: Any) -> None:
-    """The options that every source of batches has."""
-    check_positive_int("num_particles", num_particles)
-    check_flag("shared", shared)
-    check_choice("batching", batching, ["replacement", "subset", "epoch"])
-
-
 def _check_rows(rows: Any, num_data: int) -> None:
     fits = isinstance(rows, Tensor) and rows.ndim == 1 and rows.dtype == torch.long and len(rows)
     if not fits or rows.is_meta or int(rows.min()) < 0 or int(rows.max()) >= num_data:
@@ -150,22 +153,15 @@ class NoData(Data):
     def __init__(self, where: Placed):
         self.device, self.dtype = where.device, where.dtype
 
-    def batches(
-        self,
-        *,
-        num_particles: int,
-        batch_size: int | None = None,
-        shared: bool = False,
-        batching: Batching = "replacement",
+    def _batches(
+        self, num_particles: int, batch_size: int | None, shared: bool, batching: Batching
     ) -> BatchSource:
-        """None."""
-        check_options(num_particles, shared, batching)
         if batch_size is not None:
             raise ValueError(
                 "The potential is a density without data, but a batch_size was given: leave it "
                 "out, or make the potential with from_log_likelihood."
             )
-        return NoBatches()
+        return FullBatch()
 
     def chunks(self, size: int) -> Iterator[Batch]:
         """None."""
@@ -193,19 +189,11 @@ class TensorData(Data):
         self.tensors = place(tensors, where)
         self.num_data = length_of(self.tensors)
 
-    def batches(
-        self,
-        *,
-        num_particles: int,
-        batch_size: int | None = None,
-        shared: bool = False,
-        batching: Batching = "replacement",
+    def _batches(
+        self, num_particles: int, batch_size: int | None, shared: bool, batching: Batching
     ) -> BatchSource:
-        """Minibatches whose indices are drawn here, or all the data at every step."""
-        check_options(num_particles, shared, batching)
         if batch_size is None:
             return FullBatch(self.tensors)
-        check_positive_int("batch_size", batch_size)
         if batch_size > self.num_data:
             raise ValueError(
                 f"batch_size must be at most the number of data, {self.num_data}, got "

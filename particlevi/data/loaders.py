@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from particlevi._checks import check_positive_int
 from particlevi.data.batches import Batching, BatchSource
-from particlevi.data.data import Data, TensorData, check_options
+from particlevi.data.data import Data, TensorData
 from particlevi.data.epochs import Epoch, inspect_loader, is_indexed
 from particlevi.data.fingerprint import checksum
 from particlevi.data.isolated import quietly
@@ -82,16 +82,9 @@ class LoaderData(Data):
         """A loader's batches are shared."""
         return False
 
-    def batches(
-        self,
-        *,
-        num_particles: int,
-        batch_size: int | None = None,
-        shared: bool = True,
-        batching: Batching = "replacement",
+    def _batches(
+        self, num_particles: int, batch_size: int | None, shared: bool, batching: Batching
     ) -> BatchSource:
-        """The loader's batches, shared by all particles."""
-        check_options(num_particles, shared, batching)
         if batch_size is not None:
             raise ValueError("batch_size is the loader's own: leave it out with a DataLoader.")
         return LoaderBatches(self.loader, self.epoch, self.prepare)

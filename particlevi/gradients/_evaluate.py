@@ -12,19 +12,23 @@ from particlevi.potentials.chunks import chunks
 from particlevi.potentials.potential import Energy
 from particlevi.typing import Batch, Gradient
 
-__all__ = ["Energy", "value_and_grad", "values_and_grads"]
+__all__ = ["Energy", "joined", "value_and_grad", "values_and_grads"]
 
 
 def value_and_grad(
     energy: Energy, particles: Tensor, batch: Batch | None, chunk_size: int | None = None
 ) -> Gradient:
     """Gradients ``[P, D]`` and energies ``[P]``, by one backward pass per chunk."""
-    parts = [
-        values_and_grads([(energy, *part)])[0] for part in chunks(particles, batch, chunk_size)
-    ]
+    return joined(
+        [values_and_grads([(energy, *part)])[0] for part in chunks(particles, batch, chunk_size)]
+    )
+
+
+def joined(parts: Sequence[Gradient]) -> Gradient:
+    """What was found for one chunk of particles after the other."""
     if len(parts) == 1:
         return parts[0]
-    return Gradient(torch.cat([p.gradient for p in parts]), torch.cat([p.potential for p in parts]))
+    return Gradient(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
 def values_and_grads(terms: Sequence[tuple[Energy, Tensor, Batch | None]]) -> list[Gradient]:

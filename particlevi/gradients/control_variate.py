@@ -138,18 +138,14 @@ class control_variate:
         here = value_and_grad(self._likelihood_energy, particles, batch, size)
         there = value_and_grad(self._likelihood_energy, center, batch, size)
         prior = value_and_grad(self._prior_energy, particles, batch, size)
-        scale = self._scale(batch)
+        assert batch is not None
+        scale = self.potential.scale(batch.size, batch)
         slope = state.gradient - scale * there.gradient
         value = state.potential + ((particles - center) * slope).sum(1)
         return Gradient(
             state.gradient + prior.gradient + scale * (here.gradient - there.gradient),
             value + prior.potential + scale * (here.potential - there.potential),
         )
-
-    def _scale(self, batch: Batch | None) -> float | Tensor:
-        assert batch is not None
-        leaf = torch.utils._pytree.tree_leaves(batch.data)[0]
-        return self.potential.scale(leaf.shape[1 if batch.per_particle else 0], batch)
 
     def record(self, state: State, particles: Tensor, progress: Progress) -> State:
         """The centre stays, or every ``refresh``-th step moves to the particle."""

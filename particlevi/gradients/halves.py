@@ -50,8 +50,7 @@ def in_halves(
     if batch is None or batch.complete:
         found = estimate(batch)
         return Halves(found, Gradient(*(torch.zeros_like(value) for value in found)))
-    axis = 1 if batch.per_particle else 0
-    size = pytree.tree_leaves(batch.data)[0].shape[axis]
+    axis, size = 1 if batch.per_particle else 0, batch.size
     if size < 2:
         raise ValueError(
             "The noise of a gradient is estimated from the two halves of its batch, got a batch of "

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_choice, check_positive_int
-from particlevi.gradients._evaluate import value_and_grad
+from particlevi.gradients._evaluate import joined, value_and_grad
 from particlevi.potentials.chunks import chunks
 from particlevi.potentials.potential import ModelPotential
 from particlevi.potentials.protocol import as_potential
@@ -234,12 +234,7 @@ class msgd:
                 return self._energy(points, own, rows)
 
             parts.append(value_and_grad(energy, points, own))
-        if len(parts) == 1:
-            return parts[0]
-        return Gradient(
-            torch.cat([part.gradient for part in parts]),
-            torch.cat([part.potential for part in parts]),
-        )
+        return joined(parts)
 
     def _energy(self, particles: Tensor, batch: Batch | None, noise: Tensor) -> Tensor:
         """The energy ``[P]`` with weights 1, whose gradient is that of the weighted one."""
@@ -249,7 +244,8 @@ class msgd:
         scale = self.potential.scale(values.shape[1], batch)
         weighted = -scale * (weights * values).sum(1)
         plain = -scale * values.detach().sum(1)
-        return self.potential.prior_energy(particles) + plain + (weighted - weighted.detach())
+        prior = self.potential.log_prior(particles)
+        return plain - prior + (weighted - weighted.detach())
 
     def record(self, state: State, particles: Tensor, progress: Progress) -> State:
         """Nothing to remember."""

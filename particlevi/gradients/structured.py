@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from particlevi._checks import check_choice, check_positive, check_positive_int, is_number
-from particlevi.gradients._evaluate import value_and_grad, values_and_grads
+from particlevi.gradients._evaluate import joined, value_and_grad, values_and_grads
 from particlevi.gradients._partition import Partition
 from particlevi.gradients.history import Bank, history
 from particlevi.potentials.chunks import chunks
@@ -96,7 +96,7 @@ class _SelfAveraged(ABC):
     @property
     def interacting(self) -> bool:
         """Whether chains draw from each other's past."""
-        return self.history.pooled and not self.history.frozen
+        return self.history.pooled and not self.history.frozen and not self._plain()
 
     def _common_settings(self, groups: Groups) -> dict[str, JSON]:
         rule: JSON
@@ -195,8 +195,7 @@ class _SelfAveraged(ABC):
             parts.append(found[0])
             prior = found[1] if pending else prior
             pending = []
-        gradient = torch.cat([p.gradient for p in parts]) if len(parts) > 1 else parts[0].gradient
-        values = torch.cat([p.potential for p in parts]) if len(parts) > 1 else parts[0].potential
+        gradient, values = joined(parts)
         return Gradient(gradient.view(composites.shape), values.view(composites.shape[:2])), prior
 
     def _pieces(

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from particlevi._checks import check_flag, check_positive_int
 from particlevi.potentials.layout import Layout
@@ -116,8 +115,7 @@ def from_log_likelihood(
 
     def log_likelihood_fn(particles: Tensor, batch: Batch) -> Tensor:
         values = likelihood(particles, batch)
-        leaf = pytree.tree_leaves(batch.data)[0]
-        wanted = (len(particles), leaf.shape[1 if batch.per_particle else 0])
+        wanted = (len(particles), batch.size)
         if not isinstance(values, Tensor) or values.shape != wanted:
             got = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ValueError(

@@ -24,12 +24,6 @@ Energy: TypeAlias = Callable[[Tensor, Batch | None], Tensor]
 """Particles ``[P, D]`` and a batch to energies ``[P]``; each depends on its own particle only."""
 
 
-def _length(batch: Batch) -> int:
-    """B."""
-    size: int = pytree.tree_leaves(batch.data)[0].shape[1 if batch.per_particle else 0]
-    return size
-
-
 def _identity(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
@@ -185,7 +179,7 @@ class ModelPotential:
         if self.energy_fn is None:
             return -self.log_likelihood(particles, batch).sum(1)
         plain = batch._replace(scale=None)
-        return self(particles, plain) / self.scale(_length(batch))
+        return self(particles, plain) / self.scale(batch.size)
 
     def _whole(self, energy: Energy, particles: Tensor, batch: Batch | None) -> Tensor:
         """An energy that is given as it is; its data weighted as the batch says."""
@@ -195,7 +189,7 @@ class ModelPotential:
         if batch is None or batch.scale is None:
             return values
         prior = -self.log_prior(particles)
-        return prior + batch.scale / self.scale(_length(batch)) * (values - prior)
+        return prior + batch.scale / self.scale(batch.size) * (values - prior)
 
     def scale(self, batch_size: int, batch: Batch | None = None) -> float | Tensor:
         """The weight of a batch's log-likelihood: the batch's own if it has one, else N/B.
@@ -245,11 +239,10 @@ class ModelPotential:
             check_particles(particles, self.num_params)
         with pinned(self.device):
             values = self.model.function(particles, batch)
-        num_data = pytree.tree_leaves(batch.data)[0].shape[1 if batch.per_particle else 0]
-        if values.ndim < 2 or values.shape[1] != num_data:
+        if values.ndim < 2 or values.shape[1] != batch.size:
             raise ValueError(
                 f"The model must give one output per datum: it gave {list(values.shape[1:])} for "
-                f"{num_data} inputs, whose first dimension counts the data."
+                f"{batch.size} inputs, whose first dimension counts the data."
             )
         return values
 

@@ -23,13 +23,11 @@ class ControlRoom:
     Args:
         schedules: scalars by name; what the tuner chooses takes the place of those it names.
         tuner: None if there is none.
-        num_warmup: the tuner's steps.
     """
 
-    def __init__(self, schedules: Mapping[str, Schedule], tuner: Tuner | None, num_warmup: int):
+    def __init__(self, schedules: Mapping[str, Schedule], tuner: Tuner | None):
         self.schedules = dict(schedules)
         self.tuner = tuner
-        self.num_warmup = num_warmup
         self.tuner_state: Any = None
         self._scheduled: dict[str, float] = {}
         self._controls: dict[str, Tensor] = {}
@@ -68,7 +66,7 @@ class ControlRoom:
 
     def update(self, position: Tensor, info: Any, progress: Progress, world: World) -> bool:
         """Let the tuner learn from a step of the warm-up; whether it changed the metric."""
-        if self.tuner is None or progress.step > self.num_warmup:
+        if self.tuner is None:
             return False
         self.tuner_state = self.tuner.update(self.tuner_state, position, info, progress, world)
         before = self._chosen

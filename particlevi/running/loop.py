@@ -93,14 +93,13 @@ class Loop:
     @classmethod
     def restore(cls, plan: Plan, saved: Saved) -> Self:
         """Go on where a checkpoint stands."""
-        settings, potential = plan.settings, plan.sampler.potential
-        position = saved.position.to(potential.device)
+        position = saved.position.to(plan.sampler.potential.device)
         blank = torch.zeros_like(position)
         plan.energies(position)
         if plan.folder is not None:
             Probes.read(plan.folder, saved.meta["run"]).check(plan)
         streams = RunStreams.of(plan)
-        state = saved.tree("state", plan.sampler.init(blank, RunStreams.of(plan).noise))
+        state = saved.tree("state", plan.sampler.init(blank, streams.noise))
         control_room = plan.control_room()
         if plan.tuner is not None:
             control_room.begin(blank)
@@ -115,7 +114,6 @@ class Loop:
         loop = cls(plan, state, control_room, streams, store, divergence)
         loop.step, loop.seconds = saved.meta["step"], saved.meta["seconds"]
         loop.run_name = saved.meta["run"]
-        assert settings.num_particles == len(position)
         return loop
 
     def save(self, folder: Any) -> None:

@@ -157,7 +157,7 @@ class Plan:
 
     def control_room(self) -> ControlRoom:
         """Schedules and tuner, before the first step."""
-        return ControlRoom(self.schedules, self.tuner, self.settings.num_warmup)
+        return ControlRoom(self.schedules, self.tuner)
 
     def energies(self, particles: Tensor) -> Tensor:
         """Potentials ``[P]`` on an example batch, after checks of shapes and targets."""

@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -176,9 +175,7 @@ def sample(
     watcher, storage, batches = as_monitor(monitor), storage or InMemory(), as_minibatches(batching)
     if compile:
         _check_compilable(sampler)
-    if isinstance(initial, (Tensor, np.ndarray)):
-        initial = as_particles(initial, sampler.potential, sampler.potential.num_params, "initial")
-    start = starting_points(sampler.potential, num_particles, initial, int(seed))
+    start = _start(sampler.potential, num_particles, initial, int(seed))
     saving = _saving(checkpoint)
     settings = Settings(
         num_particles=len(start),
@@ -314,13 +311,20 @@ def _prepared(
             "tuner out, or give a sampler, such as pvi.sghmc(potential)."
         )
     potential = what if isinstance(what, ModelPotential) else what.potential
-    if isinstance(initial, (Tensor, np.ndarray)):
-        initial = as_particles(initial, potential, potential.num_params, "initial")
-    points = starting_points(potential, num_particles, initial, seed)
+    points = _start(potential, num_particles, initial, seed)
     generator = torch.Generator(points.device).manual_seed(seed)
     keep = not (initial is None or isinstance(initial, str))
     with torch.no_grad(), global_seed(seed), pinned(points.device):
         return prepare(what, data, points, generator, batch_size, keep_start=keep)
+
+
+def _start(
+    potential: ModelPotential, num_particles: int | None, initial: Initial, seed: int
+) -> Tensor:
+    """Starting points ``[P, D]``; a tensor is first checked and placed as particles are."""
+    if isinstance(initial, Tensor):
+        initial = as_particles(initial, potential, potential.num_params, "initial")
+    return starting_points(potential, num_particles, initial, seed)
 
 
 def _schedule_of(saved: Any, given: float | Schedule | None) -> Schedule | None:

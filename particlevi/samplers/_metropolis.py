@@ -5,13 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from particlevi.samplers._gradient_at import GradientAt
-from particlevi.typing import Gradient, Requirements, Streams
+from particlevi.samplers._assemble import GradientAt, standard_normal
+from particlevi.typing import Gradient, Requirements, SamplerState, Streams
 
-__all__ = ["EXACT_ENERGY", "chosen", "kinetic_energy", "leapfrog", "metropolis", "uniforms"]
+__all__ = [
+    "EXACT_ENERGY",
+    "chosen",
+    "kinetic_energy",
+    "leapfrog",
+    "metropolis",
+    "momentum_and_test",
+    "uniforms",
+]
 
-EXACT_ENERGY = Requirements(all_data=True, energy=True)
-"""The test compares the energies of all the data."""
+EXACT_ENERGY = Requirements(all_data=True, energy=True, chains=True)
+"""The test compares the energies of all the data, each chain's own."""
 
 
 def leapfrog(
@@ -47,3 +55,8 @@ def chosen(accepted: Tensor, new: Tensor, old: Tensor) -> Tensor:
 def uniforms(position: Tensor, num: int, streams: Streams) -> Tensor:
     """Uniform numbers in [0, 1), ``[P, num]``."""
     return streams.uniform((len(position), num), position.dtype)
+
+
+def momentum_and_test(state: SamplerState, streams: Streams) -> tuple[Tensor, Tensor]:
+    """Normal numbers ``[P, D]`` of a momentum; uniform ones ``[P, 2]``, one for a test."""
+    return standard_normal(state.position, streams), uniforms(state.position, 2, streams)

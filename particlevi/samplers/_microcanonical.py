@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from particlevi.samplers._assemble import GradientAt
+from particlevi.samplers._metropolis import kinetic_energy
 
 __all__ = ["INTEGRATORS", "Integrator", "Point", "direction", "flow", "kick", "leapfrog", "refresh"]
 
@@ -122,12 +123,12 @@ def leapfrog(integrator: Integrator) -> Flow:
 
     def step(point: Point, gradient_at: GradientAt, h: Tensor) -> tuple[Point, Tensor]:
         x, p, g, before = point
-        potential, kinetic = before, 0.5 * p.square().sum(-1)
+        potential, kinetic = before, kinetic_energy(p)
         for share, drift in zip(scheme.kicks, (*scheme.drifts, None), strict=True):
             p = p - share * h * g
             if drift is not None:
                 x = x + drift * h * p
                 g, potential = gradient_at(x)
-        return Point(x, p, g, potential), potential - before + 0.5 * p.square().sum(-1) - kinetic
+        return Point(x, p, g, potential), potential - before + kinetic_energy(p) - kinetic
 
     return step

@@ -23,15 +23,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from particlevi.samplers._assemble import (
-    GradientAt,
-    configurational_temperature,
-    standard_normal,
-)
+from particlevi.samplers._assemble import GradientAt, configurational_temperature
 from particlevi.samplers._microcanonical import Flow, Point
-from particlevi.typing import Controls, SamplerState, Streams
+from particlevi.typing import Controls, Streams
 
-__all__ = ["Info", "Memory", "draw_noise", "first_memory", "num_steps", "transition"]
+__all__ = ["Info", "Memory", "first_memory", "num_steps", "transition"]
 
 
 class Memory(NamedTuple):
@@ -73,7 +69,7 @@ class Info(NamedTuple):
 def num_steps(uniform: Tensor, mean: Tensor) -> Tensor:
     """Numbers of steps ``[P]`` from uniform numbers ``[P]``, with the given mean, at least 1.
 
-    ``n = ceil(u s)`` with ``k = floor(2 m - 1)`` and ``s = k + k (m - (k + 1) / 2) / (k + 1 - m)``.
+    ``n = ceil(u s)`` with ``k = floor(2 m - 1)`` and ``s = k (k + 1) / (2 (k + 1 - m))``.
 
     >>> uniform = torch.linspace(0.0005, 0.9995, 1000)
     >>> float(num_steps(uniform, torch.tensor(3.0)).mean())
@@ -81,22 +77,15 @@ def num_steps(uniform: Tensor, mean: Tensor) -> Tensor:
     """
     mean = mean.clamp(min=1.0)
     k = (2 * mean - 1).floor()
-    span = k + k * (mean - (k + 1) / 2) / (k + 1 - mean)
+    span = 0.5 * k * (k + 1) / (k + 1 - mean)
     return (uniform * span).ceil().clamp(min=1.0)
 
 
-def first_memory(position: Tensor) -> Memory:
+def first_memory(position: Tensor, streams: Streams) -> Memory:
     """Nothing evaluated yet."""
     zeros, none = torch.zeros_like(position), position.new_zeros(len(position))
     flight = Point(position.clone(), zeros.clone(), zeros.clone(), none.clone())
     return Memory(zeros, none, flight, none.clone(), none.clone(), none.new_zeros(()))
-
-
-def draw_noise(state: SamplerState, streams: Streams) -> tuple[Tensor, Tensor]:
-    """Normal numbers ``[P, D]`` of the velocity; uniform ones ``[P, 2]``, length and test."""
-    position = state.position
-    uniform = streams.uniform((len(position), 2), position.dtype)
-    return standard_normal(position, streams), uniform
 
 
 def transition(
@@ -116,6 +105,7 @@ def transition(
         noise: tuple[Tensor, Tensor],
         controls: Controls,
     ) -> tuple[Tensor, Memory, Info]:
+        """``noise`` is ``momentum_and_test``; its first uniform number is for the length."""
         h, first = controls["step_size"] * memory.begun, memory.begun == 0
         # The first step has no position in these coordinates but this one.
         begins = (memory.left <= 0).unsqueeze(-1)
@@ -128,7 +118,7 @@ def transition(
         flight, change = move(start, gradient_at, h)
         error = memory.energy_error + torch.where(first, 0.0, change)
 
-        finite = torch.isfinite(flight.gradient).all(-1) & torch.isfinite(error)
+        finite = torch.isfinite(error)
         probability = torch.where(finite | first, (-error).exp().clamp(max=1), 0.0)
         over = left <= 0
         if "patience" in controls:
@@ -142,12 +132,9 @@ def transition(
         potential = torch.where(accepted, flight.potential, memory.potential)
 
         over = tested | first
-        again = over.unsqueeze(-1)
-        flight = Point(
-            torch.where(again, position, flight.position),
-            flight.velocity,
-            torch.where(again, g, flight.gradient),
-            torch.where(over, potential, flight.potential),
+        flight = flight._replace(
+            gradient=torch.where(over.unsqueeze(-1), g, flight.gradient),
+            potential=torch.where(over, potential, flight.potential),
         )
         kept = Memory(
             g,

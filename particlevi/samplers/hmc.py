@@ -31,7 +31,6 @@ from particlevi.samplers._assemble import (
     Target,
     assemble,
     configurational_temperature,
-    standard_normal,
 )
 from particlevi.samplers._metropolis import (
     EXACT_ENERGY,
@@ -39,9 +38,9 @@ from particlevi.samplers._metropolis import (
     kinetic_energy,
     leapfrog,
     metropolis,
-    uniforms,
+    momentum_and_test,
 )
-from particlevi.typing import Controls, Sampler, SamplerState, Schedule, Streams
+from particlevi.typing import Controls, Sampler, Schedule, Streams
 
 __all__ = ["Info", "Memory", "hmc"]
 
@@ -99,10 +98,6 @@ def hmc(
         potential = position.new_zeros(len(position))
         return Memory(torch.zeros_like(position), potential, position.new_zeros(()))
 
-    def noise(state: SamplerState, streams: Streams) -> tuple[Tensor, Tensor]:
-        position = state.position
-        return standard_normal(position, streams), uniforms(position, 2, streams)
-
     def transition(
         position: Tensor, memory: Memory, gradient_at: GradientAt, noise: Any, controls: Controls
     ) -> tuple[Tensor, Memory, Info]:
@@ -132,7 +127,7 @@ def hmc(
         settings={"num_leapfrog": num_leapfrog, "jitter": jitter},
         schedules={"temperature": temperature},
         memory=memory,
-        noise=noise,
+        noise=momentum_and_test,
         gradients=num_leapfrog,
         requires=EXACT_ENERGY,
         energy_error=lambda info: info.energy_error,

@@ -19,16 +19,15 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor
-
 from particlevi._checks import check_choice
 from particlevi.gradients.minibatch import as_estimator
 from particlevi.samplers import _trajectories
 from particlevi.samplers._assemble import Target, assemble
+from particlevi.samplers._metropolis import EXACT_ENERGY, momentum_and_test
 from particlevi.samplers._microcanonical import INTEGRATORS, Integrator, direction, flow
 from particlevi.samplers._trajectories import Info, Memory
 from particlevi.samplers.mclmc import check_dimensions
-from particlevi.typing import Requirements, Sampler, Schedule, Streams
+from particlevi.typing import Sampler, Schedule
 
 __all__ = ["Info", "Memory", "mams"]
 
@@ -73,18 +72,15 @@ def mams(
     check_dimensions("mams", num_params)
     length = 0.5 * math.pi * math.sqrt(num_params)
 
-    def memory(position: Tensor, streams: Streams) -> Memory:
-        return _trajectories.first_memory(position)
-
     return assemble(
         "mams",
         target,
         _trajectories.transition(flow(integrator), direction),
         settings={"integrator": integrator},
         schedules={"trajectory_length": length if trajectory_length is None else trajectory_length},
-        memory=memory,
-        noise=_trajectories.draw_noise,
-        requires=Requirements(all_data=True, energy=True, chains=True),
+        memory=_trajectories.first_memory,
+        noise=momentum_and_test,
+        requires=EXACT_ENERGY,
         energy_error=lambda info: info.energy_error,
         gradients=len(INTEGRATORS[integrator].drifts),
     )

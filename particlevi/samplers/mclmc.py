@@ -119,10 +119,12 @@ def mclmc(
         True
     """
     check_choice("integrator", integrator, INTEGRATORS)
+    num_params = as_estimator(target).potential.num_params
+    check_dimensions("mclmc", num_params)
+    length = math.sqrt(num_params) if decoherence_length is None else decoherence_length
     move = flow(integrator)
 
     def memory(position: Tensor, streams: Streams) -> Memory:
-        check_dimensions("mclmc", position.shape[1])
         u = direction(standard_normal(position, streams))
         potential = position.new_zeros(len(position))
         return Memory(u, torch.zeros_like(position), potential, position.new_zeros(()))
@@ -161,12 +163,8 @@ def mclmc(
         target,
         transition,
         settings={"integrator": integrator},
-        schedules={"decoherence_length": _length(decoherence_length, target)},
+        schedules={"decoherence_length": length},
         memory=memory,
         noise=noise,
         gradients=len(INTEGRATORS[integrator].drifts),
     )
-
-
-def _length(length: float | Schedule | None, target: Target) -> float | Schedule:
-    return math.sqrt(as_estimator(target).potential.num_params) if length is None else length

@@ -19,14 +19,13 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor
-
 from particlevi._checks import check_choice
 from particlevi.samplers import _trajectories
 from particlevi.samplers._assemble import Target, assemble
+from particlevi.samplers._metropolis import EXACT_ENERGY, momentum_and_test
 from particlevi.samplers._microcanonical import INTEGRATORS, Integrator, leapfrog
 from particlevi.samplers._trajectories import Info, Memory
-from particlevi.typing import Requirements, Sampler, Schedule, Streams
+from particlevi.typing import Sampler, Schedule
 
 __all__ = ["Info", "Memory", "randomized_hmc"]
 
@@ -66,18 +65,15 @@ def randomized_hmc(
     """
     check_choice("integrator", integrator, INTEGRATORS)
 
-    def memory(position: Tensor, streams: Streams) -> Memory:
-        return _trajectories.first_memory(position)
-
     return assemble(
         "randomized_hmc",
         target,
         _trajectories.transition(leapfrog(integrator), lambda normal: normal),
         settings={"integrator": integrator},
         schedules={"trajectory_length": trajectory_length},
-        memory=memory,
-        noise=_trajectories.draw_noise,
-        requires=Requirements(all_data=True, energy=True, chains=True),
+        memory=_trajectories.first_memory,
+        noise=momentum_and_test,
+        requires=EXACT_ENERGY,
         energy_error=lambda info: info.energy_error,
         gradients=len(INTEGRATORS[integrator].drifts),
         max_step_size=lambda curvature: 2 / curvature**0.5,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch.utils import _pytree as pytree
-
 from particlevi.typing import Batch, GradientEstimator, Requirements
 
 __all__ = ["check_batch", "check_estimator"]
@@ -41,11 +39,10 @@ def check_batch(
     if batch is None or batch.complete:
         return
     if requires.all_data:
-        size = pytree.tree_leaves(batch.data)[0].shape[1 if batch.per_particle else 0]
         how = " drawn with replacement" if batch.law == "independent" else ""
         raise ValueError(
             f"{name} accepts or rejects by the energy of all {num_data} data, got a batch of "
-            f"{size}{how}: leave batch_size out."
+            f"{batch.size}{how}: leave batch_size out."
         )
     if requires.independent_data and batch.law in ("epoch", "loader"):
         raise ValueError(

@@ -35,6 +35,7 @@ from particlevi.sgdvi.stationary import StationaryLaw, check_some_noise, exact_l
 __all__ = ["largest_rate", "least_squares_law"]
 
 _MOST_DIRECTIONS = 60
+_BISECTIONS = 100
 
 
 def least_squares_law(
@@ -114,6 +115,10 @@ def largest_rate(
         momentum: m in [0, 1).
         weight_decay: as for ``least_squares_law``.
         batching: likewise.
+
+    Raises:
+        ValueError: arguments out of range, or features of scales so different that no rate is
+            found.
 
     Examples:
         With one feature: ``eta E[a^4] < 2 E[a^2]``.
@@ -209,10 +214,15 @@ class _Problem:
     def largest_rate(self, momentum: float) -> float:
         """Where ``radius`` reaches 1."""
         low, high = 0.0, 2 * (1 + momentum) / float(self.rates[-1])
-        while high - low > 1e-9 * high:
+        for _ in range(_BISECTIONS):
             middle = 0.5 * (low + high)
             low, high = (middle, high) if self.radius(middle, momentum) < 1 else (low, middle)
-        return low
+            if high - low <= 1e-9 * high:
+                return low
+        raise ValueError(
+            f"No learning rate above {high:.2g} was found at which the second moment is finite: "
+            "the features differ too much in scale. Standardise them."
+        )
 
 
 def _checked(features: Any, targets: Any, decay: float) -> tuple[Array, Array]:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["equal", "expect", "slopes", "unchanged"]
+__all__ = ["NUM_PARTICLES", "equal", "expect", "own", "slopes", "unchanged"]
+
+NUM_PARTICLES = 7  # unlike D, B and N, so that a leading 7 marks what belongs to particles
 
 
 def expect(condition: bool, message: str) -> None:
@@ -39,6 +41,16 @@ def unchanged(call: Callable[[], Any], arguments: Any, message: str) -> Any:
     equal(arguments, before, f"{message} changes its arguments")
     expect(torch.equal(torch.get_rng_state(), stream), f"{message} uses torch's global generator")
     return found
+
+
+def own(tree: Any, particle: int) -> Any:
+    """What belongs to one particle, in a tree of tensors ``[P, ...]`` and of shared ones."""
+
+    def part(leaf: Tensor) -> Tensor:
+        mine = leaf.shape[:1] == (NUM_PARTICLES,)
+        return leaf[particle : particle + 1] if mine else leaf
+
+    return pytree.tree_map_only(Tensor, part, tree)
 
 
 def slopes(function: Callable[[Tensor], Tensor], points: Tensor, width: float = 1e-5) -> Tensor:

@@ -8,13 +8,11 @@ import torch
 from torch.utils import _pytree as pytree
 
 from particlevi.streams import ParticleStreams
-from particlevi.testing._expect import equal, expect, slopes, unchanged
+from particlevi.testing._expect import NUM_PARTICLES, equal, expect, own, slopes, unchanged
 from particlevi.testing.problems import PROBLEMS, Problem
 from particlevi.typing import Gradient, GradientEstimator, Progress
 
 __all__ = ["check_estimator"]
-
-NUM_PARTICLES = 7
 
 
 def check_estimator(
@@ -71,8 +69,17 @@ def _check(estimator: GradientEstimator, problem: Problem) -> None:
         expect(bool(torch.isfinite(leaf).all()), "an estimate is not finite")
         expect(not leaf.requires_grad, "an estimate carries a gradient")
     equal(estimator(*arguments), found, "an estimate with the same arguments differs")
-    differences = slopes(lambda at: estimator(state, at, batch, noise).potential, points)
+    for i in range(0 if estimator.interacting else NUM_PARTICLES):
+        equal(
+            estimator(*own(arguments, i)),
+            own(found, i),
+            f"the estimate of particle {i} is another among others (interacting=True if that is "
+            "meant)",
+            rtol=1e-10,
+            atol=1e-10,
+        )
     if estimator.conservative:
+        differences = slopes(lambda at: estimator(state, at, batch, noise).potential, points)
         equal(
             found.gradient,
             differences,

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from particlevi.gradients.minibatch import minibatch
 from particlevi.streams import ParticleStreams
-from particlevi.testing._expect import equal, expect, unchanged
+from particlevi.testing._expect import NUM_PARTICLES, equal, expect, own, unchanged
 from particlevi.testing.problems import PROBLEMS, Problem
 from particlevi.typing import (
     Batch,
@@ -24,7 +24,6 @@ from particlevi.typing import (
 
 __all__ = ["CHECKS", "NUM_PARTICLES", "Setting", "check_sampler"]
 
-NUM_PARTICLES = 7  # unlike D, B and N, so that a leading 7 marks what belongs to particles
 NUM_STEPS = 3
 
 
@@ -164,13 +163,6 @@ def check_independence(setting: Setting) -> None:
     )
     batch, noise = setting.batch(1), sampler.draw_noise(state, streams)
     together = sampler.step(state, batch, noise, setting.controls)
-
-    def own(tree: Any, i: int) -> Any:
-        def part(leaf: torch.Tensor) -> torch.Tensor:
-            return leaf[i : i + 1] if leaf.shape[:1] == (NUM_PARTICLES,) else leaf
-
-        return pytree.tree_map_only(torch.Tensor, part, tree)
-
     for i in range(NUM_PARTICLES):
         alone = sampler.step(own(state, i), own(batch, i), own(noise, i), setting.controls)
         equal(

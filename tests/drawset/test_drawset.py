@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import particlevi as pvi
+from particlevi.drawset import DrawSet
 from particlevi.sgdvi.swag import iterate_average, swag
 from particlevi.typing import Facts
 
@@ -209,3 +210,8 @@ def test_a_run_of_replicas_goes_on_with_all_of_them():
     again = pvi.sample(tempered, initial=first, **run)
     assert again.last().shape == (4, 2)
     assert len(pvi.Draws.concat([first, again])) == 2
+
+
+def test_negative_numbers_count_from_the_end():
+    draws = DrawSet(torch.arange(12.0).view(4, 3, 1))
+    assert torch.equal(draws[[-1, 0]].particles, draws.particles[[3, 0]])

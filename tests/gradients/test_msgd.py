@@ -148,6 +148,31 @@ def test_no_noise_is_the_gradient_and_is_conservative():
     assert not pvi.msgd(linear(), "sgd", 2).conservative
 
 
+class Ridge:
+    """The linear losses under a standard normal prior, by an energy of the user's own."""
+
+    num_params, num_data, dtype = D, N, F64
+
+    def log_prior(self, particles):
+        return -0.5 * particles.square().sum(1)
+
+    def log_likelihood(self, particles, batch):
+        return -particles @ batch.data.T
+
+    def __call__(self, particles, batch=None):
+        values = self.log_likelihood(particles, batch)
+        return -self.log_prior(particles) - N / values.shape[1] * values.sum(1)
+
+
+def test_the_prior_of_a_potential_of_ones_own_is_there():
+    estimator, theta = pvi.msgd(Ridge(), "none"), torch.ones(2, D, dtype=F64)
+    state = estimator.init(theta, ParticleStreams(0))
+    noise = estimator.draw_noise(state, ParticleStreams(0))
+    found = estimator(state, theta, Batch(G), noise)
+    close(found.gradient, theta + G.sum(0))
+    close(found.potential, Ridge()(theta, Batch(G)))
+
+
 @pytest.mark.parametrize("noise", ALL_DATA)
 def test_mean_and_covariance_of_many_masks(noise):
     count = 5_000

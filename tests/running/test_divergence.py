@@ -168,3 +168,17 @@ def test_divergences_between_draws_are_not_lost():
         progress=False,
     )
     assert draws.stats["diverging"].tolist() == [[False, False, True, False]] * 2
+
+
+def test_the_bound_is_a_thousand_times_the_usual_potential():
+    watch = DivergenceWatch(torch.zeros(1, 4))
+    watch.observe(torch.tensor([3.0]))
+    watch.check(torch.zeros(1, 4))
+    assert watch.bound().tolist() == [3 + 1000 * (3 + 4 + 1)]
+
+
+@pytest.mark.parametrize(("error", "diverging"), [(1000.0, False), (1000.5, True)])
+def test_a_transition_diverges_beyond_a_thousand_nats(error, diverging):
+    watch = DivergenceWatch(torch.zeros(1, 1))
+    watch.observe_energy(torch.tensor([error]))
+    assert watch.take_divergent().tolist() == [diverging]

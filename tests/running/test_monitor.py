@@ -7,6 +7,7 @@ import torch
 
 import particlevi as pvi
 from particlevi.running import Every, Monitor, max_seconds, target_ess
+from particlevi.running.monitor import has_grown
 from tests import registry
 
 DENSITY = registry.density(torch.float64).potential
@@ -93,3 +94,11 @@ def test_rules_check_their_arguments():
     ):
         with pytest.raises(ValueError, match="got"):
             make()
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "grown"),
+    [(0, 3, False), (0, 4, True), (4, 4, False), (100, 105, False), (100, 125, True)],
+)
+def test_draws_have_grown_when_they_pass_a_power_of_1_2(before, now, grown):
+    assert has_grown(before, now) is grown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from scipy.stats import kstest
 
 import particlevi as pvi
+from particlevi.samplers._metropolis import momentum_and_test
 from particlevi.samplers._trajectories import num_steps
 
 PRECISION = torch.tensor([1.0, 4.0, 9.0], dtype=torch.float64)
@@ -64,9 +66,8 @@ def test_the_law_is_exact_at_a_coarse_step(name, integrator):
 @adjusted
 def test_without_the_test_the_law_is_off_at_that_step(name, monkeypatch):
     """What the test before would see if every trajectory were accepted."""
-    from particlevi.samplers import _trajectories
-
-    monkeypatch.setattr(_trajectories, "draw_noise", lucky(_trajectories.draw_noise))
+    module = importlib.import_module(f"particlevi.samplers.{name}")
+    monkeypatch.setattr(module, "momentum_and_test", lucky(momentum_and_test))
     draws = pvi.sample(
         make(name, integrator="leapfrog"),
         step_size=ADJUSTED[name][1],
@@ -106,6 +107,19 @@ def test_the_position_has_the_law_after_any_number_of_steps(name, steps):
     )
     z = draws.particles[:, 0] * PRECISION.sqrt()
     assert all(kstest(z[:, k], "norm").pvalue > 1e-3 for k in range(3))
+
+
+@adjusted
+def test_flights_have_the_length_that_is_asked_for_in_the_mean(name):
+    step_size, length = 0.3, ADJUSTED[name][2]
+    draws = pvi.sample(
+        make(name), step_size=step_size, initial=exact(3000), num_draws=14, progress=False
+    )
+    tested = draws.stats["tested"].double()
+    assert bool(tested.any(1).all())
+    steps = tested.argmax(1).double()  # the first step only evaluates
+    error = float(steps.std()) / math.sqrt(len(steps))
+    assert abs(float(steps.mean()) - length / step_size) < 4 * error < 0.3
 
 
 @adjusted

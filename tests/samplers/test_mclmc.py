@@ -218,7 +218,7 @@ def test_a_step_out_of_the_support_is_taken_back_and_told():
 def test_one_parameter_is_refused():
     target = gaussian([1.0])
     with pytest.raises(ValueError, match="at least 2 parameters, got 1"):
-        pvi.sample(pvi.mclmc(target), step_size=0.1, num_particles=2, num_draws=2, progress=False)
+        pvi.mclmc(target)
 
 
 def test_an_unknown_integrator_is_refused():

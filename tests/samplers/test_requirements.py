@@ -16,7 +16,10 @@ ENERGY = {
     "hmc": pvi.hmc,
     "obabo": lambda target: pvi.obabo(target, metropolis_every=2),
     "parallel_tempering": pvi.parallel_tempering,
+    "mams": pvi.mams,
+    "randomized_hmc": pvi.randomized_hmc,
 }
+TESTED = [name for name in ENERGY if name != "parallel_tempering"]
 ESTIMATORS = {
     "structured": lambda: pvi.structured(TARGET, "parameter"),
     "structured_dropout": lambda: pvi.structured_dropout(TARGET, "parameter", keep=0.5),
@@ -57,6 +60,19 @@ def test_pooled_histories_let_chains_see_each_other():
         assert estimator.interacting == expected
 
 
+def test_a_pooled_history_that_is_never_read_leaves_chains_alone():
+    one = torch.zeros(2, dtype=torch.long)
+    assert not pvi.structured(TARGET, one, history=pvi.gradients.history(pooled=True)).interacting
+
+
+@pytest.mark.parametrize("name", TESTED)
+def test_a_test_of_each_chain_needs_estimates_of_its_own(name):
+    estimator = pvi.gradients.minibatch(TARGET)
+    object.__setattr__(estimator, "interacting", True)
+    with pytest.raises(ValueError, match=f"{name} needs particles that do not see each other"):
+        ENERGY[name](estimator)
+
+
 class Rows(Dataset):
     def __init__(self, values):
         self.values = values
@@ -73,7 +89,7 @@ def run(sampler, data=X, step_size=1e-3, **options):
     return pvi.sample(sampler, data, step_size=step_size, **options)
 
 
-@pytest.mark.parametrize("name", ["hmc", "obabo"])
+@pytest.mark.parametrize("name", ["hmc", "obabo", "randomized_hmc"])
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_bootstrap_of_all_data_is_no_exact_energy(name, shared):
     sampler = ENERGY[name](conjugate(N))

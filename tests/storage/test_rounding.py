@@ -68,3 +68,15 @@ def test_each_loss_is_told_once():
         for _ in range(3):
             rounding.note(large, large.half())
     assert len(told) == 1
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.007, False), (0.015, True)])
+def test_more_than_one_percent_is_told(share, told):
+    grid = torch.special.ndtri((torch.arange(2000, dtype=torch.float64) + 0.5) / 2000)
+    kept = (1.5 + (2**-14 / (12 * share)) ** 0.5 * grid)[:, None]
+    rounding = Rounding(torch.bfloat16)
+    rounding.note(kept, kept.bfloat16())
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        rounding.tell()
+    assert bool(found) is told
