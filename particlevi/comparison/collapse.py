@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from particlevi._checks import check_positive, check_positive_int
 from particlevi.curvature import largest_curvature
@@ -221,7 +220,7 @@ def _epistemic(
         first = data.first(_MAX_PROBES).data
         if not isinstance(first, tuple) or len(first) < 2:
             return math.nan, math.nan
-        inputs = pytree.tree_map(lambda leaf: leaf, first[:-1])
+        inputs = first[:-1]
     squares = epistemic_series(DrawSet(particles.unsqueeze(1), potential=potential), inputs)
     unit = float(epistemic_series(reference, inputs).mean())
     if unit <= 0:

@@ -11,8 +11,9 @@ from torch import Tensor
 from particlevi._checks import check_choice, check_positive_int
 from particlevi.diagnostics.outputs import log_likelihood, outputs
 from particlevi.drawset import DrawSet
+from particlevi.potentials.potential import ModelPotential
 
-__all__ = ["VIEWS", "View", "cost", "series"]
+__all__ = ["VIEWS", "View", "cost", "identified", "series"]
 
 View: TypeAlias = Literal["parameters", "projections", "predictions", "log_likelihood"]
 
@@ -29,7 +30,7 @@ def series(draws: DrawSet, of: View, inputs: Any, num: int, what: str) -> Tensor
     check_positive_int("num", num)
     _check_chains(draws, what)
     if of == "predictions":
-        return _identified(draws, _outputs(draws, inputs, what))
+        return identified(draws.potential, _outputs(draws, inputs, what))
     if of == "log_likelihood":
         if inputs is None:
             raise ValueError(f"{what} of the log-likelihood needs data: inputs=(x, y).")
@@ -86,9 +87,9 @@ def _outputs(draws: DrawSet, inputs: Any, what: str) -> Tensor:
     return outputs(draws, inputs)
 
 
-def _identified(draws: DrawSet, values: Tensor) -> Tensor:
+def identified(potential: ModelPotential | None, values: Tensor) -> Tensor:
     """Outputs without the directions that the likelihood does not see."""
-    likelihood = None if draws.potential is None else draws.potential.likelihood
+    likelihood = None if potential is None else potential.likelihood
     if likelihood is not None and likelihood.classes:
         return values - values.mean(-1, keepdim=True)
     return values

@@ -32,6 +32,7 @@ from particlevi.streams import ParticleStreams
 from particlevi.tuning.energy_error import energy_error
 from particlevi.tuning.objective import Objective
 from particlevi.tuning.start import Start, find_start
+from particlevi.tuning.step_size import suggest_step_size
 from particlevi.tuning.windows import windows
 from particlevi.typing import JSON, Controls, Progress, Sampler, Tuner, World
 
@@ -172,7 +173,7 @@ def prepare(
     start = find_start(objective, initial, generator)
     reasons = [start.reason]
     sampler = what if isinstance(what, Sampler) else _choose(potential, start, reasons)
-    tuner, num_warmup, thin = _tuner_of(sampler, start, objective, data, batch_size, reasons)
+    tuner, num_warmup, thin = _tuner_of(sampler, start, objective, batch_size, reasons)
     size = len(initial) * initial.shape[1] * initial.element_size()
     num_draws = max(100, min(4000, _MOST_BYTES // size))
     seconds = time.perf_counter() - began
@@ -199,7 +200,6 @@ def _tuner_of(
     sampler: Sampler,
     start: Start,
     objective: Objective,
-    data: Any,
     batch_size: int | None,
     reasons: list[str],
 ) -> tuple[Tuner, int, int]:
@@ -234,7 +234,7 @@ def _tuner_of(
             f"No rule is known for the step size of {sampler.name}: give step_size "
             "(pvi.suggest_step_size proposes one), or pass the potential in place of the sampler."
         )
-    return _stable(sampler, start, objective, data, batch_size, reasons), 400, 5
+    return _stable(sampler, start, objective, batch_size, reasons), 400, 5
 
 
 def _reported(sampler: Sampler, objective: Objective, points: Tensor) -> tuple[str, ...]:
@@ -252,7 +252,6 @@ def _stable(
     sampler: Sampler,
     start: Start,
     objective: Objective,
-    data: Any,
     batch_size: int | None,
     reasons: list[str],
 ) -> Tuner:
@@ -267,7 +266,7 @@ def _stable(
         # The noise of each coordinate alone needs a diagonal metric.
         metric = metric.square().sum(1).sqrt()
     if metric is None:
-        curvature = largest_curvature(objective.potential, points, data)
+        curvature = largest_curvature(objective.potential, points, objective.data)
     else:
         chosen["scale" if metric.ndim == 1 else "factor"] = metric.to(points)
         root = metric.to(points).diag() if metric.ndim == 1 else metric.to(points)
@@ -278,11 +277,9 @@ def _stable(
         f"The step size is {_FRACTION[kind]:g} of the stable range at the largest curvature where "
         f"chains start, {curvature:.4g}{' in the metric' if metric is not None else ''}."
     )
-    if batch_size is not None and data is not None:
-        from particlevi.tuning.step_size import suggest_step_size
-
+    if batch_size is not None and objective.data.num_data:
         found = suggest_step_size(
-            sampler.estimator, data, batch_size=batch_size, at=points, verbose=False
+            sampler.estimator, objective.data, batch_size=batch_size, at=points, verbose=False
         )
         tolerated = found.momentum if kind == "momentum" else found.overdamped
         step = min(step, tolerated)

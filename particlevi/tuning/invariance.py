@@ -31,6 +31,8 @@ from torch import Tensor
 
 from particlevi._checks import check_positive, check_positive_int, check_seed
 from particlevi.data import Data, as_data
+from particlevi.diagnostics.outputs import as_inputs
+from particlevi.diagnostics.views import identified
 from particlevi.drawset import DrawSet
 from particlevi.potentials.chunks import chunks
 from particlevi.potentials.potential import ModelPotential
@@ -277,8 +279,7 @@ def _probe(potential: ModelPotential, data: Data, inputs: Any) -> Batch | None:
     if potential.model is None:
         return None
     if inputs is not None:
-        parts = inputs if isinstance(inputs, tuple) else (inputs,)
-        return Batch(tuple(part.to(potential.device) for part in parts))
+        return as_inputs(inputs, potential)
     if not data.num_data:
         return None
     rows = torch.arange(0, data.num_data, max(1, data.num_data // _PROBES))[:_PROBES]
@@ -313,9 +314,7 @@ def _functionals(
                     for part, _ in chunks(points, probe, potential.chunk_size)
                 ]
             ).double()
-        if outputs.ndim > 2 and outputs.shape[-1] != 1:
-            outputs = outputs - outputs.mean(-1, keepdim=True)
-        flat = outputs.flatten(1)
+        flat = identified(potential, outputs).flatten(1)
         names += [f"output {k}" for k in range(flat.shape[1])]
         columns += list(flat.T)
     elif points.shape[1] <= 100:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from particlevi.curvature import dense_hessian, potential_energy
 from particlevi.data import as_data
-from particlevi.gradients._evaluate import Energy, value_and_grad
+from particlevi.gradients.full import full_gradient
 from particlevi.potentials.potential import ModelPotential
-from particlevi.typing import Batch, Gradient
+from particlevi.typing import Gradient
 
 __all__ = ["Objective"]
 
@@ -30,6 +29,7 @@ class Objective:
     Raises:
         ValueError: data missing, superfluous, or not all of them.
 
+    >>> import torch
     >>> import particlevi as pvi
     >>> bowl = pvi.from_log_density(lambda x: -x[0] ** 2 - 3 * x[1] ** 2, num_params=2)
     >>> Objective(bowl).hessian(torch.zeros(2))
@@ -46,44 +46,10 @@ class Objective:
     def gradient_at(self, points: Tensor) -> Gradient:
         """Gradient ``[P, D]`` and potential ``[P]`` at points ``[P, D]``."""
         self.num_gradients += len(points)
-        parts = [
-            value_and_grad(energy, points, batch, self.potential.chunk_size)
-            for energy, batch in self._terms()
-        ]
-        gradient, value = parts[0]
-        for part in parts[1:]:
-            gradient, value = gradient + part.gradient, value + part.potential
-        return Gradient(gradient, value)
+        return full_gradient(self.potential, points, self.data, self.chunk_size)
 
     def hessian(self, point: Tensor) -> Tensor:
-        """The Hessian ``[D, D]`` at one point ``[D]``, by one pass over D copies of it."""
-        size = len(point)
-        self.num_gradients += 2 * size
-        eye = torch.eye(size, dtype=point.dtype, device=point.device)
-        total = torch.zeros_like(eye)
-        rows = max(1, min(size, self.potential.chunk_size or size))
-        for start in range(0, size, rows):
-            along = eye[start : start + rows]
-            for energy, batch in self._terms():
-                leaf = point.detach().expand(len(along), -1).clone().requires_grad_()
-                with torch.enable_grad():
-                    (g,) = torch.autograd.grad(energy(leaf, batch).sum(), leaf, create_graph=True)
-                    part = (g * along).sum()
-                    if part.requires_grad:
-                        (row,) = torch.autograd.grad(part, leaf, allow_unused=True)
-                        if row is not None:
-                            total[start : start + rows] += row
-        return 0.5 * (total + total.mT)
-
-    def _terms(self) -> Iterator[tuple[Energy, Batch | None]]:
-        """Energies whose sum is the potential, each with the piece of data that it takes."""
-        if 0 < self.data.num_data <= self.chunk_size:
-            yield self.potential, self.data.whole()
-            return
-        yield lambda points, batch: self.potential.prior_energy(points), None
-        for batch in self.data.chunks(self.chunk_size):
-            yield self._data_energy, batch
-
-    def _data_energy(self, points: Tensor, batch: Batch | None) -> Tensor:
-        assert batch is not None
-        return self.potential.data_energy(points, batch)
+        """The Hessian ``[D, D]`` at one point ``[D]``; it counts as 2 D gradients."""
+        self.num_gradients += 2 * len(point)
+        energy = potential_energy(self.potential, point, self.data, self.chunk_size)
+        return dense_hessian(energy).to(point)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_positive
-from particlevi.curvature.second_order import second_order
+from particlevi.curvature import Energy, hessian_product
 from particlevi.data import BatchSource, Data, as_data, as_particles
 from particlevi.data.data import TensorData
 from particlevi.gradients.control_variate import control_variate
@@ -77,6 +77,10 @@ def check_stability(
         Limits and what they rest on; None for samplers without a known bound (preconditioned and
         interacting ones, structured estimators) and where the potential does not curve upwards.
 
+    Raises:
+        ValueError: bad arguments or data, a curvature that is not finite, or a model with an
+            operation that has no second derivative.
+
     >>> import particlevi as pvi
     >>> bowl = pvi.from_log_density(lambda x: -x[0] ** 2 - 3 * x[1] ** 2, num_params=2)
     >>> found = check_stability(pvi.sgld(bowl), 0.1)
@@ -133,8 +137,8 @@ def check_before_run(
     with torch.random.fork_rng(devices):
         try:
             found = _check(sampler, median(step_size(k) for k in every), points, one, other)
-        except RuntimeError:
-            # Some operations have no second derivative; then nothing is known beforehand.
+        except (RuntimeError, ValueError):
+            # No second derivative, or none that is finite: then nothing is known beforehand.
             return
     if found is not None and not found.stable:
         warnings.warn(_message(sampler, found), StabilityWarning, stacklevel=3)
@@ -158,7 +162,8 @@ def _check(
     if sampler.max_step_size is None or not plain:
         return None
     curvature = float(curvature_at(sampler.potential, points, one, other).min())
-    if not math.isfinite(curvature) or curvature <= 0:
+    # NaN where no direction curves upwards.
+    if math.isnan(curvature) or curvature <= 0:
         return None
     return Stability(step_size, sampler.max_step_size(curvature), curvature)
 
@@ -177,19 +182,16 @@ def curvature_at(
 ) -> Tensor:
     """A lower bound on the largest eigenvalue of the Hessian at each point, ``[P]``.
 
-    The direction is found on batch ``one`` by a few steps of Lanczos' method, all points at once,
-    and the curvature along it measured on batch ``other``. Draws no random numbers but its own.
+    The direction is found on batch ``one`` by a few steps of Lanczos' method, and the curvature
+    along it measured on batch ``other``. Draws no random numbers but its own.
     """
 
-    def product(batch: Batch | None, direction: Tensor) -> Tensor:
-        leaf = points.detach().requires_grad_()
-        with second_order(), torch.enable_grad():
-            (gradient,) = torch.autograd.grad(model(leaf, batch).sum(), leaf, create_graph=True)
-            along = (gradient * direction).sum()
-            if not along.requires_grad:
-                return torch.zeros_like(points)
-            (found,) = torch.autograd.grad(along, leaf)
-        return found.detach()
+    def product(batch: Batch | None, directions: Tensor) -> Tensor:
+        found = []
+        for point, direction in zip(points, directions, strict=True):
+            energy = Energy(lambda: [lambda leaf: model(leaf[None], batch)[0]], point)
+            found.append(hessian_product(energy, direction))
+        return torch.stack(found).to(points)
 
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(points.shape, generator=generator, dtype=torch.float64).to(points)

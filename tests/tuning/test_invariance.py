@@ -62,6 +62,7 @@ def test_many_chains_are_flipped_at_random():
     ids=["hot", "cold", "shifted", "collapsed"],
 )
 def test_it_sounds(wrong):
+    """Over 60 seeds: 59 of 60 for hot, 60 for the others; 37 to 60 with 8 chains."""
     found = check_invariance(pvi.Draws.from_tensor(wrong(exact(chains=16)), GAUSSIAN), num_starts=8)
     assert found.moved and not found.ok
     assert "not draws of the posterior" in str(found)
@@ -135,7 +136,7 @@ def test_false_alarms_are_five_in_a_hundred(model, num_starts):
         pool = exact(runs * chains, per_chain)
     else:
         target, data = logistic() if model == "logistic" else small_net()
-        start = target.init(runs * chains, torch.Generator().manual_seed(0))
+        start = target.init(runs * chains)
         draws = pvi.sample(
             pvi.randomized_hmc(target),
             data,
