@@ -154,9 +154,7 @@ def iterates() -> str:
                 kept.append(points[1].detach().clone())
         differences = (float((a - b).abs().max()) for a, b in (ends, late))
         rows.append([name, *(f"{d:.1e}" for d in differences)])
-    return markdown(
-        ["", "largest difference", "of a parameter whose first gradient was None"], rows
-    )
+    return markdown(["", "largest difference", "of a parameter without a gradient at step 8"], rows)
 
 
 # Data and nets

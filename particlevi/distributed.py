@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -62,17 +63,12 @@ class Peers:
 
     def sum(self, tensors: list[Tensor]) -> list[Tensor]:
         """The sums over all, in new storage."""
-        flat = torch.cat([t.reshape(-1) for t in tensors])
-        dist.all_reduce(flat, group=self._group)
-        parts = flat.split([t.numel() for t in tensors])
-        return [part.view_as(t).to(t.dtype) for part, t in zip(parts, tensors, strict=True)]
+        return in_one(tensors, lambda flat: dist.all_reduce(flat, group=self._group))
 
     def copy_from(self, number: int, tensors: list[Tensor]) -> list[Tensor]:
         """The tensors of one of them, in new storage."""
-        flat = torch.cat([t.reshape(-1) for t in tensors])
-        dist.broadcast(flat, self.ranks[number], group=self._group)
-        parts = flat.split([t.numel() for t in tensors])
-        return [part.view_as(t).to(t.dtype) for part, t in zip(parts, tensors, strict=True)]
+        source = self.ranks[number]
+        return in_one(tensors, lambda flat: dist.broadcast(flat, source, group=self._group))
 
     def regroup(self) -> bool:
         """Go on without those that do not answer within ``patience``; whether anyone died.
@@ -107,3 +103,11 @@ class Peers:
         self._epoch += 1
         self._group = self._new_group()
         return died
+
+
+def in_one(tensors: list[Tensor], collective: Callable[[Tensor], object]) -> list[Tensor]:
+    """What a collective that writes its argument makes of all tensors, sent as one."""
+    flat = torch.cat([t.reshape(-1) for t in tensors])
+    collective(flat)
+    parts = flat.split([t.numel() for t in tensors])
+    return [part.view_as(t).to(t.dtype) for part, t in zip(parts, tensors, strict=True)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
@@ -12,7 +11,18 @@ from torch.optim import Optimizer
 
 from particlevi._checks import check_nonnegative, is_number
 
-__all__ = ["Closure", "Group", "Params", "TorchOptimizer", "check_betas", "check_lr", "descend"]
+__all__ = [
+    "Closure",
+    "Group",
+    "Params",
+    "Tensors",
+    "TorchOptimizer",
+    "check_betas",
+    "check_lr",
+    "descend",
+    "mixed",
+    "real",
+]
 
 Params: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 """Parameters, named parameters or parameter groups, as ``torch.optim`` takes them."""
@@ -22,6 +32,9 @@ Closure: TypeAlias = Callable[[], Any]
 
 Group: TypeAlias = Mapping[str, Any]
 """The settings of one parameter group."""
+
+Tensors: TypeAlias = list[Tensor]
+"""One tensor per parameter."""
 
 
 def check_lr(lr: float | Tensor) -> None:
@@ -44,9 +57,7 @@ def check_betas(betas: Sequence[float], names: Sequence[str]) -> None:
         raise ValueError(f"{names[-1]} must be a finite number, got {betas[-1]!r}.")
 
 
-def descend(
-    params: list[Tensor], updates: list[Tensor], lr: float | Tensor, scale: float = 1.0
-) -> None:
+def descend(params: Tensors, updates: Tensors, lr: float | Tensor, scale: float = 1.0) -> None:
     """``params -= lr scale updates``."""
     if isinstance(lr, Tensor):
         torch._foreach_add_(params, torch._foreach_mul(updates, lr.reshape(()) * -scale))
@@ -54,18 +65,29 @@ def descend(
         torch._foreach_add_(params, updates, alpha=-lr * scale)
 
 
-def decay(params: list[Tensor], lr: float | Tensor, weight_decay: float) -> None:
+def decay(params: Tensors, lr: float | Tensor, weight_decay: float) -> None:
     """Decoupled weight decay, ``params *= 1 - lr weight_decay``."""
     factor = 1 - lr * weight_decay
     torch._foreach_mul_(params, factor.reshape(()) if isinstance(factor, Tensor) else factor)
 
 
-def real(tensors: list[Tensor]) -> list[Tensor]:
+def real(tensors: Tensors) -> Tensors:
     """Complex tensors seen as pairs of real numbers."""
     return [torch.view_as_real(t) if torch.is_complex(t) else t for t in tensors]
 
 
-def fast_together(params: list[Tensor]) -> bool:
+def mixed(*numbers: int) -> int:
+    """One well-mixed number of 64 bits from several (splitmix64)."""
+    mask, value = 2**64 - 1, 0
+    for number in numbers:
+        value = (value + number + 0x9E3779B97F4A7C15) & mask
+        value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & mask
+        value ^= value >> 31
+    return value
+
+
+def fast_together(params: Tensors) -> bool:
     """Whether one operation on all tensors beats one tensor after the other.
 
     On a CPU it does while they fit into the cache.
@@ -96,28 +118,23 @@ class TorchOptimizer(Optimizer):
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
 
-    @abstractmethod
     def _buffers(self, group: Group) -> tuple[str, ...]:
         """The names of the state tensors."""
+        return ()
 
-    @abstractmethod
     def _update(
-        self,
-        group: Group,
-        params: list[Tensor],
-        grads: list[Tensor],
-        steps: list[Tensor],
-        *buffers: list[Tensor],
+        self, group: Group, params: Tensors, grads: Tensors, steps: Tensors, *buffers: Tensors
     ) -> None:
         """Move some parameters of a group; ``steps`` already counts this step."""
+        descend(params, grads, group["lr"])
 
     def _init_group(
         self,
         group: dict[str, Any],
-        params: list[Tensor],
-        grads: list[Tensor],
-        steps: list[Tensor],
-        *buffers: list[Tensor],
+        params: Tensors,
+        grads: Tensors,
+        steps: Tensors,
+        *buffers: Tensors,
     ) -> None:
         # torch.compile runs this method as it is, and only under this name.
         names = self._buffers(group)
@@ -144,13 +161,13 @@ class TorchOptimizer(Optimizer):
             for name, tensors in zip(names, buffers, strict=True):
                 tensors.append(state[name])
 
-    def _chunks(self, group: Group, lists: list[list[Tensor]]) -> Iterator[list[list[Tensor]]]:
+    def _chunks(self, group: Group, lists: list[Tensors]) -> Iterator[list[Tensors]]:
         foreach = group["foreach"]
         if foreach is None:
             foreach = not group["differentiable"] and fast_together(lists[0])
         if foreach:
             grouped = self._group_tensors_by_device_and_dtype(cast(Any, lists))
-            yield from (cast(list[list[Tensor]], tensors) for tensors, _ in grouped.values())
+            yield from (cast("list[Tensors]", tensors) for tensors, _ in grouped.values())
         else:
             yield from ([[t] for t in tensors] for tensors in zip(*lists, strict=True))
 
@@ -170,31 +187,23 @@ class TorchOptimizer(Optimizer):
         self._step_groups()
         return loss
 
-    def _collect(self, group: dict[str, Any]) -> list[list[Tensor]]:
+    def _collect(self, group: dict[str, Any]) -> list[Tensors]:
         """Parameters, gradients, steps and buffers of a group, complex ones as real."""
-        params: list[Tensor] = []
-        grads: list[Tensor] = []
-        steps: list[Tensor] = []
-        buffers: list[list[Tensor]] = [[] for _ in self._buffers(group)]
-        self._init_group(group, params, grads, steps, *buffers)
-        return [*map(real, (params, grads)), steps, *map(real, buffers)]
+        lists: list[Tensors] = [[] for _ in range(3 + len(self._buffers(group)))]
+        self._init_group(group, *lists)
+        return [real(tensors) for tensors in lists]
 
     def _step_groups(self) -> None:
         with torch.set_grad_enabled(self.defaults["differentiable"]):
             for group in self.param_groups:
                 self._step_lists(group, self._collect(group))
 
-    def _step_lists(self, group: Group, lists: list[list[Tensor]]) -> None:
+    def _step_lists(self, group: Group, lists: list[Tensors]) -> None:
         for chunk in self._chunks(group, lists) if lists[0] else ():
             self._move(group, *chunk)
 
     def _move(
-        self,
-        group: Group,
-        params: list[Tensor],
-        grads: list[Tensor],
-        steps: list[Tensor],
-        *buffers: list[Tensor],
+        self, group: Group, params: Tensors, grads: Tensors, steps: Tensors, *buffers: Tensors
     ) -> None:
         if steps[0].is_cpu and not torch.compiler.is_compiling():
             torch._foreach_add_(steps, torch.ones(()), alpha=1.0)

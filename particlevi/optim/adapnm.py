@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_nonnegative
-from particlevi.optim._base import Group, Params, TorchOptimizer, check_betas
+from particlevi.optim._base import Group, Params, Tensors, TorchOptimizer, check_betas
 from particlevi.optim.pnm import alternate, store
 
 __all__ = ["AdaPNM"]
@@ -102,12 +102,7 @@ class AdaPNM(TorchOptimizer):
         return (*names, "max_square") if group["amsgrad"] else names
 
     def _update(
-        self,
-        group: Group,
-        params: list[Tensor],
-        grads: list[Tensor],
-        steps: list[Tensor],
-        *buffers: list[Tensor],
+        self, group: Group, params: Tensors, grads: Tensors, steps: Tensors, *buffers: Tensors
     ) -> None:
         beta1, beta2, beta0 = group["betas"]
         odd, even, square, *largest = buffers

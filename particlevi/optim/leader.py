@@ -25,13 +25,13 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_fraction, check_positive_int
-from particlevi.optim._base import Closure, Group, Params, TorchOptimizer, descend
-from particlevi.optim.workers import Particles, Workers
+from particlevi.optim._base import Closure, Group, Params, Tensors, descend
+from particlevi.optim.workers import Workers, WorkersOptimizer
 
 __all__ = ["LeaderSGD"]
 
 
-class LeaderSGD(TorchOptimizer):
+class LeaderSGD(WorkersOptimizer):
     """SGD by several workers, each pulled towards the one with the smallest running loss.
 
     Every ``period`` steps ``x <- x + pull (leader - x)``, after the step, so that momentum is left
@@ -109,7 +109,6 @@ class LeaderSGD(TorchOptimizer):
             check_positive_int(name, value)
         if nesterov and not momentum:
             raise ValueError("nesterov=True needs a momentum above 0.")
-        self.workers: Workers = Particles() if workers is None else workers
         super().__init__(
             params,
             {
@@ -128,27 +127,17 @@ class LeaderSGD(TorchOptimizer):
                 "foreach": foreach,
                 "capturable": capturable,
             },
+            workers,
         )
         num_workers = self.workers.count(self._params())
         if num_workers % num_groups:
             raise ValueError(f"{num_workers} workers do not make {num_groups} groups of one size.")
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "workers": self.workers}
-
-    def _params(self) -> list[Tensor]:
-        return [p for group in self.param_groups for p in group["params"]]
-
     def _buffers(self, group: Group) -> tuple[str, ...]:
         return ("momentum_buffer",) if group["momentum"] else ()
 
     def _update(
-        self,
-        group: Group,
-        params: list[Tensor],
-        grads: list[Tensor],
-        steps: list[Tensor],
-        *buffers: list[Tensor],
+        self, group: Group, params: Tensors, grads: Tensors, steps: Tensors, *buffers: Tensors
     ) -> None:
         momentum = group["momentum"]
         for velocity in buffers:
@@ -231,7 +220,7 @@ class LeaderSGD(TorchOptimizer):
             self._towards(local, group["params"], near)
             self._towards(everywhere, group["params"], far)
 
-    def _towards(self, leaders: Tensor, params: list[Tensor], strength: float | Tensor) -> None:
+    def _towards(self, leaders: Tensor, params: Tensors, strength: float | Tensor) -> None:
         if isinstance(strength, float) and not strength:
             return
         for p, leader in zip(params, self.workers.copies(params, leaders), strict=True):

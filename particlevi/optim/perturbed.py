@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_nonnegative, check_positive, check_positive_int, check_seed
-from particlevi.optim._base import Closure, Group, Params, TorchOptimizer, descend, real
+from particlevi.optim._base import Closure, Params, TorchOptimizer, mixed, real
 
 __all__ = ["PerturbedGD", "Smoothed"]
 
@@ -36,17 +36,6 @@ class Smoothed(NamedTuple):
 
     value: float
     standard_error: float
-
-
-def mixed(*numbers: int) -> int:
-    """One well-mixed number of 64 bits from several (splitmix64)."""
-    mask, value = 2**64 - 1, 0
-    for number in numbers:
-        value = (value + number + 0x9E3779B97F4A7C15) & mask
-        value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & mask
-        value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & mask
-        value ^= value >> 31
-    return value
 
 
 class PerturbedGD(TorchOptimizer):
@@ -127,19 +116,6 @@ class PerturbedGD(TorchOptimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._inside = self._taken = False
-
-    def _buffers(self, group: Group) -> tuple[str, ...]:
-        return ()
-
-    def _update(
-        self,
-        group: Group,
-        params: list[Tensor],
-        grads: list[Tensor],
-        steps: list[Tensor],
-        *buffers: list[Tensor],
-    ) -> None:
-        descend(params, grads, group["lr"])
 
     @torch.no_grad()
     def _perturbation(self, *key: int) -> list[tuple[Tensor, Tensor]]:

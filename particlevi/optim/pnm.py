@@ -20,14 +20,14 @@ import math
 import torch
 from torch import Tensor
 
-from particlevi.optim._base import Group, Params, TorchOptimizer, check_betas, descend
+from particlevi.optim._base import Group, Params, Tensors, TorchOptimizer, check_betas, descend
 
 __all__ = ["PNM", "alternate", "store"]
 
 
 def alternate(
-    steps: list[Tensor], odd: list[Tensor], even: list[Tensor], on_device: bool
-) -> tuple[list[Tensor], list[Tensor]]:
+    steps: Tensors, odd: Tensors, even: Tensors, on_device: bool
+) -> tuple[Tensors, Tensors]:
     """The average to be updated at this step and the other one.
 
     They are the state itself, or copies of it where the count of steps may not be read
@@ -43,13 +43,7 @@ def alternate(
     return [current for current, _ in pairs], [previous for _, previous in pairs]
 
 
-def store(
-    steps: list[Tensor],
-    odd: list[Tensor],
-    even: list[Tensor],
-    current: list[Tensor],
-    previous: list[Tensor],
-) -> None:
+def store(steps: Tensors, odd: Tensors, even: Tensors, current: Tensors, previous: Tensors) -> None:
     """Write copies back into the state."""
     for step, o, e, c, p in zip(steps, odd, even, current, previous, strict=True):
         now = step % 2 == 1
@@ -124,12 +118,7 @@ class PNM(TorchOptimizer):
         return ("momentum_odd", "momentum_even")
 
     def _update(
-        self,
-        group: Group,
-        params: list[Tensor],
-        grads: list[Tensor],
-        steps: list[Tensor],
-        *buffers: list[Tensor],
+        self, group: Group, params: Tensors, grads: Tensors, steps: Tensors, *buffers: Tensors
     ) -> None:
         beta1, beta0 = group["betas"]
         copies = group["capturable"] or torch.compiler.is_compiling()

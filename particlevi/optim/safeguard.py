@@ -37,13 +37,13 @@ from particlevi._checks import (
     check_positive_int,
     check_seed,
 )
-from particlevi.optim._base import Closure, Group, Params, TorchOptimizer, descend
-from particlevi.optim.workers import Particles, Processes, Workers
+from particlevi.optim._base import Params, Tensors, mixed
+from particlevi.optim.workers import Particles, Processes, Workers, WorkersOptimizer
 
 __all__ = ["SafeguardSGD"]
 
 
-class SafeguardSGD(TorchOptimizer):
+class SafeguardSGD(WorkersOptimizer):
     """SGD that finds and removes workers whose gradients cannot be those of the others.
 
     Every worker holds the same parameters. Workers along the first axis ``[P, ...]`` of the
@@ -111,7 +111,6 @@ class SafeguardSGD(TorchOptimizer):
         check_nonnegative("noise", noise)
         check_positive_int("sketch", sketch)
         check_seed("seed", seed)
-        self.workers: Workers = Particles() if workers is None else workers
         super().__init__(
             params,
             {
@@ -128,11 +127,9 @@ class SafeguardSGD(TorchOptimizer):
                 "foreach": foreach,
                 "capturable": capturable,
             },
+            workers,
         )
         self._prepare()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "workers": self.workers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -142,9 +139,6 @@ class SafeguardSGD(TorchOptimizer):
         """Add a group; the sums start anew."""
         super().add_param_group(param_group)
         self._signs = list(self._draw_signs())
-
-    def _params(self) -> list[Tensor]:
-        return [p for group in self.param_groups for p in group["params"]]
 
     def _draw_signs(self) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(self.param_groups[0]["seed"])
@@ -204,18 +198,6 @@ class SafeguardSGD(TorchOptimizer):
             good.logical_and_(within(sums, now, first["constant"] * window**0.5 * noise))
         count.add_(1)
 
-    def step(self, closure: Closure | None = None) -> Any:
-        """One step along the average of the good workers' gradients.
-
-        Args:
-            closure: clears the gradients, computes the losses, calls ``backward`` and returns the
-                losses.
-
-        Returns:
-            The closure's loss, or None.
-        """
-        return super().step(closure)
-
     @torch.no_grad()
     def _step_groups(self) -> None:
         collected = [self._collect(group) for group in self.param_groups]
@@ -231,20 +213,20 @@ class SafeguardSGD(TorchOptimizer):
             lists[1] = mean
             self._step_lists(group, lists)
 
-    def _exchange(
-        self, grads: list[list[Tensor]]
-    ) -> tuple[Tensor, Tensor, list[list[Tensor]]] | str:
+    def _exchange(self, grads: list[Tensors]) -> tuple[Tensor, Tensor, list[Tensors]] | str:
         """The sketches of all, who is averaged and the averages; or what went wrong."""
         try:
             sketches = self.workers.gather(self._sketches())
             now = self.param_groups[0]["good"] & torch.isfinite(sketches).all(1)
-            return sketches, now, [self._average(part, now) if part else [] for part in grads]
+            means = [self.workers.mean(part, now) if part else [] for part in grads]
+            self._add_noise([mean for part in means for mean in part])
+            return sketches, now, means
         except RuntimeError as error:
             if not isinstance(self.workers, Processes):
                 raise
             return str(error)
 
-    def _catch_up(self, failure: str, collected: list[list[list[Tensor]]]) -> None:
+    def _catch_up(self, failure: str, collected: list[list[Tensors]]) -> None:
         """Do this step without those that died; the others may have done it already."""
         workers, first = cast(Processes, self.workers), self.param_groups[0]
         if not workers.peers.regroup():
@@ -267,31 +249,18 @@ class SafeguardSGD(TorchOptimizer):
         first = self.param_groups[0]
         return ["count", "good", *(n for n in first if n.endswith(("_sums", "_noise")))]
 
-    def _average(self, grads: list[Tensor], now: Tensor) -> list[Tensor]:
-        means = self.workers.mean(grads, now)
+    def _add_noise(self, means: Tensors) -> None:
         first = self.param_groups[0]
-        if first["noise"]:
-            seed = first["seed"] + int(first["count"])
-            generator = torch.Generator(means[0].device).manual_seed(seed)
-            for mean in means:
-                # The same for every worker: rows of particles share it.
-                shape = mean[:1].shape if isinstance(self.workers, Particles) else mean.shape
-                xi = torch.randn(shape, generator=generator, dtype=mean.dtype, device=mean.device)
-                mean.add_(xi, alpha=first["noise"])
-        return means
-
-    def _update(
-        self,
-        group: Group,
-        params: list[Tensor],
-        grads: list[Tensor],
-        steps: list[Tensor],
-        *buffers: list[Tensor],
-    ) -> None:
-        descend(params, grads, group["lr"])
-
-    def _buffers(self, group: Group) -> tuple[str, ...]:
-        return ()
+        if not first["noise"]:
+            return
+        count = int(first["count"])
+        for index, mean in enumerate(means):
+            # The same for every worker: rows of particles share it.
+            shape = mean[:1].shape if isinstance(self.workers, Particles) else mean.shape
+            generator = torch.Generator(mean.device)
+            generator.manual_seed(mixed(first["seed"], count, index))
+            xi = torch.randn(shape, generator=generator, dtype=mean.dtype, device=mean.device)
+            mean.add_(xi, alpha=first["noise"])
 
 
 def distances(rows: Tensor) -> Tensor:

@@ -7,17 +7,19 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor
 
-__all__ = ["Particles", "Processes", "Workers"]
+from particlevi.optim._base import Params, Tensors, TorchOptimizer
+
+__all__ = ["Particles", "Processes", "Workers", "WorkersOptimizer"]
 
 
 class Workers(Protocol):
     """Workers, numbered from 0. "Here" means those in this process."""
 
-    def count(self, params: list[Tensor]) -> int:
+    def count(self, params: Tensors) -> int:
         """The number of workers."""
         ...
 
-    def numbers(self, params: list[Tensor]) -> list[int]:
+    def numbers(self, params: Tensors) -> list[int]:
         """Those here."""
         ...
 
@@ -29,11 +31,11 @@ class Workers(Protocol):
         """``[workers, ...]`` from ``[workers here, ...]``."""
         ...
 
-    def copies(self, params: list[Tensor], sources: Tensor) -> list[Tensor]:
+    def copies(self, params: Tensors, sources: Tensor) -> Tensors:
         """Parameters of worker ``sources[i]`` in the place of worker i's."""
         ...
 
-    def mean(self, tensors: list[Tensor], weights: Tensor) -> list[Tensor]:
+    def mean(self, tensors: Tensors, weights: Tensor) -> Tensors:
         """The mean over workers with weights 0 or 1, everywhere; those of weight 0 are not read."""
         ...
 
@@ -42,7 +44,7 @@ class Workers(Protocol):
 class Particles:
     """Workers along the first axis ``[P, ...]`` of every parameter, in one process."""
 
-    def count(self, params: list[Tensor]) -> int:
+    def count(self, params: Tensors) -> int:
         """P."""
         sizes = {p.shape[0] if p.ndim else None for p in params}
         if len(sizes) != 1 or None in sizes:
@@ -53,7 +55,7 @@ class Particles:
             )
         return next(iter(sizes)) or 0
 
-    def numbers(self, params: list[Tensor]) -> list[int]:
+    def numbers(self, params: Tensors) -> list[int]:
         """All."""
         return list(range(self.count(params)))
 
@@ -65,11 +67,11 @@ class Particles:
         """All are here."""
         return rows
 
-    def copies(self, params: list[Tensor], sources: Tensor) -> list[Tensor]:
+    def copies(self, params: Tensors, sources: Tensor) -> Tensors:
         """Rows ``sources``."""
         return [p[sources.to(p.device)] for p in params]
 
-    def mean(self, tensors: list[Tensor], weights: Tensor) -> list[Tensor]:
+    def mean(self, tensors: Tensors, weights: Tensor) -> Tensors:
         """The mean row, in every row."""
         total = weights.sum().clamp(min=1)
         found = []
@@ -98,11 +100,11 @@ class Processes:
 
         self.peers = Peers(group, patience)
 
-    def count(self, params: list[Tensor]) -> int:
+    def count(self, params: Tensors) -> int:
         """The number of processes, the dead ones included."""
         return self.peers.size
 
-    def numbers(self, params: list[Tensor]) -> list[int]:
+    def numbers(self, params: Tensors) -> list[int]:
         """This one."""
         return [self.peers.number]
 
@@ -114,7 +116,7 @@ class Processes:
         """One row per process; NaN for those that died."""
         return self.peers.all_gather(rows[0])
 
-    def copies(self, params: list[Tensor], sources: Tensor) -> list[Tensor]:
+    def copies(self, params: Tensors, sources: Tensor) -> Tensors:
         """Parameters of process ``sources[number]``; all take part in each copy."""
         wanted = sources.tolist()
         mine = list(params)
@@ -124,9 +126,23 @@ class Processes:
                 mine = received
         return mine
 
-    def mean(self, tensors: list[Tensor], weights: Tensor) -> list[Tensor]:
+    def mean(self, tensors: Tensors, weights: Tensor) -> Tensors:
         """The mean over the processes of weight 1."""
         counts = bool(weights[self.peers.number] > 0)
         sums = self.peers.sum([t if counts else torch.zeros_like(t) for t in tensors])
         total = weights.sum().clamp(min=1)
         return [s / total.to(s) for s in sums]
+
+
+class WorkersOptimizer(TorchOptimizer):
+    """An optimiser that several workers share."""
+
+    def __init__(self, params: Params, defaults: dict[str, Any], workers: Workers | None) -> None:
+        self.workers: Workers = Particles() if workers is None else workers
+        super().__init__(params, defaults)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "workers": self.workers}
+
+    def _params(self) -> Tensors:
+        return [p for group in self.param_groups for p in group["params"]]

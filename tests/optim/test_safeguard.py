@@ -225,6 +225,24 @@ def test_noise_is_the_same_for_every_worker_and_of_its_size():
     assert float(x.detach()[0].std()) == pytest.approx(0.2, rel=0.03)
 
 
+def noise_of(seed, steps=2):
+    """The noise of each step in two groups of one parameter, ``[steps groups, 50]``."""
+    points = [torch.zeros(3, 50, dtype=DTYPE, requires_grad=True) for _ in range(2)]
+    optimizer = SafeguardSGD([{"params": [p]} for p in points], lr=1.0, noise=1.0, seed=seed)
+    found = []
+    for _ in range(steps):
+        for p in points:
+            p.grad = p.data.zero_().clone()
+        optimizer.step()
+        found += [p.detach()[0].clone() for p in points]
+    return torch.stack(found)
+
+
+def test_groups_steps_and_seeds_have_their_own_noise():
+    found = torch.cat([noise_of(0), noise_of(1)])
+    assert float((found.corrcoef() - torch.eye(8, dtype=DTYPE)).abs().max()) < 0.5
+
+
 def test_a_single_worker_is_plain_sgd_to_the_bit():
     x = torch.ones(1, 4, dtype=DTYPE, requires_grad=True)
     y = torch.ones(4, dtype=DTYPE, requires_grad=True)
