@@ -7,8 +7,10 @@ far (uniform in +-1000 times the law's own width at widest), all at one far poin
 1e-6 of each other. Every law has independent draws: a run is *right* if the share of its draws
 below each of five quantiles of each quantity agrees with theirs, by .05 or by |z| < 5 and .15. A
 run *says so* if it warns, or if ``diagnose`` finds something. What is neither is silently wrong,
-and there should be none. Runs end at ESS 400 and R-hat 1.01, or after 3000 steps. Parts of the study run apart: each run is a line of JSON in the log, and
-one that is there already is not made again.
+and there should be none. Runs end at ESS 400 and R-hat 1.01, or after 3000 steps.
+
+Parts of the study run apart: each run is a line of JSON in the log, and one that is there already
+is not made again.
 """
 
 from __future__ import annotations

@@ -19,7 +19,17 @@ from torch import Tensor
 
 from particlevi.typing import Gradient
 
-__all__ = ["Curvatures", "Dense", "Descent", "GradientAt", "Limited", "adam", "bfgs", "newton"]
+__all__ = [
+    "Curvatures",
+    "Dense",
+    "Descent",
+    "GradientAt",
+    "Limited",
+    "adam",
+    "bfgs",
+    "eigenpairs",
+    "newton",
+]
 
 GradientAt = Callable[[Tensor], Gradient]
 
@@ -206,6 +216,19 @@ def adam(
     return Descent(x, value, num_steps)
 
 
+def eigenpairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and vectors of a symmetric matrix; of its diagonal where they cannot be had.
+
+    >>> eigenpairs(torch.tensor([[2.0, 0.0], [0.0, 3e30]]))[0]
+    tensor([2.0000e+00, 3.0000e+30])
+    """
+    try:
+        values, vectors = torch.linalg.eigh(matrix)
+    except RuntimeError:
+        values, vectors = matrix.diagonal(), torch.eye(len(matrix)).to(matrix)
+    return values, vectors
+
+
 def newton(
     gradient_at: GradientAt,
     hessian_at: Callable[[Tensor], Tensor],
@@ -224,7 +247,7 @@ def newton(
         g, value = (part[0] for part in gradient_at(x.unsqueeze(0)))
         hessian = hessian_at(x)
         used += 1 + 2 * len(x)
-        values, vectors = torch.linalg.eigh(hessian)
+        values, vectors = eigenpairs(hessian)
         size = values.abs()
         step = -vectors @ ((vectors.mT @ g) / size.clamp(min=1e-12 * float(size.max())))
         if not bool(torch.isfinite(step).all()) or float(-step @ g) < 2 * tolerance:
