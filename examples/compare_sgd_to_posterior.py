@@ -4,9 +4,9 @@
 
 fits the same net to scikit-learn's diabetes data (regression) and digits (classification) by SGD,
 an ensemble of SGD runs, SWAG and SVGD, and samples its posterior by
-``pvi.sample(potential, data)``, which is given no step size and no number of steps. It prints a table per data set and writes
-figures, the tables and one netCDF file per method, for ArviZ, to the folder
-``compare_sgd_to_posterior``.
+``pvi.sample(potential, data)``, which is given no step size and no number of steps. It prints a
+table per data set and writes figures, the tables and one netCDF file per method, for ArviZ, to the
+folder ``compare_sgd_to_posterior``.
 
 What to look at: the alarm first. An exact kernel on all the data goes on from a method's draws, and
 draws of the posterior do not move under it; where it moves them, what they predict is not what the
