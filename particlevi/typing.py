@@ -282,6 +282,14 @@ class World(Protocol):
         """The particles of this process."""
         ...
 
+    def grid(self, values: Tensor, bits: int = ...) -> Tensor:
+        """``[P, ...]`` in float64, rounded so that sums are exact in any order.
+
+        So many bits are left below the largest over particles. With 20, sums of products of two of
+        them are exact as well.
+        """
+        ...
+
     def sum(self, values: Tensor) -> Tensor:
         """The sum over particles of ``[P, ...]``, ``[...]``."""
         ...

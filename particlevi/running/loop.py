@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple, Self
 from uuid import uuid4
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from particlevi.draws import Draws
 from particlevi.errors import DivergenceError
+from particlevi.gradients.sharing import shared_by
 from particlevi.running.compiling import static_shapes
 from particlevi.running.controls import ControlRoom
 from particlevi.running.divergence import DivergenceWatch
@@ -40,7 +42,7 @@ class RunStreams(NamedTuple):
     def of(cls, plan: Plan) -> RunStreams:
         """At their beginning."""
         seed, device = plan.settings.seed, plan.sampler.potential.device
-        first = plan.world.share(plan.settings.num_particles).start
+        first = plan.world.mine.start
         return cls(*(ParticleStreams(seed, purpose, first, device) for purpose in cls._fields))
 
 
@@ -158,18 +160,25 @@ class Loop:
         saver = Saver(plan.folder, plan.settings.checkpoint_every)
         began = time.perf_counter() - self.seconds
         shapes = static_shapes() if plan.settings.compile else nullcontext()
-        with shapes, Watch(plan.sampler, monitor, self.step, num_steps, progress) as watch:
+        shown = progress and plan.world.leads
+        with shapes, Watch(plan.sampler, monitor, self.step, num_steps, shown) as watch:
             while self.step < num_steps:
                 info, controls = self._advance(move)
-                last = self.step == num_steps or watch.interrupt.requested
-                if not (last or watch.due(self.step) or saver.due(self.step)):
+                ended, due = self.step == num_steps, watch.due(self.step)
+                stop, save = plan.world.agree(
+                    watch.interrupt.requested,
+                    saver.due(self.step),
+                    ended or due or saver.regular(self.step),
+                )
+                last = ended or stop
+                if not (last or due or save):
                     continue
                 self.seconds = time.perf_counter() - began
                 self._check(watch, info, controls)
-                reason = None if last else watch.ask(self._look(info, controls))
+                reason = None if last else self._ask(watch, info, controls)
                 if reason is not None:
                     self.ended_by, last = reason, True
-                if plan.folder is not None and (last or saver.due(self.step)):
+                if plan.folder is not None and (last or save):
                     self.save(plan.folder)
                     saver.note()
                 if last:
@@ -187,7 +196,8 @@ class Loop:
         noise = sampler.draw_noise(self.state, self.streams.noise)
         controls = self.control_room.at(self.step, self.state.position)
         self._before = self.state.position
-        self.state, info = move(self.state, batch, noise, controls)
+        with shared_by(plan.world.crew):
+            self.state, info = move(self.state, batch, noise, controls)
         self.step += 1
         progress = Progress(self.step, plan.settings.num_warmup, plan.num_steps)
         self.state = sampler.record(self.state, progress)
@@ -223,17 +233,31 @@ class Loop:
         """Look for chains that are lost; end the run if none is left, else tell."""
         sampler, lost = self.plan.sampler, self.divergence.lost
         new = self.divergence.check(self.state.position)
-        num_particles = self.plan.settings.num_particles
-        if new:
-            step_size = float(controls["step_size"])
-            message = divergence_message(sampler, new, self.divergence.causes, step_size)
-            if sampler.interacting or len(lost) == num_particles:
-                raise DivergenceError(message, self._draws_before(new))
+        num_particles, world = self.plan.settings.num_particles, self.plan.world
+        none_left = world.count(len(lost)) == world.total
+        if new or none_left:
+            told, first = new or lost, world.mine.start
+            message = divergence_message(
+                sampler,
+                {first + chain: step for chain, step in told.items()},
+                {first + chain: cause for chain, cause in self.divergence.causes.items()},
+                float(controls["step_size"]),
+            )
+            if sampler.interacting or none_left:
+                raise DivergenceError(message, self._draws_before(told))
             warnings.warn(message, stacklevel=5)
         if self.step > self.plan.settings.num_warmup:
             watch.warn(info, controls)
             watch.warn_of_rounding(self._before, self.state.position, controls)
         watch.show(self.step, info, [c for c in range(num_particles) if c not in lost])
+
+    def _ask(self, watch: Watch, info: Any, controls: Controls) -> str | None:
+        """The verdict of the rules that are due."""
+        if not watch.asks(self.step):
+            return None
+        return self.plan.world.verdict(
+            lambda draws: watch.ask(replace(self._look(info, controls), draws=draws)), self.draws
+        )
 
     def _look(self, info: Any, controls: Controls) -> Look:
         return Look(

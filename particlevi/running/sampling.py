@@ -22,8 +22,10 @@ from particlevi.running.converged import converged, probe_inputs
 from particlevi.running.loop import Loop
 from particlevi.running.monitor import Every, Monitor, Rule, as_monitor
 from particlevi.running.plan import Plan
+from particlevi.running.ranks import Processes, world_of
 from particlevi.running.saving import STATE_FILE, Saved
 from particlevi.running.settings import Settings, identity
+from particlevi.running.world import OneProcess
 from particlevi.schedules import as_schedule, describe, restore
 from particlevi.storage import checkpoint as files
 from particlevi.storage.lock import locked
@@ -69,6 +71,7 @@ def sample(
     storage: Storage | None = None,
     monitor: Watcher | None = None,
     tuner: Tuner | None = None,
+    processes: Processes = "all",
 ) -> Draws:
     """Run a sampler and keep its draws; or a potential, and have all the rest chosen.
 
@@ -119,9 +122,14 @@ def sample(
             ``pvi.running.max_seconds(60)`` and ``pvi.running.target_ess(400)``, or a
             ``pvi.running.Monitor``.
         tuner: chooses the step size, and other controls, during the warm-up.
+        processes: over which the particles are spread: ``"all"`` those that ``torchrun`` started
+            the program with, ``"one"``, a process group of ``torch.distributed``, or a
+            ``DeviceMesh`` with axes ``"particles"`` and ``"data"``. The draws do not depend on
+            their number, up to rounding.
 
     Returns:
-        The draws.
+        The draws; over several processes, the first has those of all particles, and every other
+        its own.
 
     Raises:
         ValueError: an argument out of its range, data that do not fit the potential, batches or an
@@ -176,6 +184,10 @@ def sample(
     if compile:
         _check_compilable(sampler)
     start = _start(sampler.potential, num_particles, initial, int(seed))
+    world = world_of(processes, sampler, len(start))
+    if not world.alone and (compile and world.crew is not None or checkpoint is not None):
+        raise ValueError("not yet")
+    start = start[world.mine.start : world.mine.stop]
     saving = _saving(checkpoint)
     settings = Settings(
         num_particles=len(start),
@@ -195,7 +207,8 @@ def sample(
     if folder is not None:
         _check_folder(folder)
     own = nullcontext() if folder is None else locked(folder)
-    with own, torch.no_grad(), global_seed(int(seed)), pinned(sampler.potential.device):
+    place = global_seed(int(seed)), pinned(sampler.potential.device)
+    with world.guard(), own, torch.no_grad(), place[0], place[1]:
         if folder is not None:
             _check_folder(folder)
             remove_left_over(folder)
@@ -205,11 +218,13 @@ def sample(
                 "Batches of a DataLoader are shared by all particles: leave shared out of "
                 "Minibatches, or pass tensors, from which each chain draws its own."
             )
-        plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder)
+        plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder, world)
+        if not world.alone:
+            world.check_same(plan.summary)
         loop = Loop.start(plan, start)
         if schedule is not None:
             check_before_run(sampler, start, checked, plan.source, schedule, plan.num_steps)
-        return loop.run(watcher, progress)
+        return world.whole(loop.run(watcher, progress))
 
 
 def resume(
@@ -290,7 +305,8 @@ def _resumed(
             + "\n  ".join(others)
         )
     with torch.no_grad(), global_seed(0), pinned(sampler.potential.device):
-        plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder)
+        world = OneProcess(settings.num_particles)
+        plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder, world)
         return Loop.restore(plan, saved).run(watcher, progress)
 
 
