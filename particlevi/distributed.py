@@ -145,6 +145,10 @@ class Peers:
         told = [self._told(number) for number in gone]
         return ProcessLostError(f"The run ended because of {'; '.join(told)}.")
 
+    def _left(self) -> int:
+        """How many have ended for a reason that they gave."""
+        return sum(_store().check([f"{self._place}/left/{number}"]) for number in self.alive)
+
     def _told(self, number: int) -> str:
         key = f"{self._place}/left/{number}"
         known = _store().check([key])
@@ -171,7 +175,7 @@ class Peers:
         store.set(f"{place}/{self.number}", "alive")
         deadline = time.monotonic() + self.patience
         answered = [self.number]
-        while time.monotonic() < deadline and len(answered) < len(self.alive):
+        while time.monotonic() < deadline and len(answered) < len(self.alive) - self._left():
             if store.check([f"{place}/decided"]):
                 break
             time.sleep(0.02)

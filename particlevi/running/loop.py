@@ -24,10 +24,11 @@ from particlevi.running.plan import Plan
 from particlevi.running.probes import Probes
 from particlevi.running.result import draws_of
 from particlevi.running.saving import Saved, Saver
+from particlevi.running.spread import Archive, cut, gathered
 from particlevi.running.watch import Watch, divergence_message
 from particlevi.storage.store import Store
 from particlevi.streams import ParticleStreams
-from particlevi.typing import Controls, Progress, SamplerState
+from particlevi.typing import JSON, Controls, Progress, SamplerState
 
 __all__ = ["Loop"]
 
@@ -60,6 +61,7 @@ class Loop:
         streams: RunStreams,
         store: Store,
         divergence: DivergenceWatch,
+        archive: Archive | None = None,
     ):
         self.plan = plan
         self.state = state
@@ -67,6 +69,7 @@ class Loop:
         self.streams = streams
         self.store = store
         self.divergence = divergence
+        self.archive = archive
         self.step = 0
         self.seconds = 0.0
         self.ended_by = ""
@@ -86,15 +89,18 @@ class Loop:
         control_room = plan.control_room()
         control_room.begin(initial)
         divergence, store = DivergenceWatch(initial), plan.open_store()
-        loop = cls(plan, state, control_room, streams, store, divergence)
+        loop = cls(plan, state, control_room, streams, store, divergence, _archive(plan))
         if plan.folder is not None:
-            Probes.of(plan, initial, loop.run_name).write(plan.folder)
+            if plan.world.leads:
+                Probes.of(plan, initial, loop.run_name).write(plan.folder)
             loop.save(plan.folder)
         return loop
 
     @classmethod
     def restore(cls, plan: Plan, saved: Saved) -> Self:
         """Go on where a checkpoint stands."""
+        if plan.world.spread:
+            saved = cut(saved, plan)
         position = saved.position.to(plan.sampler.potential.device)
         blank = torch.zeros_like(position)
         plan.energies(position)
@@ -109,18 +115,23 @@ class Loop:
         streams.noise.restore(saved.part("streams.noise"))
         streams.batches.restore(saved.part("streams.batches"))
         store, divergence = plan.open_store(), DivergenceWatch(position)
-        store.restore(saved.meta["receipt"])
+        archive = _archive(plan)
+        if archive is None:
+            store.restore(saved.meta["receipt"])
+        else:
+            archive.restore(saved.meta["receipt"], store)
         divergence.restore(saved.part("divergence"), saved.lost)
         plan.source.restore(saved.part("source"))
         saved.restore_global_generators(position.device)
-        loop = cls(plan, state, control_room, streams, store, divergence)
+        loop = cls(plan, state, control_room, streams, store, divergence, archive)
         loop.step, loop.seconds = saved.meta["step"], saved.meta["seconds"]
         loop.run_name = saved.meta["run"]
         return loop
 
     def save(self, folder: Any) -> None:
         """Write a checkpoint; every observed step must have been checked."""
-        Saved.of(
+        receipt = self._flush()
+        saved = Saved.of(
             self.plan,
             self.state,
             self.control_room.tuner_state,
@@ -128,11 +139,21 @@ class Loop:
             self.divergence,
             {
                 "run": self.run_name,
-                "receipt": self.store.flush(),
+                "receipt": receipt,
                 "step": self.step,
                 "seconds": self.seconds,
             },
-        ).write(folder)
+        )
+        if self.plan.world.spread:
+            saved = gathered(saved, self.plan)
+        if self.plan.world.leads:
+            saved.write(folder)
+
+    def _flush(self) -> JSON:
+        """Write the draws that are new; the receipt, for the leader."""
+        if self.archive is not None:
+            return self.archive.flush(self.store)
+        return self.store.flush() if self.plan.world.leads else None
 
     def run(self, monitor: Monitor, progress: bool) -> Draws:
         """Go on to the end, to Ctrl-C, to the verdict of a rule, or until nothing is left to run.
@@ -314,6 +335,11 @@ class Loop:
             f"{self._num_draws()} of {num_draws} draws{where}.",
             stacklevel=4,
         )
+
+
+def _archive(plan: Plan) -> Archive | None:
+    """Of a run with a checkpoint whose particles are spread over processes."""
+    return Archive(plan) if plan.world.spread and plan.folder is not None else None
 
 
 def _check_start(energy: Tensor) -> None:

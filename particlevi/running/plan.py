@@ -158,12 +158,12 @@ class Plan:
             return compiled(self.sampler, self.source.example())
         return self.sampler.step
 
-    def open_store(self) -> Store:
-        """The store of the run, empty."""
+    def open_store(self, num_particles: int | None = None) -> Store:
+        """The store of the run, empty; of so many particles of all processes, if told."""
         dtype = getattr(torch, self.settings.storage_dtype)
-        return self.storage.open(
-            len(self.rows), len(self.kept_steps), self.recorder.size, dtype, self.folder
-        )
+        rows = len(self.rows) if num_particles is None else num_particles
+        folder = None if num_particles is None and self.world.spread else self.folder
+        return self.storage.open(rows, len(self.kept_steps), self.recorder.size, dtype, folder)
 
     def control_room(self) -> ControlRoom:
         """Schedules and tuner, before the first step."""

@@ -143,21 +143,17 @@ class Ranks:
         self.coupled = coupled
         self.alone = False
         self.leads = everyone.number == 0
-        spread = particles is not None and not coupled
-        self.mine = self.share(total) if spread else range(total)
+        self.spread = particles is not None and not coupled
+        self.mine = self.share(total) if self.spread else range(total)
 
     def share(self, num_particles: int) -> range:
         """The particles of this process."""
         return range(num_particles) if self.particles is None else share(num_particles, self.particles)
 
-    @property
-    def _spread(self) -> bool:
-        return self.particles is not None and not self.coupled
-
     def grid(self, values: Tensor, bits: int = BITS) -> Tensor:
         """``[P, ...]`` in float64, rounded to so many bits below the largest over particles."""
         largest = values.abs().amax(0)
-        if self._spread:
+        if self.spread:
             assert self.particles is not None
             largest = self._of(self.particles, self.particles.largest, [largest])[0]
         return on_grid(values, largest, bits)
@@ -165,7 +161,7 @@ class Ranks:
     def sum(self, values: Tensor) -> Tensor:
         """The sum over particles of ``[P, ...]``, ``[...]``."""
         here = self.grid(values).sum(0)
-        return (self._added([here])[0] if self._spread else here).to(values)
+        return (self._added([here])[0] if self.spread else here).to(values)
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over particles of ``[P, ...]``, ``[...]``."""
@@ -223,7 +219,8 @@ class Ranks:
         Raises:
             ValueError: in every process, with what differs and where.
         """
-        said = self._objects({name: json.dumps(value, default=str) for name, value in what.items()})
+        mine = {name: json.dumps(value, default=str) for name, value in what.items()}
+        said = self._of(self.everyone, self.everyone.objects, mine)
         for number, theirs in enumerate(said):
             different = [name for name in said[0] if theirs[name] != said[0][name]]
             if different:
@@ -263,6 +260,12 @@ class Ranks:
             return list(tensors)
         return self._gathered(tensors, self.particles)
 
+    def objects(self, value: Any) -> list[Any]:
+        """The values of the processes that hold different particles."""
+        if self.particles is None or self.coupled:
+            return [value]
+        return self._of(self.particles, self.particles.objects, value)
+
     def whole(self, draws: Draws) -> Draws:
         """The draws of all particles for the leader; for the others, their own."""
         first = self.mine.start
@@ -271,7 +274,7 @@ class Ranks:
             chains=[first + chain for chain in draws.chains],
             diverged={first + chain: step for chain, step in draws.diverged.items()},
         )
-        if not self._spread:
+        if not self.spread:
             return numbered
         stats = {name for name, value in draws.stats.items() if value.ndim > 1}
         warm = {name for name, value in draws.warmup_stats.items() if value.ndim > 1}
@@ -281,7 +284,7 @@ class Ranks:
         places |= {f"warmup_stats {name}": draws.warmup_stats[name] for name in sorted(warm)}
         assert self.particles is not None
         own = (numbered.chains, numbered.diverged, draws.seconds, draws.gradients)
-        others = self._of(self.particles, self.particles.objects, own)
+        others = self.objects(own)
         found = dict(zip(places, self._gathered(list(places.values()), self.particles), strict=True))
         if not self.leads:
             return numbered
@@ -308,9 +311,6 @@ class Ranks:
     def _added(self, tensors: list[Tensor]) -> list[Tensor]:
         assert self.particles is not None
         return self._of(self.particles, self.particles.sum, tensors)
-
-    def _objects(self, value: Any) -> list[Any]:
-        return self._of(self.everyone, self.everyone.objects, value)
 
     def _said(self, value: str | None) -> str | None:
         """What the leader says."""

@@ -49,6 +49,11 @@ class RunWorld(World, Protocol):
         ...
 
     @property
+    def spread(self) -> bool:
+        """Whether other processes hold other particles."""
+        ...
+
+    @property
     def crew(self) -> Crew | None:
         """Who evaluates gradients together."""
         ...
@@ -77,6 +82,10 @@ class RunWorld(World, Protocol):
         """Tensors ``[P, ...]`` of all particles, from those of each process."""
         ...
 
+    def objects(self, value: Any) -> list[Any]:
+        """The values of the processes that hold different particles."""
+        ...
+
     def whole(self, draws: Draws) -> Draws:
         """The draws of all particles for the leader; for the others, their own."""
         ...
@@ -93,6 +102,7 @@ class OneProcess:
     total: int = 0
     leads: bool = True
     alone: bool = True
+    spread: bool = False
     crew: Crew | None = None
 
     @property
@@ -139,6 +149,10 @@ class OneProcess:
     def gather(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The tensors."""
         return list(tensors)
+
+    def objects(self, value: Any) -> list[Any]:
+        """The value."""
+        return [value]
 
     def whole(self, draws: Draws) -> Draws:
         """The draws."""
