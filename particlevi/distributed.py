@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
+from particlevi._checks import check_choice
 from particlevi.errors import ParticleviError
 
-__all__ = ["Peers", "ProcessLostError"]
+__all__ = ["Peers", "ProcessLostError", "Processes", "peers_of"]
+
+Processes: TypeAlias = Literal["all", "one"] | dist.ProcessGroup | DeviceMesh
+"""Over which processes the particles of a run are spread."""
 
 
 class ProcessLostError(ParticleviError, RuntimeError):
@@ -147,7 +153,7 @@ class Peers:
 
     def _left(self) -> int:
         """How many have ended for a reason that they gave."""
-        return sum(_store().check([f"{self._place}/left/{number}"]) for number in self.alive)
+        return sum(bool(_store().check([f"{self._place}/left/{number}"])) for number in self.alive)
 
     def _told(self, number: int) -> str:
         key = f"{self._place}/left/{number}"
@@ -192,6 +198,65 @@ class Peers:
         self._epoch += 1
         self._group = self._new_group()
         return died
+
+
+def peers_of(
+    processes: Processes, axes: Sequence[str], patience: float, timeout: float
+) -> dict[str, Peers] | None:
+    """The processes along each axis, and ``"everyone"``; None if there is one process.
+
+    Args:
+        processes: ``"all"`` or a group lie along the first axis; a mesh names its axes.
+        axes: the names that a mesh may have.
+        patience: as for ``Peers``.
+        timeout: as for ``Peers``.
+
+    Raises:
+        ValueError: an unknown choice, a mesh with other axes, or one that lacks processes.
+        TypeError: something else.
+    """
+
+    def made(group: Any) -> Peers:
+        return Peers(group, patience, timeout, borrowed=group is not None)
+
+    if isinstance(processes, str):
+        check_choice("processes, if not a group or a mesh,", processes, ["all", "one"])
+        if processes == "one" or not _are_several():
+            return None
+        everyone = made(None)
+        return {axes[0]: everyone, "everyone": everyone}
+    if isinstance(processes, dist.ProcessGroup):
+        everyone = made(processes)
+        return {axes[0]: everyone, "everyone": everyone}
+    if not isinstance(processes, DeviceMesh):
+        raise TypeError(
+            'processes must be "all", "one", a process group or a DeviceMesh, got '
+            f"{type(processes).__name__}."
+        )
+    names = processes.mesh_dim_names or ()
+    if not names or any(name not in axes for name in names):
+        raise ValueError(
+            f"The axes of the mesh must be named {' and '.join(axes)}, got {list(names)}: "
+            f'init_device_mesh("cpu", (2, 2), mesh_dim_names={tuple(axes)}).'
+        )
+    if processes.size() != dist.get_world_size():
+        raise ValueError(
+            f"The mesh has {processes.size()} of {dist.get_world_size()} processes: it must hold "
+            "all of them."
+        )
+    along = {name: made(processes.get_group(name)) for name in names}
+    everyone = made(None) if len(names) > 1 else along[names[0]]
+    return {**along, "everyone": everyone}
+
+
+def _are_several() -> bool:
+    """Whether there are several processes; makes the process group that ``torchrun`` promised."""
+    if not dist.is_available():
+        return False
+    started = "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if started and not dist.is_initialized():
+        dist.init_process_group()
+    return dist.is_initialized() and dist.get_world_size() > 1
 
 
 _meetings: dict[tuple[int, ...], int] = {}

@@ -19,7 +19,7 @@ __all__ = ["forked"]
 
 
 def forked(size: int, job: Callable[[int], Any]) -> dict[int, Any]:
-    """What ``job(number)`` gives in each process of a group, by number; nothing of one that died."""
+    """What ``job(number)`` gives in each process of a group; nothing of one that died."""
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(_worker, (folder, size, job), size, start_method="fork")
         found = {n: Path(folder, str(n)) for n in range(size)}

@@ -26,9 +26,7 @@ Evaluation: TypeAlias = Callable[[Tensor, Batch | None], Gradient]
 class Crew(Protocol):
     """Who evaluates together."""
 
-    def __call__(
-        self, evaluate: Evaluation, particles: Tensor, batch: Batch | None
-    ) -> Gradient:
+    def __call__(self, evaluate: Evaluation, particles: Tensor, batch: Batch | None) -> Gradient:
         """The whole of what ``evaluate`` would give, in every process."""
         ...
 
@@ -62,10 +60,8 @@ def by_particles(
     rows = slice(mine.start, mine.stop)
     if batch is not None and batch.per_particle:
         batch = batch._replace(data=pytree.tree_map(lambda leaf: leaf[rows], batch.data))
-    if mine:
-        found = evaluate(particles[rows], batch)
-    else:
-        found = Gradient(particles[:0], particles[:0, 0])
+    nobody = Gradient(particles[:0], particles[:0, 0])
+    found = evaluate(particles[rows], batch) if mine else nobody
     return Gradient(*gather(found))
 
 
@@ -83,7 +79,5 @@ def by_data(
         return Gradient(*add([particles.new_zeros(particles.shape), particles[:, 0] * 0]))
     cut = (slice(None), rows) if batch.per_particle else rows
     scale = None if batch.scale is None else batch.scale / share
-    part = batch._replace(
-        data=pytree.tree_map(lambda leaf: leaf[cut], batch.data), scale=scale
-    )
+    part = batch._replace(data=pytree.tree_map(lambda leaf: leaf[cut], batch.data), scale=scale)
     return Gradient(*add([share * value for value in evaluate(particles, part)]))

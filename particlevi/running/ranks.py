@@ -8,27 +8,21 @@ Particles that see each other are held by every process, and their gradients are
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
 
-from particlevi.distributed import Peers, ProcessLostError
+from particlevi.distributed import Peers, Processes, ProcessLostError, peers_of
 from particlevi.draws import Draws
 from particlevi.gradients.sharing import Crew, Evaluation, by_data, by_particles
 from particlevi.running.world import BITS, Ask, OneProcess, RunWorld, on_grid
 from particlevi.typing import Batch, Gradient, Sampler
 
-__all__ = ["Processes", "Ranks", "world_of"]
-
-Processes: TypeAlias = Literal["all", "one"] | dist.ProcessGroup | DeviceMesh
-"""Over which processes the particles of a run are spread."""
+__all__ = ["Ranks", "world_of"]
 
 AXES = ("particles", "data")
 _PATIENCE, _TIMEOUT = 10.0, 600.0
@@ -51,61 +45,14 @@ def world_of(processes: Processes, sampler: Sampler, num_particles: int) -> RunW
         ValueError: a mesh with other axes, or fewer particles than processes.
         TypeError: something else.
     """
-    if isinstance(processes, str):
-        if processes not in ("all", "one"):
-            raise ValueError(
-                'processes must be "all", "one", a process group or a DeviceMesh, got '
-                f"{processes!r}."
-            )
-        if processes == "one" or not _several():
-            return OneProcess(num_particles)
-        groups: dict[str, Any] = {"particles": None}
-    elif isinstance(processes, DeviceMesh):
-        groups = _axes(processes)
-    elif isinstance(processes, dist.ProcessGroup):
-        groups = {"particles": processes}
-    else:
-        raise TypeError(
-            'processes must be "all", "one", a process group or a DeviceMesh, got '
-            f"{type(processes).__name__}."
-        )
-    coupled = (
-        sampler.interacting or sampler.draws != slice(None) or sampler.estimator.interacting
-    )
-    peers = {
-        name: Peers(group, _PATIENCE, _TIMEOUT, borrowed=group is not None)
-        for name, group in groups.items()
-    }
-    everyone = next(iter(peers.values()))
-    if isinstance(processes, DeviceMesh) and processes.ndim > 1:
-        everyone = Peers(None, _PATIENCE, _TIMEOUT)
-    world = Ranks(everyone, peers.get("particles"), peers.get("data"), num_particles, coupled)
+    peers = peers_of(processes, AXES, _PATIENCE, _TIMEOUT)
+    if peers is None:
+        return OneProcess(num_particles)
+    coupled = sampler.interacting or sampler.draws != slice(None) or sampler.estimator.interacting
+    particles, data = (peers.get(axis) for axis in AXES)
+    world = Ranks(peers["everyone"], particles, data, num_particles, coupled)
     _check(world, sampler)
     return world
-
-
-def _several() -> bool:
-    """Whether there are several processes; makes the process group that ``torchrun`` promised."""
-    if not dist.is_available():
-        return False
-    started = "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if started and not dist.is_initialized():
-        dist.init_process_group()
-    return dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _axes(mesh: DeviceMesh) -> dict[str, Any]:
-    names = mesh.mesh_dim_names or ()
-    if not names or any(name not in AXES for name in names):
-        raise ValueError(
-            f'The axes of the mesh must be named "particles" and "data", got {names}: '
-            'init_device_mesh("cpu", (2, 2), mesh_dim_names=("particles", "data")).'
-        )
-    if mesh.size() != dist.get_world_size():
-        raise ValueError(
-            f"The mesh has {mesh.size()} processes of {dist.get_world_size()}: it must hold all."
-        )
-    return {name: mesh.get_group(name) for name in names}
 
 
 def _check(world: Ranks, sampler: Sampler) -> None:
@@ -113,7 +60,7 @@ def _check(world: Ranks, sampler: Sampler) -> None:
     if not world.coupled and world.total < size:
         raise ValueError(
             f"{world.total} particles cannot be spread over {size} processes: take more particles, "
-            "fewer processes, or processes=\"one\"."
+            'fewer processes, or processes="one".'
         )
     if world.crew is not None and sampler.potential.random:
         raise ValueError(
@@ -134,7 +81,12 @@ class Ranks:
     """
 
     def __init__(
-        self, everyone: Peers, particles: Peers | None, data: Peers | None, total: int, coupled: bool
+        self,
+        everyone: Peers,
+        particles: Peers | None,
+        data: Peers | None,
+        total: int,
+        coupled: bool,
     ):
         self.everyone = everyone
         self.particles = particles
@@ -148,7 +100,9 @@ class Ranks:
 
     def share(self, num_particles: int) -> range:
         """The particles of this process."""
-        return range(num_particles) if self.particles is None else share(num_particles, self.particles)
+        return (
+            range(num_particles) if self.particles is None else share(num_particles, self.particles)
+        )
 
     def grid(self, values: Tensor, bits: int = BITS) -> Tensor:
         """``[P, ...]`` in float64, rounded to so many bits below the largest over particles."""
@@ -177,16 +131,16 @@ class Ranks:
         shares_particles = self.coupled and self.particles is not None
         return self._evaluate if shares_particles or self.data is not None else None
 
-    def _evaluate(
-        self, evaluate: Evaluation, particles: Tensor, batch: Batch | None
-    ) -> Gradient:
+    def _evaluate(self, evaluate: Evaluation, particles: Tensor, batch: Batch | None) -> Gradient:
         if self.data is not None and batch is not None:
             whole, data = evaluate, self.data
 
             def evaluate(points: Tensor, part: Batch | None) -> Gradient:
                 assert part is not None
                 mine = share(part.size, data)
-                return by_data(whole, points, part, mine, lambda t: self._of(data, data.sum, list(t)))
+                return by_data(
+                    whole, points, part, mine, lambda t: self._of(data, data.sum, list(t))
+                )
 
         group = self.particles
         if group is None or not self.coupled or len(particles) != self.total:
@@ -285,7 +239,9 @@ class Ranks:
         assert self.particles is not None
         own = (numbered.chains, numbered.diverged, draws.seconds, draws.gradients)
         others = self.objects(own)
-        found = dict(zip(places, self._gathered(list(places.values()), self.particles), strict=True))
+        found = dict(
+            zip(places, self._gathered(list(places.values()), self.particles), strict=True)
+        )
         if not self.leads:
             return numbered
         return replace(
@@ -314,7 +270,8 @@ class Ranks:
 
     def _said(self, value: str | None) -> str | None:
         """What the leader says."""
-        return self._of(self.everyone, self.everyone.objects_of_first, value)
+        said: str | None = self._of(self.everyone, self.everyone.objects_of_first, value)
+        return said
 
     def _of(self, peers: Peers, collective: Callable[..., Found], *values: Any) -> Found:
         """What a collective gives.

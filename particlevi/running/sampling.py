@@ -14,6 +14,7 @@ from torch import Tensor
 from particlevi._checks import check_choice, check_positive_int, check_seed
 from particlevi.data import Batching, Minibatches, as_data, as_particles
 from particlevi.data.minibatches import as_minibatches
+from particlevi.distributed import Processes
 from particlevi.draws import Draws
 from particlevi.potentials.arithmetic import pinned
 from particlevi.potentials.potential import ModelPotential
@@ -23,7 +24,7 @@ from particlevi.running.converged import converged, probe_inputs
 from particlevi.running.loop import Loop
 from particlevi.running.monitor import Every, Monitor, Rule, as_monitor
 from particlevi.running.plan import Plan
-from particlevi.running.ranks import Processes, world_of
+from particlevi.running.ranks import world_of
 from particlevi.running.saving import STATE_FILE, Saved
 from particlevi.running.settings import Settings, identity
 from particlevi.running.world import RunWorld

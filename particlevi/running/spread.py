@@ -60,7 +60,8 @@ def _particle_axes(plan: Plan, tensors: Mapping[str, Tensor]) -> dict[str, int]:
             axes[name] = 0
     one, two = (_state_of(plan, num) for num in (1, 2))
     for name, tensor in one.items():
-        grown = [k for k, (a, b) in enumerate(zip(tensor.shape, two[name].shape)) if a != b]
+        sizes = zip(tensor.shape, two[name].shape, strict=True)
+        grown = [k for k, (a, b) in enumerate(sizes) if a != b]
         if grown:
             axes[name] = grown[0]
     return {name: axis for name, axis in axes.items() if name in tensors}

@@ -78,7 +78,6 @@ def runs() -> dict[str, Callable[[], pvi.Draws]]:
         "message_passing": run(pvi.message_passing_svgd(potential), **mini),
         "repulsive": run(pvi.repulsive_langevin(potential), **mini),
         "nvgd": run(pvi.nvgd(potential), **mini),
-        "automatic": lambda: pvi.sample(line(), xy, **QUIET, num_particles=4),
     }
 
 
@@ -97,6 +96,12 @@ def told(draws: pvi.Draws) -> dict[str, Any]:
 def same_draws(number: int) -> dict[str, Any]:
     """The draws of every family."""
     return {name: told(run()) for name, run in runs().items()}
+
+
+def automatic(number: int) -> dict[str, Any]:
+    """A run that nobody tuned."""
+    draws = pvi.sample(line(), data(), **QUIET, num_particles=4)
+    return {**told(draws), "tuning": draws.attrs["tuning"]}
 
 
 def _caught(run: Callable[[], Any]) -> dict[str, Any]:
@@ -235,24 +240,26 @@ def few(number: int) -> dict[str, Any]:
 
 def saved(number: int, folder: str) -> dict[str, Any]:
     """Runs that were stopped half way, each with a checkpoint in a folder of its own."""
-    found = {}
-    for name, (sampler, options) in resumable().items():
+
+    def run(name: str) -> pvi.Draws:
+        sampler, options = resumable()[name]
         stop = Every(30, lambda look: "half way")
         place = pvi.storage.Checkpoint(f"{folder}/{name}", every=10)
-        options = {**QUIET, "num_particles": P, "monitor": stop, "checkpoint": place, **options}
-        found[name] = _caught(lambda: pvi.sample(sampler, data(), **options))
-    return found
+        given = {**QUIET, "num_particles": P, "monitor": stop, "checkpoint": place, **options}
+        return pvi.sample(sampler, data(), **given)
+
+    return {name: _caught(partial(run, name)) for name in resumable()}
 
 
 def resumed(number: int, folder: str) -> dict[str, Any]:
     """The same runs, gone on with to their ends."""
-    found = {}
-    for name, (sampler, options) in resumable().items():
-        known = {key: options[key] for key in ("tuner",) if key in options}
-        found[name] = _caught(
-            lambda: pvi.resume(f"{folder}/{name}", sampler, data(), progress=False, **known)
-        )
-    return found
+
+    def run(name: str) -> pvi.Draws:
+        sampler, options = resumable()[name]
+        tuner = options.get("tuner")
+        return pvi.resume(f"{folder}/{name}", sampler, data(), progress=False, tuner=tuner)
+
+    return {name: _caught(partial(run, name)) for name in resumable()}
 
 
 def resumable() -> dict[str, tuple[Any, dict[str, Any]]]:
@@ -262,7 +269,10 @@ def resumable() -> dict[str, tuple[Any, dict[str, Any]]]:
     history = pvi.structured(potential, groups="tensor", history=pvi.gradients.history(2))
     return {
         "sghmc": (pvi.sghmc(potential), {**mini, "batching": "epoch"}),
-        "online": (pvi.sghmc(potential, gradient_noise="online", friction=9.0), mini),
+        "online": (
+            pvi.sghmc(potential, gradient_noise="online", friction=9.0),
+            {**mini, "step_size": 1e-4},
+        ),
         "refreshed": (pvi.sgld(pvi.control_variate(potential, data(), refresh=7)), mini),
         "structured": (pvi.sghmc(history), mini),
         "svgd": (pvi.svgd(potential), mini),
@@ -277,12 +287,11 @@ JOBS = (same_draws, lost_chain, all_lost, again, other_data, few, rules, one_onl
 
 
 def every(number: int) -> dict[str, Any]:
-    """All jobs after which the group still stands; ``mesh`` with an even number of processes."""
-    found = {job.__name__: job(number) for job in JOBS}
-    return found if dist.get_world_size() % 2 else {**found, "mesh": mesh(number)}
+    """All jobs after which the group still stands."""
+    return {job.__name__: job(number) for job in JOBS}
 
 
 if __name__ == "__main__":
-    jobs = {job.__name__: job for job in (every, failure, death, saved, resumed)}
+    jobs = {job.__name__: job for job in (every, mesh, automatic, failure, death, saved, resumed)}
     job = partial(jobs[sys.argv[3]], **({"folder": sys.argv[4]} if len(sys.argv) > 4 else {}))
     Path(sys.argv[2]).write_bytes(pickle.dumps(forked(int(sys.argv[1]), job)))
