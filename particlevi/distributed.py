@@ -60,6 +60,7 @@ class Peers:
         self.patience = patience
         self.timeout = 3 * patience if timeout is None else timeout
         self._epoch = 0
+        self.num_sent = 0
         self._meeting = _next_meeting(self.ranks)
         self._borrowed = borrowed
         self._group: Any = group if borrowed else self._new_group()
@@ -109,6 +110,13 @@ class Peers:
             parts = [torch.empty_like(padded) for _ in counts]
             dist.all_gather(parts, padded, group=self._group)
             found.append(torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)]))
+        return found
+
+    def swap(self, flat: Tensor, sent: list[int], received: list[int]) -> Tensor:
+        """A message of ``sent[r]`` numbers to every process r, for one of ``received[r]``."""
+        found = flat.new_empty(sum(received))
+        dist.all_to_all_single(found, flat, received, sent, group=self._group)
+        self.num_sent += flat.numel() - sent[self.alive.index(self.number)]
         return found
 
     def objects(self, value: Any) -> list[Any]:

@@ -386,6 +386,7 @@ class Sampler:
         warning: ``(info, controls) -> str | None``, what is wrong with a step, if something is; the
             loop asks now and then after the warm-up, and warns once.
         facts: what its draws are.
+        most_spread: up to how many particles that see each other can lie in different processes.
     """
 
     name: str
@@ -407,6 +408,7 @@ class Sampler:
     max_step_size: Callable[[float], float] | None = None
     warning: Callable[[Any, Controls], str | None] | None = None
     facts: Facts = Facts()
+    most_spread: int = 0
 
     @property
     def interacting(self) -> bool:

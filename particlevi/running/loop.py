@@ -16,6 +16,7 @@ from torch import Tensor
 from particlevi.draws import Draws
 from particlevi.errors import DivergenceError
 from particlevi.gradients.sharing import shared_by
+from particlevi.kernels.exchange import exchanged_by
 from particlevi.running.compiling import static_shapes
 from particlevi.running.controls import ControlRoom
 from particlevi.running.divergence import DivergenceWatch
@@ -217,7 +218,7 @@ class Loop:
         noise = sampler.draw_noise(self.state, self.streams.noise)
         controls = self.control_room.at(self.step, self.state.position)
         self._before = self.state.position
-        with shared_by(plan.world.crew):
+        with shared_by(plan.world.crew), exchanged_by(plan.world.exchange):
             self.state, info = move(self.state, batch, noise, controls)
         self.step += 1
         progress = Progress(self.step, plan.settings.num_warmup, plan.num_steps)
@@ -255,8 +256,9 @@ class Loop:
         sampler, lost = self.plan.sampler, self.divergence.lost
         new = self.divergence.check(self.state.position)
         num_particles, world = self.plan.settings.num_particles, self.plan.world
-        none_left = world.count(len(lost)) == world.total
-        if new or none_left:
+        num_lost = world.count(len(lost))
+        over = num_lost == world.total or (sampler.interacting and num_lost > 0)
+        if new or over:
             told, first = new or lost, world.mine.start
             message = divergence_message(
                 sampler,
@@ -264,7 +266,7 @@ class Loop:
                 {first + chain: cause for chain, cause in self.divergence.causes.items()},
                 float(controls["step_size"]),
             )
-            if sampler.interacting or none_left:
+            if over:
                 raise DivergenceError(message, self._draws_before(told))
             warnings.warn(message, stacklevel=5)
         if self.step > self.plan.settings.num_warmup:

@@ -19,6 +19,7 @@ from torch import Tensor
 from particlevi.distributed import Peers, Processes, ProcessLostError, peers_of
 from particlevi.draws import Draws
 from particlevi.gradients.sharing import Crew, Evaluation, by_data, by_particles
+from particlevi.kernels.exchange import Exchange
 from particlevi.running.world import BITS, Ask, OneProcess, RunWorld, on_grid
 from particlevi.typing import Batch, Gradient, Sampler
 
@@ -26,6 +27,8 @@ __all__ = ["Ranks", "world_of"]
 
 AXES = ("particles", "data")
 _PATIENCE, _TIMEOUT = 10.0, 600.0
+WIDE = 2**20
+"""Numbers P D of particles that see each other, from which on they are spread by rows."""
 _DRAWS = "\0draws"
 
 Found = TypeVar("Found")
@@ -48,9 +51,18 @@ def world_of(processes: Processes, sampler: Sampler, num_particles: int) -> RunW
     peers = peers_of(processes, AXES, _PATIENCE, _TIMEOUT)
     if peers is None:
         return OneProcess(num_particles)
-    coupled = sampler.interacting or sampler.draws != slice(None) or sampler.estimator.interacting
     particles, data = (peers.get(axis) for axis in AXES)
-    world = Ranks(peers["everyone"], particles, data, num_particles, coupled)
+    size = 1 if particles is None else particles.size
+    by_columns = size <= num_particles <= sampler.most_spread and data is None
+    wide = num_particles * sampler.potential.num_params >= WIDE
+    coupled = sampler.interacting or sampler.draws != slice(None) or sampler.estimator.interacting
+    exchange = None
+    if by_columns and wide and not sampler.estimator.interacting and particles is not None:
+        coupled, exchange = (
+            False,
+            Transposed(particles, num_particles, sampler.potential.num_params),
+        )
+    world = Ranks(peers["everyone"], particles, data, num_particles, coupled, exchange)
     _check(world, sampler)
     return world
 
@@ -77,7 +89,8 @@ class Ranks:
         particles: those over which particles are spread; None if every process has all.
         data: those over which the data of a batch are spread.
         total: particles of all.
-        coupled: whether particles see each other.
+        coupled: whether particles see each other, and so every process has them all.
+        exchange: through whom particles that lie in different processes see each other.
     """
 
     def __init__(
@@ -87,12 +100,14 @@ class Ranks:
         data: Peers | None,
         total: int,
         coupled: bool,
+        exchange: Exchange | None = None,
     ):
         self.everyone = everyone
         self.particles = particles
         self.data = data
         self.total = total
         self.coupled = coupled
+        self.exchange = exchange
         self.alone = False
         self.leads = everyone.number == 0
         self.spread = particles is not None and not coupled
@@ -109,7 +124,7 @@ class Ranks:
         largest = values.abs().amax(0)
         if self.spread:
             assert self.particles is not None
-            largest = self._of(self.particles, self.particles.largest, [largest])[0]
+            largest = guarded(self.particles, self.particles.largest, [largest])[0]
         return on_grid(values, largest, bits)
 
     def sum(self, values: Tensor) -> Tensor:
@@ -139,7 +154,7 @@ class Ranks:
                 assert part is not None
                 mine = share(part.size, data)
                 return by_data(
-                    whole, points, part, mine, lambda t: self._of(data, data.sum, list(t))
+                    whole, points, part, mine, lambda t: guarded(data, data.sum, list(t))
                 )
 
         group = self.particles
@@ -161,7 +176,7 @@ class Ranks:
             raise
         else:
             for peers in self._groups():
-                self._of(peers, peers.close)
+                guarded(peers, peers.close)
 
     def _groups(self) -> list[Peers]:
         found = [self.everyone, self.particles, self.data]
@@ -174,7 +189,7 @@ class Ranks:
             ValueError: in every process, with what differs and where.
         """
         mine = {name: json.dumps(value, default=str) for name, value in what.items()}
-        said = self._of(self.everyone, self.everyone.objects, mine)
+        said = guarded(self.everyone, self.everyone.objects, mine)
         for number, theirs in enumerate(said):
             different = [name for name in said[0] if theirs[name] != said[0][name]]
             if different:
@@ -192,7 +207,7 @@ class Ranks:
         if not now:
             return False, False
         wishes = torch.tensor([float(stop), float(save and self.leads)])
-        found = self._of(self.everyone, self.everyone.sum, [wishes])[0]
+        found = guarded(self.everyone, self.everyone.sum, [wishes])[0]
         return bool(found[0]), bool(found[1])
 
     def verdict(self, ask: Ask, draws: Callable[[], Draws]) -> str | None:
@@ -218,7 +233,7 @@ class Ranks:
         """The values of the processes that hold different particles."""
         if self.particles is None or self.coupled:
             return [value]
-        return self._of(self.particles, self.particles.objects, value)
+        return guarded(self.particles, self.particles.objects, value)
 
     def whole(self, draws: Draws) -> Draws:
         """The draws of all particles for the leader; for the others, their own."""
@@ -262,32 +277,75 @@ class Ranks:
 
     def _gathered(self, tensors: Sequence[Tensor], peers: Peers) -> list[Tensor]:
         """Along the first axis, whose length may differ between processes."""
-        return self._of(peers, peers.gather, list(tensors))
+        return guarded(peers, peers.gather, list(tensors))
 
     def _added(self, tensors: list[Tensor]) -> list[Tensor]:
         assert self.particles is not None
-        return self._of(self.particles, self.particles.sum, tensors)
+        return guarded(self.particles, self.particles.sum, tensors)
 
     def _said(self, value: str | None) -> str | None:
         """What the leader says."""
-        said: str | None = self._of(self.everyone, self.everyone.objects_of_first, value)
+        said: str | None = guarded(self.everyone, self.everyone.objects_of_first, value)
         return said
 
-    def _of(self, peers: Peers, collective: Callable[..., Found], *values: Any) -> Found:
-        """What a collective gives.
 
-        Raises:
-            ProcessLostError: a process ended; it tells which and why.
-        """
-        try:
-            return collective(*values)
-        except RuntimeError as error:
-            reason = str(error)
-        del values
-        raise peers.lost(reason)
+class Transposed:
+    """Rows of particles for columns, and back, by one message to every other process.
+
+    Args:
+        peers: that hold the rows.
+        num_particles: P, of all.
+        num_params: D.
+    """
+
+    def __init__(self, peers: Peers, num_particles: int, num_params: int):
+        self.peers = peers
+        self.rows = [len(share(num_particles, peers, number)) for number in range(peers.size)]
+        self.cols = [len(share(num_params, peers, number)) for number in range(peers.size)]
+        self.mine = share(num_particles, peers)
+
+    def to_columns(self, rows: Sequence[Tensor]) -> list[Tensor]:
+        """``[P, D_r]`` from ``[P_r, D]``."""
+        here, width = len(self.mine), self.cols[self.peers.number]
+        sent = [torch.cat([part.flatten() for part in x.split(self.cols, 1)]) for x in rows]
+        sizes = [here * cols for cols in self.cols], [num * width for num in self.rows]
+        return [guarded(self.peers, self.peers.swap, x, *sizes).view(-1, width) for x in sent]
+
+    def to_rows(self, columns: Sequence[Tensor]) -> list[Tensor]:
+        """``[P_r, D]`` from ``[P, D_r]``."""
+        here, width = len(self.mine), self.cols[self.peers.number]
+        sizes = [num * width for num in self.rows], [here * cols for cols in self.cols]
+        found = []
+        for x in columns:
+            flat = guarded(self.peers, self.peers.swap, x.flatten(), *sizes)
+            parts = zip(flat.split(sizes[1]), self.cols, strict=True)
+            found.append(torch.cat([part.view(here, cols) for part, cols in parts], 1))
+        return found
+
+    def add(self, values: Tensor) -> Tensor:
+        """The sum over processes."""
+        return guarded(self.peers, self.peers.sum, [values])[0]
+
+    def own(self, values: Tensor) -> Tensor:
+        """The rows of the particles here."""
+        return values[self.mine.start : self.mine.stop]
 
 
-def share(size: int, peers: Peers) -> range:
-    """The part of ``range(size)`` that this process has; parts differ by one at most."""
-    ends = [size * number // peers.size for number in (peers.number, peers.number + 1)]
-    return range(*ends)
+def guarded(peers: Peers, collective: Callable[..., Found], *values: Any) -> Found:
+    """What a collective gives.
+
+    Raises:
+        ProcessLostError: a process ended; it tells which and why.
+    """
+    try:
+        return collective(*values)
+    except RuntimeError as error:
+        reason = str(error)
+    del values
+    raise peers.lost(reason)
+
+
+def share(size: int, peers: Peers, number: int | None = None) -> range:
+    """The part of ``range(size)`` that a process has, this one if none is named."""
+    which = peers.number if number is None else number
+    return range(size * which // peers.size, size * (which + 1) // peers.size)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from particlevi.draws import Draws
 from particlevi.gradients.sharing import Crew
+from particlevi.kernels.exchange import Exchange
 from particlevi.typing import World
 
 __all__ = ["BITS", "OneProcess", "RunWorld", "on_grid"]
@@ -56,6 +57,11 @@ class RunWorld(World, Protocol):
     @property
     def crew(self) -> Crew | None:
         """Who evaluates gradients together."""
+        ...
+
+    @property
+    def exchange(self) -> Exchange | None:
+        """Through whom particles that see each other do so."""
         ...
 
     def guard(self) -> Any:
@@ -104,6 +110,7 @@ class OneProcess:
     alone: bool = True
     spread: bool = False
     crew: Crew | None = None
+    exchange: Exchange | None = None
 
     @property
     def mine(self) -> range:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 import particlevi as pvi
+from particlevi.distributed import Peers
 from particlevi.running import Every, ranks
 from tests.processes import forked
 
@@ -96,6 +97,41 @@ def told(draws: pvi.Draws) -> dict[str, Any]:
 def same_draws(number: int) -> dict[str, Any]:
     """The draws of every family."""
     return {name: told(run()) for name, run in runs().items()}
+
+
+def transposed() -> dict[str, Callable[[], pvi.Draws]]:
+    """Stein samplers whose particles can lie in different processes."""
+    potential = net()
+    mini: dict[str, Any] = {**SHORT, "num_particles": 7, "batch_size": 8}
+    ramp = pvi.schedules.tanh_ramp(6)
+    samplers = {
+        "rbf": pvi.svgd(potential),
+        "imq_adam": pvi.svgd(potential, pvi.kernels.imq(), "adam"),
+        "linear_annealed": pvi.svgd(potential, pvi.kernels.linear(), "rmsprop", annealing=ramp),
+    }
+
+    def run(sampler: Any) -> pvi.Draws:
+        return pvi.sample(sampler, data(), **mini)
+
+    return {name: partial(run, sampler) for name, sampler in samplers.items()}
+
+
+def by_columns(number: int) -> dict[str, Any]:
+    """Their draws, and how many numbers a process sent in a step."""
+    ranks.WIDE = 0
+    sent, before = [], Peers.swap
+
+    def counted(self: Peers, *arguments: Any) -> torch.Tensor:
+        had = self.num_sent
+        found = before(self, *arguments)
+        sent.append(self.num_sent - had)
+        return found
+
+    Peers.swap = counted
+    found = {name: told(run()) for name, run in transposed().items()}
+    Peers.swap, ranks.WIDE = before, 2**20
+    steps = len(found) * SHORT["num_draws"]
+    return {**found, "sent": sum(sent) / steps}
 
 
 def automatic(number: int) -> dict[str, Any]:
@@ -283,7 +319,7 @@ def resumable() -> dict[str, tuple[Any, dict[str, Any]]]:
     }
 
 
-JOBS = (same_draws, lost_chain, all_lost, again, other_data, few, rules, one_only)
+JOBS = (same_draws, by_columns, lost_chain, all_lost, again, other_data, few, rules, one_only)
 
 
 def every(number: int) -> dict[str, Any]:

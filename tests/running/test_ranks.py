@@ -61,6 +61,21 @@ def test_draws_are_those_of_one_process(found, name):
     np.testing.assert_allclose(there["particles"], here["particles"], rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["rbf", "imq_adam", "linear_annealed"])
+def test_stein_particles_in_different_processes_take_the_same_steps(found, name):
+    there = found[0]["by_columns"][name]["particles"]
+    here = jobs.transposed()[name]().particles
+    np.testing.assert_allclose(there, here, rtol=1e-11, atol=1e-12)
+
+
+def test_a_transposed_step_sends_three_numbers_for_every_one_that_a_process_holds(found):
+    num_particles, num_params, size = 7, 21, len(found)
+    sent = sum(part["by_columns"]["sent"] for part in found.values())
+    whole = 3 * num_particles * num_params
+    # What stays in its process, the diagonal of the exchange, is not sent.
+    assert sent == pytest.approx(whole * (1 - 1 / size), rel=0.02)
+
+
 @pytest.mark.slow
 def test_what_is_tuned_over_processes_has_the_law_of_one_process(folder):
     """The path is another, since warm-ups amplify rounding; the posterior is the same."""
