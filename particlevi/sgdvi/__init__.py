@@ -20,6 +20,10 @@ from particlevi.sgdvi.free_energy import (
     gaussian_kl,
     moments_along,
 )
+from particlevi.sgdvi.learning_coefficient import (
+    LearningCoefficient,
+    local_learning_coefficient,
+)
 from particlevi.sgdvi.least_squares import largest_rate, least_squares_law
 from particlevi.sgdvi.optimal import (
     effective_temperatures,
@@ -60,6 +64,7 @@ __all__ = [
     "FreeEnergy",
     "GaussianChain",
     "GaussianPotential",
+    "LearningCoefficient",
     "Moments",
     "NotStationaryWarning",
     "Projection",
@@ -90,6 +95,7 @@ __all__ = [
     "largest_rate",
     "least_squares_law",
     "line",
+    "local_learning_coefficient",
     "mean_loss",
     "moments_along",
     "optimal_preconditioner",

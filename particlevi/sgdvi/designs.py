@@ -281,8 +281,8 @@ class _Problem:
         values = np.linalg.eigvalsh(x)
         if values.min() <= 1e-14 * values.max():
             raise ValueError(
-                f"No preconditioner makes SGD with momentum {m} sample this target: lower momentum, "
-                "let injected=True, or choose a target nearer to the posterior."
+                f"No preconditioner makes SGD with momentum {m} sample this target: lower "
+                "momentum, let injected=True, or choose a target nearer to the posterior."
             )
         return symmetric_part(np.linalg.inv(x))
 

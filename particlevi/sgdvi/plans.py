@@ -50,6 +50,7 @@ from particlevi.potentials.function import from_log_likelihood
 from particlevi.potentials.potential import ModelPotential
 from particlevi.running.sampling import sample
 from particlevi.sgdvi._checks import as_real
+from particlevi.sgdvi._losses import doubled, module_losses
 from particlevi.sgdvi.designs import Design, Order, cheapest, design
 from particlevi.sgdvi.planned import planned_sgd
 from particlevi.sgdvi.preconditioners import Structure
@@ -331,7 +332,7 @@ def _problem(
     """The noise, the mean loss as an energy at any point, its potential and the data."""
     if isinstance(model, nn.Module):
         model = copy.deepcopy(model).double()
-        data = pytree.tree_map(_doubled, data)
+        data = pytree.tree_map(doubled, data)
     noise = measure(model, data, loss_fn, position=position)
     if noise.samples.random:
         raise ValueError("The loss draws random masks: plan in eval mode, without dropout.")
@@ -355,8 +356,10 @@ def _problem(
         return noise, energy, model, data
     samples = noise.samples
 
+    losses = module_losses(model.eval(), samples.layout, loss_fn)
+
     def log_likelihood(theta: Tensor, *piece: Tensor) -> Tensor:
-        return -samples.many(theta, piece[0] if len(piece) == 1 else piece)
+        return -losses(theta, *piece)
 
     potential = from_log_likelihood(
         lambda theta: -0.5 * count * decay * theta.square().sum(),
@@ -367,11 +370,6 @@ def _problem(
         device=samples.device,
     )
     return noise, energy, potential, tuple(data)
-
-
-def _doubled(leaf: Any) -> Any:
-    tensor = torch.as_tensor(leaf)
-    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def _minimum(energy: Callable[[Tensor], Energy], start: Tensor) -> tuple[Tensor, Tensor]:
