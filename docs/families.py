@@ -86,6 +86,7 @@ ROOMS = {
     "curvature": "Curvature",
     "sgdvi": "SGD as variational inference",
     "optim": "Optimisers",
+    "record": "Recording a training loop",
     "plots": "Pictures",
     "typing": "The concepts as types",
 }

@@ -65,7 +65,7 @@ from particlevi.storage.recording import outputs_at
 from particlevi.tuning import suggest_step_size
 
 if TYPE_CHECKING:
-    from particlevi import comparison, optim, plots, sgdvi, testing
+    from particlevi import comparison, optim, plots, record, sgdvi, testing
     from particlevi.comparison import check_collapse, compare
 
 __version__ = "0.1.0"
@@ -121,6 +121,7 @@ __all__ = [
     "psghmc",
     "psgld",
     "randomized_hmc",
+    "record",
     "repulsive_langevin",
     "resume",
     "running",
@@ -149,6 +150,7 @@ _LAZY = {
     "comparison": "comparison",
     "optim": "optim",
     "plots": "plots",
+    "record": "record",
     "sgdvi": "sgdvi",
     "testing": "testing",
 }
