@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from particlevi.diagnostics import convergence, export, outputs, predictive, temperatures
 from particlevi.diagnostics.arviz import EssMethod, McseMethod
+from particlevi.diagnostics.ensemble import Ensemble, to_module
 from particlevi.diagnostics.groups import recombine
 from particlevi.diagnostics.predictive import Prediction
 from particlevi.diagnostics.summary import summary
@@ -18,8 +21,12 @@ from particlevi.diagnostics.temperatures import Temperature
 from particlevi.diagnostics.verdict import Verdict, diagnose
 from particlevi.diagnostics.views import View
 from particlevi.drawset import DrawSet
+from particlevi.drawset.data import Kind
+from particlevi.errors import ParticleviWarning
 from particlevi.potentials.layout import Groups
+from particlevi.potentials.potential import ModelPotential
 from particlevi.storage import drawfile
+from particlevi.storage.weights import checkpoint_files, read_weights
 from particlevi.tuning import invariance
 from particlevi.tuning.invariance import Invariance
 
@@ -293,6 +300,92 @@ class Draws(DrawSet):
     def save(self, path: str | Path) -> None:
         """Write the draws to one safetensors file; ``pvi.load`` reads it and runs no code."""
         drawfile.write(self, Path(path))
+
+    def to_module(self, num: int | None = None, chunk_size: int | None = None) -> Ensemble:
+        """The draws as one ``nn.Module`` that predicts, for code that knows nothing of them.
+
+        Called on inputs it gives a dict with ``mean``, and for labels ``entropy`` and
+        ``mutual_information``, else ``std`` and ``epistemic_std``; ``.members(inputs)`` are the
+        outputs of every draw. ``torch.export`` takes it.
+
+        Args:
+            num: so many draws, evenly spaced over all chains; all of them if absent.
+            chunk_size: draws evaluated at once.
+
+        Raises:
+            ValueError: draws of a potential that was not made by ``from_module``, or of a part of
+                its parameters.
+
+        Examples:
+            >>> import torch, particlevi as pvi
+            >>> net = torch.nn.Linear(2, 3)
+            >>> model = pvi.from_module(net, pvi.Categorical(), pvi.Normal(1.0), num_data=10)
+            >>> ensemble = pvi.Draws.from_tensor(torch.randn(4, 5, 9), model).to_module()
+            >>> sorted((name, list(v.shape)) for name, v in ensemble(torch.ones(7, 2)).items())
+            [('entropy', [7]), ('mean', [7, 3]), ('mutual_information', [7])]
+        """
+        return to_module(self, num, chunk_size)
+
+    @classmethod
+    def from_checkpoints(
+        cls,
+        potential: ModelPotential,
+        source: str | Path | Iterable[str | Path],
+        *,
+        pattern: str = "*",
+        prefix: str = "",
+        kind: Kind = "chains",
+        seconds: float = float("nan"),
+    ) -> Draws:
+        """Draws from checkpoints of the module that the potential was made from.
+
+        Args:
+            potential: from ``from_module``.
+            source: a folder of ``.safetensors`` files or files by ``torch.save``, in the order of
+                the numbers in their names; or a list of files. Several runs are
+                ``Draws.concat([...], along="chains")``.
+            pattern: of the files that count, such as ``"epoch*.pt"``.
+            prefix: before the names of the module's tensors, such as ``"net."``.
+            kind: as in ``from_tensor``; ``"independent"`` for an ensemble of trained nets.
+            seconds: that they took.
+
+        Raises:
+            FileNotFoundError: no checkpoint there.
+            ValueError: a file that holds more than tensors, or lacks some that are sampled.
+
+        Examples:
+            >>> import tempfile, torch, particlevi as pvi
+            >>> net = torch.nn.Linear(2, 1)
+            >>> model = pvi.from_module(net, pvi.Gaussian(0.1), pvi.Normal(1.0), num_data=10)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     for step in range(3):
+            ...         torch.save(net.state_dict(), f"{folder}/step{step}.pt")
+            ...     pvi.Draws.from_checkpoints(model, folder).particles.shape
+            torch.Size([1, 3, 3])
+        """
+        paths = checkpoint_files(source, pattern)
+        states = []
+        for path in paths:
+            state = read_weights(path, prefix)
+            missing = [name for name in potential.layout.shapes if name not in state]
+            if missing:
+                raise ValueError(
+                    f"{path} lacks {missing}, which are sampled; it has {list(state)[:20]}. Other "
+                    "names take prefix=..., other files pattern=...."
+                )
+            states.append(state)
+        changed = getattr(potential.model and potential.model.function, "changed_buffers", None)
+        differing = sorted({name for state in states for name in changed(state)} if changed else ())
+        if differing:
+            warnings.warn(
+                f"The buffers {differing} of these checkpoints are not those of the potential's "
+                "module, which are used for all of them. For predictions of one checkpoint with "
+                "its own running statistics, make its potential from the module with that "
+                'checkpoint loaded; batch_norm="batch" needs none.',
+                ParticleviWarning,
+                stacklevel=2,
+            )
+        return cls.from_state_dicts(potential, states, kind=kind, seconds=seconds)
 
     def recombine(
         self,
