@@ -88,6 +88,7 @@ ROOMS = {
     "optim": "Optimisers",
     "record": "Recording a training loop",
     "plots": "Pictures",
+    "sklearn": "Estimators of scikit-learn",
     "typing": "The concepts as types",
 }
 
