@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from particlevi import _html
 from particlevi.diagnostics import convergence, export, outputs, predictive, temperatures
 from particlevi.diagnostics.arviz import EssMethod, McseMethod
 from particlevi.diagnostics.ensemble import Ensemble, to_module
@@ -245,7 +246,7 @@ class Draws(DrawSet):
             The verdict, with ``.ok``, ``.findings`` and ``.facts``.
         """
         verdict = diagnose(self, data, inputs=inputs, thin=thin)
-        if verbose:
+        if verbose and not _html.in_notebook():
             print(verdict)
         return verdict
 
@@ -265,7 +266,8 @@ class Draws(DrawSet):
                 ``num_steps`` of the kernel, the ``tolerance``, ``inputs``, ``seed``.
         """
         found = invariance.check_invariance(self, data, **options)
-        print(found)
+        if not _html.in_notebook():
+            print(found)
         return found
 
     def to_arviz(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Self, final
 import torch
 from torch import Tensor, nn
 
+from particlevi import _html
 from particlevi._checks import check_fraction, check_positive_int
 from particlevi.diagnostics import arviz
 from particlevi.diagnostics.temperatures import Temperature
@@ -288,6 +289,13 @@ class Recorder:
 
     def __str__(self) -> str:
         return str(self.status())
+
+    def _repr_html_(self) -> str:
+        parts = str(self).split("; ")
+        return _html.block(
+            f"Recorder of {type(self.optimizer).__name__}",
+            _html.notes(("", part) for part in parts),
+        )
 
     def __repr__(self) -> str:
         return f"Recorder({type(self.optimizer).__name__}: {self})"
