@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -26,6 +26,7 @@ from particlevi.drawset.data import Kind
 from particlevi.errors import ParticleviWarning
 from particlevi.potentials.layout import Groups
 from particlevi.potentials.potential import ModelPotential
+from particlevi.report import write_draws
 from particlevi.storage import drawfile
 from particlevi.storage.weights import checkpoint_files, read_weights
 from particlevi.tuning import invariance
@@ -253,6 +254,55 @@ class Draws(DrawSet):
     def summary(self) -> str:
         """A run in a few lines: what was chosen and why, ESS and R-hat, energy error, seconds."""
         return summary(self)
+
+    def report(
+        self,
+        path: str | Path,
+        data: Any = None,
+        *,
+        test_data: Any = None,
+        inputs: Any = None,
+        figures: Mapping[str, Any] | None = None,
+        title: str = "Posterior draws",
+        thin: int = 1,
+    ) -> Path:
+        """Write one HTML page about the draws that needs nothing else, to send to a colleague.
+
+        Verdict first; what was sampled and how; convergence; temperatures; with ``test_data``
+        predictions and calibration. It holds its style and its charts, works without a network,
+        and reads on a phone and in print.
+
+        Args:
+            path: of the page.
+            data: as given to ``sample``; for the verdict and the configurational temperature.
+            test_data: held-out data of a module, ``(inputs, ..., targets)``.
+            inputs: probe inputs: convergence is then that of the outputs there.
+            figures: matplotlib figures or axes by title, such as those of ``pvi.plots`` of an
+                effective potential or of gradient noise.
+            title: of the page.
+            thin: for temperatures and predictions, use every ``thin``-th draw.
+
+        Returns:
+            The path.
+
+        Examples:
+            >>> import tempfile, torch, particlevi as pvi
+            >>> draws = pvi.Draws.from_tensor(torch.randn(4, 100, 2))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     page = draws.report(f"{folder}/report.html")
+            ...     page.stat().st_size < 100_000
+            True
+        """
+        return write_draws(
+            self,
+            path,
+            data,
+            test_data=test_data,
+            inputs=inputs,
+            figures=figures,
+            title=title,
+            thin=thin,
+        )
 
     def check_invariance(self, data: Any = None, **options: Any) -> Invariance:
         """Go on from the draws with an exact kernel, and test whether anything moves.

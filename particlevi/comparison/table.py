@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from html import escape
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from particlevi import _html
 from particlevi.comparison.estimates import Estimate
 from particlevi.comparison.score import Score
 from particlevi.comparison.temperature_score import Spectrum
+from particlevi.report import write_comparison
 
 __all__ = ["Comparison", "Row"]
 
@@ -126,6 +129,33 @@ class Comparison:
                 "what the columns mean; bold: the best, and what is within two errors of it",
                 _html.table(("score", "meaning"), ((s.name, s.meaning) for s in shown)),
             ),
+        )
+
+    def report(
+        self,
+        path: str | Path,
+        *,
+        figures: Mapping[str, Any] | None = None,
+        title: str = "Comparison",
+    ) -> Path:
+        """Write one HTML page that needs nothing else: the table, and each score with its errors.
+
+        Args:
+            path: of the page.
+            figures: matplotlib figures or axes by title, such as those of ``pvi.plots``.
+            title: of the page.
+
+        Returns:
+            The path.
+        """
+        shown = self._shown()
+        estimates = {
+            s.name: {n: e for n, row in self.rows.items() if (e := row.estimates.get(s.name))}
+            for s in shown
+        }
+        meanings = {score.name: score.meaning for score in shown}
+        return write_comparison(
+            self._repr_html_(), estimates, meanings, path, figures=figures, title=title
         )
 
     def _best(self, score: Score) -> set[str]:
