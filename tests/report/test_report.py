@@ -101,6 +101,7 @@ def test_labels_have_a_reliability_diagram(tmp_path):
     assert "share of right labels" in html
 
 
+@pytest.mark.slow
 def test_large_draws_give_a_small_page(tmp_path):
     draws = pvi.Draws.from_tensor(torch.randn(8, 20, 100_000))
     page = draws.report(tmp_path / "a.html")
@@ -195,6 +196,7 @@ def test_it_prints(page, tmp_path):
     assert target.read_bytes().startswith(b"%PDF")
 
 
+@pytest.mark.slow
 def test_the_module_runs():
     done = subprocess.run(
         [sys.executable, "-m", "particlevi", "--help"], capture_output=True, text=True, check=False
