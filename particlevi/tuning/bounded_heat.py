@@ -6,7 +6,11 @@ before the first step, every chain is probed where it is, with a batch of its ow
 1. One leapfrog step of fresh momenta *on that same batch* changes the energy by ``dE``, which is
    the integrator's error and not the noise between batches. Its mean square over D grows as ``h^6``
    and gives the longest step ``h*`` of the target, by the law of ``energy_error``.
-2. The two halves of the batch tell the gradient noise, and ``heat`` the largest factor k at which
+2. A third gradient on the batch, a tenth of a step along the direction in which the chain's
+   potential was found to curve most, tells the curvature l there and turns the direction by the
+   power method; ``h* <= 1 / sqrt(l)``, half of the stable range, since one stiff direction among
+   many hardly shows in 1.
+3. The two halves of the batch tell the gradient noise, and ``heat`` the largest factor k at which
    it shifts the energy of no tensor, of no span of its top directions, and not that of all
    parameters by more than ``tolerance`` of a standard deviation. The log-likelihood of all the data
    at the chains, before the first step and at the ends of windows, tells its standard deviation,
@@ -44,15 +48,14 @@ from particlevi._checks import check_choice, check_positive, check_positive_int
 from particlevi.data import Data, as_data
 from particlevi.gradients.control_variate import control_variate
 from particlevi.gradients.minibatch import minibatch
-from particlevi.potentials.chunks import chunks
-from particlevi.samplers._gradient_at import GradientAt
 from particlevi.samplers._metric import Metric
-from particlevi.streams import ParticleStreams
 from particlevi.tuning.dual_averaging import running_mean
 from particlevi.tuning.energy_error import StepLaw, follow, no_steps, step_of
 from particlevi.tuning.heat import Heat, Subspace, bound, learn, no_heat, shifts
 from particlevi.tuning.metric import Moments, add, no_moments
+from particlevi.tuning.probes import Here, Prober
 from particlevi.tuning.stability import StabilityWarning
+from particlevi.tuning.steepest import Steepest, no_curvature, turn
 from particlevi.tuning.windows import pooled_windows
 from particlevi.typing import JSON, Controls, GradientEstimator, Progress, Sampler, World
 
@@ -62,7 +65,7 @@ Dynamics = Literal["momentum", "overdamped"]
 
 _MOST_TRIALS = 40
 _MOST_FRICTION = 3.0
-_ROUNDING = 8.0
+_LEAST_FRICTION = 0.01
 _SHARPER = 5.0
 
 
@@ -140,6 +143,7 @@ class State(NamedTuple):
         factor: k.
         step_size: h.
         friction: f.
+        steepest: the largest curvature.
         longest: the longest ``h*`` since the run began.
         probes: made so far.
         likelihood_sd: standard deviation over chains of the log-likelihood of all the data.
@@ -154,23 +158,11 @@ class State(NamedTuple):
     factor: Tensor
     step_size: Tensor
     friction: Tensor
+    steepest: Steepest
     longest: Tensor
     probes: Tensor
     likelihood_sd: Tensor
     temperature: Tensor
-
-
-class _Here:
-    """Means over the particles of one process."""
-
-    def share(self, num_particles: int) -> range:
-        return range(num_particles)
-
-    def sum(self, values: Tensor) -> Tensor:
-        return values.sum(0)
-
-    def mean(self, values: Tensor) -> Tensor:
-        return values.mean(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +170,7 @@ class bounded_heat:
     """Step size and friction at a bound on what gradient noise and integration bend.
 
     For ``sghmc``, ``baoab``, ``sgld`` and ``leimkuhler_matthews``, with minibatches or without.
-    A probe takes two gradients of a batch per chain; there are 40 and some before the first step,
+    A probe takes three gradients of a batch per chain; there are 40 and some before the first step,
     and one every ``every`` steps of the warm-up.
 
     Source: the module's documentation, where the bound is derived.
@@ -235,8 +227,14 @@ class bounded_heat:
         return {**found, "decoherence": self.decoherence, "every": self.every, "seed": self.seed}
 
     @cached_property
-    def _data(self) -> Data:
-        return as_data(self.data, self.estimator.potential).held()
+    def _prober(self) -> Prober:
+        potential = self.estimator.potential
+        metric = None
+        if self.start is not None:
+            like = self.start.to(potential.device, potential.dtype)
+            metric = Metric(scale=like) if like.ndim == 1 else Metric(factor=like)
+        data = as_data(self.data, potential).held()
+        return Prober(self.estimator, data, self.batch_size, metric, self.seed)
 
     @cached_property
     def _tensors(self) -> dict[str, slice]:
@@ -245,11 +243,6 @@ class bounded_heat:
             return found
         # A dense metric mixes the tensors.
         return {"all parameters": slice(0, len(self.start))}
-
-    @cached_property
-    def _estimate(self) -> Any:
-        """The state of the estimator, which fixed centres alone have."""
-        return self.estimator.init(self.estimator.potential.init(1), ParticleStreams(self.seed))
 
     @property
     def rule(self) -> str:
@@ -279,13 +272,14 @@ class bounded_heat:
             factor=zero + math.inf,
             step_size=zero + self.step_size,
             friction=zero + 1 / self.decoherence,
+            steepest=no_curvature(position, self.seed),
             longest=zero,
             probes=zero,
-            likelihood_sd=self._likelihood_sd(position, _Here(), zero + math.inf),
+            likelihood_sd=self._prober.likelihood_sd(position, Here(), zero + math.inf),
             temperature=temperature,
         )
         for _ in range(_MOST_TRIALS):
-            trial = self._probe(state, position, _Here())
+            trial = self._probe(state, position, Here())
             ratio = self.target / max(float(trial.error), 1e-300)
             factor = min(max(ratio ** (1 / 6), 1e-2), 1e2) if math.isfinite(ratio) else 1e-1
             law = no_steps(step_of(state.law) * factor)
@@ -293,8 +287,8 @@ class bounded_heat:
             if 0.8 < factor < 1.25:
                 break
         for _ in range(self.first_probes):
-            state = self._probe(state, position, _Here())
-        return state._replace(longest=step_of(state.law))
+            state = self._probe(state, position, Here())
+        return state._replace(longest=zero + self._longest(state))
 
     def _first_spread(self, position: Tensor) -> float:
         """1 in a metric; without one that of the starting points, if they differ."""
@@ -305,30 +299,21 @@ class bounded_heat:
 
     def controls(self, state: State) -> Controls:
         """Step size, friction, and the metric."""
-        dtype = self.estimator.potential.dtype
+        dtype, metric = self.estimator.potential.dtype, self._prober.metric
         found = {"step_size": state.step_size.to(dtype)}
         if self.dynamics == "momentum":
             found["friction"] = state.friction.to(dtype)
-        if self.start is not None:
-            found["scale" if self.start.ndim == 1 else "factor"] = self._metric_like(found)
+        if metric is not None and metric.scale is not None:
+            found["scale"] = metric.scale
+        if metric is not None and metric.factor is not None:
+            found["factor"] = metric.factor
         return found
-
-    def _metric_like(self, found: Mapping[str, Tensor]) -> Tensor:
-        assert self.start is not None
-        return self.start.to(found["step_size"])
-
-    def _metric(self, position: Tensor) -> Metric | None:
-        if self.start is None:
-            return None
-        start = self.start.to(position)
-        return Metric(scale=start) if start.ndim == 1 else Metric(factor=start)
 
     def update(
         self, state: State, position: Tensor, info: Any, progress: Progress, world: World
     ) -> State:
         """The state after a step of the warm-up."""
-        metric = self._metric(position)
-        z = position if metric is None else metric.whiten(position)
+        z = self._prober.whiten(position)
         ends = pooled_windows(progress.num_warmup)
         moments = state.moments
         if ends and progress.step > progress.num_warmup // 10:
@@ -342,72 +327,38 @@ class bounded_heat:
         last = progress.step == progress.num_warmup
         if progress.step % self.every == 0 or progress.step in ends or last:
             if progress.step in ends or last:
-                sd = self._likelihood_sd(position, world, state.likelihood_sd)
+                sd = self._prober.likelihood_sd(position, world, state.likelihood_sd)
                 state = state._replace(likelihood_sd=sd)
             state = self._probe(state, position, world)
-            state = state._replace(longest=torch.maximum(state.longest, step_of(state.law)))
+            longest = torch.full_like(state.longest, self._longest(state))
+            state = state._replace(longest=torch.maximum(state.longest, longest))
         if last:
             self._warn(state)
         return state
 
-    def _likelihood_sd(self, position: Tensor, world: World, before: Tensor) -> Tensor:
-        """From all the data at the chains; what it was before where they tell nothing."""
-        if self.batch_size is None or not self._data.num_data or len(position) < 4:
-            return before
-        potential = self.estimator.potential
-        energy = position.new_zeros(len(position), dtype=torch.float64)
-        for batch in self._data.chunks(4096):
-            parts = [
-                potential.data_energy(part, piece).double()
-                for part, piece in chunks(position, batch, potential.chunk_size)
-                if piece is not None
-            ]
-            energy = energy + torch.cat(parts)
-        finite = torch.isfinite(energy)
-        energy, count = torch.where(finite, energy, 0.0), world.sum(finite.double())
-        mean = world.sum(energy) / count
-        squares = world.sum(torch.where(finite, energy - mean, 0.0).square())
-        found = (squares / (count - 1)).sqrt()
-        return torch.where(torch.isfinite(found) & (found > 0), found, before)
-
     def _probe(self, state: State, position: Tensor, world: World) -> State:
-        """Energy error and gradient noise where the chains are, and what follows from them."""
-        streams = ParticleStreams(self.seed, f"probe {int(state.probes)}", device=position.device)
-        batch = None
-        if self._data.num_data:
-            source = self._data.batches(num_particles=len(position), batch_size=self.batch_size)
-            batch = source.next(streams)
-        noise = self.estimator.draw_noise(self._estimate, streams)
-        metric = self._metric(position)
-        gradient_at = GradientAt(self.estimator, self._estimate, batch, noise, metric)
-        z = position if metric is None else metric.whiten(position)
-        here = gradient_at.parted(z)
-        slope = here.found.gradient
-        kick = here.noise
-        temperature = float(state.temperature)
-        h = step_of(state.law).to(z)
-        p = streams.normal(z.shape, z.dtype) * math.sqrt(temperature)
-        half = p - 0.5 * h * slope
-        there = gradient_at(z + h * half)
-        change = there.potential - here.found.potential
-        after = half - 0.5 * h * there.gradient
-        change = change.double() + 0.5 * (after.double().square() - p.double().square()).sum(-1)
-        grain = _ROUNDING * torch.finfo(z.dtype).eps * here.found.potential.abs()
-        change = torch.where(change.abs() <= grain, 0.0, change / max(temperature, 1e-300))
-        law = follow(state.law, change, z.shape[1], self.target, world)
-        told = torch.isfinite(change).double()
-        square = torch.where(told > 0, change, 0.0).square()
+        """The state after a probe where the chains are."""
+        temperature, size = float(state.temperature), position.shape[1]
+        step, directions = float(step_of(state.law)), state.steepest.directions
+        found = self._prober.probe(int(state.probes), position, step, directions, temperature)
+        told = torch.isfinite(found.change)
+        square = torch.where(told, found.change, 0.0).square()
         # All that is known where no chain made a step is that the step is too long.
-        new = world.sum(square) / world.sum(told) / z.shape[1]
-        error = running_mean(state.error, new.nan_to_num(nan=torch.inf))
-        moving = kick if self.dynamics == "momentum" else slope
-        heat = learn(state.heat, moving, kick, world)
-        state = state._replace(law=law, heat=heat, error=error, probes=state.probes + 1)
-        return self._chosen(state)
+        new = (world.sum(square) / world.sum(told.double()) / size).nan_to_num(nan=torch.inf)
+        moving = found.noise if self.dynamics == "momentum" else found.slope
+        return self._chosen(
+            state._replace(
+                law=follow(state.law, found.change, size, self.target, world),
+                error=running_mean(state.error, new),
+                heat=learn(state.heat, moving, found.noise, world),
+                steepest=turn(state.steepest, found.images, world),
+                probes=state.probes + 1,
+            )
+        )
 
     def _chosen(self, state: State) -> State:
         """Step size and friction from the law and the bound."""
-        longest, temperature = float(step_of(state.law)), float(state.temperature)
+        longest, temperature = self._longest(state), float(state.temperature)
         factor = bound(
             state.heat,
             self._tensors,
@@ -416,7 +367,7 @@ class bounded_heat:
             self.compensated,
             float(state.likelihood_sd),
         )
-        friction = 1 / (self.decoherence * float(state.spread))
+        friction = max(1 / (self.decoherence * float(state.spread)), _LEAST_FRICTION / longest)
         if self.dynamics == "momentum":
             step, friction = step_and_friction(longest, friction, factor)
         else:
@@ -428,8 +379,13 @@ class bounded_heat:
             friction=torch.full_like(like, friction),
         )
 
+    def _longest(self, state: State) -> float:
+        """``h*``."""
+        most = 1 / math.sqrt(max(float(state.steepest.largest), 1e-300))
+        return min(float(step_of(state.law)), most)
+
     def factor_in_use(self, state: State) -> float:
-        """K at the step size and friction that were chosen."""
+        """The factor k at the step size and friction that were chosen."""
         h, f = float(state.step_size), float(state.friction)
         return 0.5 * h if self.dynamics == "overdamped" else h**2 / (4 * math.tanh(0.5 * f * h))
 
@@ -445,9 +401,10 @@ class bounded_heat:
         )
         return max(found, key=lambda each: abs(each.shift))
 
-    def _limited_by(self, state: State) -> Literal["noise", "energy error"]:
-        tight = self.factor_in_use(state) > 0.999 * float(state.factor)
-        return "noise" if tight else "energy error"
+    def _limited_by(self, state: State) -> Literal["noise", "curvature", "energy error"]:
+        if self.factor_in_use(state) > 0.999 * float(state.factor):
+            return "noise"
+        return "curvature" if self._longest(state) < float(step_of(state.law)) else "energy error"
 
     def relaxation_steps(self, state: State) -> float:
         """Steps in which a direction as wide as the draws are on average forgets where it was."""
@@ -455,11 +412,11 @@ class bounded_heat:
         return 1 / max(2 * self.factor_in_use(state) * slowest, 1e-300)
 
     def _warn(self, state: State) -> None:
-        fell = float(state.longest) / float(step_of(state.law))
+        fell = float(state.longest) / self._longest(state)
         if fell > _SHARPER:
             warnings.warn(
                 f"The curvature rose while the chains warmed up: the longest stable step fell from "
-                f"{float(state.longest):.3g} to {float(step_of(state.law)):.3g}. The step follows "
+                f"{float(state.longest):.3g} to {self._longest(state):.3g}. The step follows "
                 "until the warm-up ends and is frozen then: see that it had come to rest "
                 "(a longer num_warmup), or write scales on a log scale.",
                 StabilityWarning,
@@ -473,6 +430,7 @@ class bounded_heat:
             "step_size": float(state.step_size),
             "energy_error": float(state.error),
             "target_energy_error": self.target,
+            "curvature": float(state.steepest.largest),
             "limited_by": self._limited_by(state),
             "tolerance": self.tolerance,
             "hottest": hottest.name,

@@ -44,8 +44,9 @@ from particlevi.potentials.potential import ModelPotential
 from particlevi.samplers.sghmc import sghmc
 from particlevi.streams import ParticleStreams
 from particlevi.tuning.bounded_heat import bounded_for, bounded_heat
+from particlevi.tuning.probes import Here
 from particlevi.tuning.start import Start
-from particlevi.typing import Sampler
+from particlevi.typing import Progress, Sampler
 
 __all__ = ["Option", "Taken", "choose", "options", "seconds_of", "settled", "taken", "told"]
 
@@ -233,10 +234,12 @@ def settled(tuner: bounded_heat, points: Tensor) -> Tensor:
     law = dataclasses.replace(law, dynamics="momentum")
     streams = ParticleStreams(tuner.seed, "settling", device=points.device)
     state = sampler.init(points, streams)
-    controls = dict(law.controls(law.init(points, {})))
-    controls["temperature"] = torch.ones_like(controls["step_size"])
+    tuned = law.init(points, {})
     batch = as_data(tuner.data, tuner.estimator.potential).whole()
-    for _ in range(_SETTLING):
-        state, _ = sampler.step(state, batch, sampler.draw_noise(state, streams), controls)
+    for k in range(_SETTLING):
+        controls = {"temperature": points.new_ones(()), **law.controls(tuned)}
+        state, info = sampler.step(state, batch, sampler.draw_noise(state, streams), controls)
+        progress = Progress(k + 1, 2 * _SETTLING, 2 * _SETTLING)
+        tuned = law.update(tuned, state.position, info, progress, Here())
     sound = torch.isfinite(state.position).all(-1, keepdim=True)
     return torch.where(sound, state.position, points)
