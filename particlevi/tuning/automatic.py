@@ -292,7 +292,12 @@ def _stable(
     )
     if batch_size is not None and objective.data.num_data:
         found = suggest_step_size(
-            sampler.estimator, objective.data, batch_size=batch_size, at=points, verbose=False
+            sampler.estimator,
+            objective.data,
+            batch_size=batch_size,
+            at=points,
+            friction=float(str(sampler.settings.get("friction", 1.0))),
+            verbose=False,
         )
         tolerated = found.momentum if kind == "momentum" else found.overdamped
         step = min(step, tolerated)
