@@ -171,6 +171,7 @@ def sample(
         num_warmup = setup.num_warmup if num_warmup is None else num_warmup
         num_draws = setup.num_draws if num_draws is None else num_draws
         thin = setup.thin if thin is None else thin
+        batch_size = setup.batch_size
     num_warmup = 0 if num_warmup is None else num_warmup
     num_draws, thin = 1000 if num_draws is None else num_draws, 1 if thin is None else thin
     check_positive_int("num_draws", num_draws)

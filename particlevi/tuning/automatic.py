@@ -29,8 +29,10 @@ from particlevi.potentials.potential import ModelPotential
 from particlevi.samplers.mclmc import mclmc
 from particlevi.samplers.randomized_hmc import randomized_hmc
 from particlevi.streams import ParticleStreams
+from particlevi.tuning.bounded_heat import bounded_for
 from particlevi.tuning.energy_error import energy_error
 from particlevi.tuning.objective import Objective
+from particlevi.tuning.pilot import taken
 from particlevi.tuning.start import Start, find_start
 from particlevi.tuning.step_size import suggest_step_size
 from particlevi.tuning.windows import windows
@@ -136,6 +138,7 @@ class Setup:
         sampler, tuner: what moves, and what tunes it.
         initial: starting points ``[P, D]``.
         num_warmup, num_draws, thin: as in ``sample``.
+        batch_size: B; None for all data.
     """
 
     sampler: Sampler
@@ -144,6 +147,7 @@ class Setup:
     num_warmup: int
     num_draws: int
     thin: int
+    batch_size: int | None
 
 
 def prepare(
@@ -161,7 +165,7 @@ def prepare(
         data: as given to ``sample``.
         initial: points ``[P, D]`` to look from.
         generator: of the randomness of the start.
-        batch_size: B of the run, for a sampler that takes minibatches.
+        batch_size: B that was asked for.
         keep_start: begin at ``initial`` itself; the minimum is looked for all the same.
 
     Raises:
@@ -172,14 +176,19 @@ def prepare(
     objective = Objective(potential, data)
     start = find_start(objective, initial, generator)
     reasons = [start.reason]
+    if keep_start:
+        start = start._replace(points=initial)
+    chosen = taken(what, start, objective.data, batch_size)
+    if chosen is not None:
+        what, batch_size, start = chosen.what, chosen.batch_size, chosen.start
+        reasons.append(chosen.reason)
     sampler = what if isinstance(what, Sampler) else _choose(potential, start, reasons)
     tuner, num_warmup, thin = _tuner_of(sampler, start, objective, batch_size, reasons)
     size = len(initial) * initial.shape[1] * initial.element_size()
     num_draws = max(100, min(4000, _MOST_BYTES // size))
     seconds = time.perf_counter() - began
     told = because(tuner, tuple(reasons), objective.num_gradients, seconds)
-    points = initial if keep_start else start.points
-    return Setup(sampler, told, points, num_warmup, num_draws, thin)
+    return Setup(sampler, told, start.points, num_warmup, num_draws, thin, batch_size)
 
 
 def _choose(potential: ModelPotential, start: Start, reasons: list[str]) -> Sampler:
@@ -234,6 +243,10 @@ def _tuner_of(
             f"No rule is known for the step size of {sampler.name}: give step_size "
             "(pvi.suggest_step_size proposes one), or pass the potential in place of the sampler."
         )
+    bounded = bounded_for(sampler, start.metric, objective.data, batch_size)
+    if bounded is not None:
+        reasons.append(bounded.rule)
+        return bounded, 400, 5
     return _stable(sampler, start, objective, batch_size, reasons), 400, 5
 
 
@@ -279,7 +292,12 @@ def _stable(
     )
     if batch_size is not None and objective.data.num_data:
         found = suggest_step_size(
-            sampler.estimator, objective.data, batch_size=batch_size, at=points, verbose=False
+            sampler.estimator,
+            objective.data,
+            batch_size=batch_size,
+            at=points,
+            friction=float(str(sampler.settings.get("friction", 1.0))),
+            verbose=False,
         )
         tolerated = found.momentum if kind == "momentum" else found.overdamped
         step = min(step, tolerated)

@@ -27,12 +27,14 @@ class Start(NamedTuple):
             found different ones; None with many parameters.
         lowest: the lowest potential found.
         reason: all this in words.
+        best: the lowest point ``[D]``.
     """
 
     points: Tensor
     metric: Tensor | None
     lowest: float
     reason: str
+    best: Tensor
 
 
 def find_start(objective: Objective, initial: Tensor, generator: torch.Generator) -> Start:
@@ -58,6 +60,7 @@ def find_start(objective: Objective, initial: Tensor, generator: torch.Generator
             lowest,
             f"{len(initial)} chains start where {_ADAM_STEPS} steps of Adam led them, the lowest "
             f"potential {lowest:.6g}.",
+            found.best,
         )
     found = bfgs(objective.gradient_at, initial)
     best, hessian, _ = newton(objective.gradient_at, objective.hessian, found.best)
@@ -84,6 +87,7 @@ def find_start(objective: Objective, initial: Tensor, generator: torch.Generator
         lowest,
         f"{len(initial)} chains were minimised together and found {kind}, the lowest potential "
         f"{lowest:.6g}; {int((~near).sum())} that ended far above it begin there.",
+        best,
     )
 
 
