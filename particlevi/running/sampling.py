@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from particlevi._checks import check_choice, check_positive_int, check_seed
 from particlevi.data import Batching, Minibatches, as_data, as_particles
 from particlevi.data.minibatches import as_minibatches
+from particlevi.distributed import Processes
 from particlevi.draws import Draws
 from particlevi.potentials.arithmetic import pinned
 from particlevi.potentials.potential import ModelPotential
@@ -23,8 +24,10 @@ from particlevi.running.converged import converged
 from particlevi.running.loop import Loop
 from particlevi.running.monitor import Every, Monitor, Rule, as_monitor
 from particlevi.running.plan import Plan
+from particlevi.running.ranks import world_of
 from particlevi.running.saving import STATE_FILE, Saved
 from particlevi.running.settings import Settings, identity
+from particlevi.running.world import RunWorld
 from particlevi.schedules import as_schedule, describe, restore
 from particlevi.storage import checkpoint as files
 from particlevi.storage.lock import locked
@@ -71,6 +74,7 @@ def sample(
     storage: Storage | None = None,
     monitor: Watcher | None = None,
     tuner: Tuner | None = None,
+    processes: Processes = "all",
 ) -> Draws:
     """Run a sampler and keep its draws; or a potential, and have all the rest chosen.
 
@@ -122,9 +126,14 @@ def sample(
             ``pvi.running.max_seconds(60)`` and ``pvi.running.target_ess(400)``, or a
             ``pvi.running.Monitor``. A run that ends before it reached a target among them warns.
         tuner: chooses the step size, and other controls, during the warm-up.
+        processes: over which the particles are spread: ``"all"`` those that ``torchrun`` started
+            the program with, ``"one"``, a process group of ``torch.distributed``, or a
+            ``DeviceMesh`` with axes ``"particles"`` and ``"data"``. The draws do not depend on
+            their number, up to rounding.
 
     Returns:
-        The draws.
+        The draws; over several processes, the first has those of all particles, and every other
+        its own.
 
     Raises:
         ValueError: an argument out of its range, data that do not fit the potential, batches or an
@@ -165,6 +174,7 @@ def sample(
         num_warmup = setup.num_warmup if num_warmup is None else num_warmup
         num_draws = setup.num_draws if num_draws is None else num_draws
         thin = setup.thin if thin is None else thin
+        batch_size = setup.batch_size
     num_warmup = 0 if num_warmup is None else num_warmup
     num_draws, thin = 1000 if num_draws is None else num_draws, 1 if thin is None else thin
     check_positive_int("num_draws", num_draws)
@@ -180,6 +190,13 @@ def sample(
     if compile:
         _check_compilable(sampler)
     start = _start(sampler.potential, num_particles, initial, int(seed))
+    world = world_of(processes, sampler, len(start))
+    if compile and world.crew is not None:
+        raise ValueError(
+            "Where processes evaluate the gradients of one step in parts, the step is not "
+            "compiled: leave compile out, or run in one process."
+        )
+    start = start[world.mine.start : world.mine.stop]
     saving = _saving(checkpoint)
     settings = Settings(
         num_particles=len(start),
@@ -196,24 +213,21 @@ def sample(
         checkpoint_every=None if saving is None else saving.every,
     )
     folder = None if saving is None else Path(saving.folder)
-    if folder is not None:
-        _check_folder(folder)
-    own = nullcontext() if folder is None else locked(folder)
-    with own, torch.no_grad(), global_seed(int(seed)), pinned(sampler.potential.device):
-        if folder is not None:
-            _check_folder(folder)
-            remove_left_over(folder)
+    place = global_seed(int(seed)), pinned(sampler.potential.device)
+    with world.guard(), _new_run(folder, world), torch.no_grad(), place[0], place[1]:
         checked = as_data(data, sampler.potential)
         if batches.shared is False and not checked.own_batches:
             raise ValueError(
                 "Batches of a DataLoader are shared by all particles: leave shared out of "
                 "Minibatches, or pass tensors, from which each chain draws its own."
             )
-        plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder)
+        plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder, world)
+        if not world.alone:
+            world.check_same(plan.summary)
         loop = Loop.start(plan, start)
         if schedule is not None:
             check_before_run(sampler, start, checked, plan.source, schedule, plan.num_steps)
-        return loop.run(watcher, progress)
+        return world.whole(loop.run(watcher, progress))
 
 
 def resume(
@@ -226,6 +240,7 @@ def resume(
     storage: Storage | None = None,
     monitor: Watcher | None = None,
     tuner: Tuner | None = None,
+    processes: Processes = "all",
     progress: bool = True,
 ) -> Draws:
     """Go on with a run that was saved by ``sample(..., checkpoint=...)``.
@@ -243,6 +258,7 @@ def resume(
         storage: as in the first run.
         monitor: looks at what is left of the run; it need not be that of the first run.
         tuner: as in the first run.
+        processes: as for ``sample``; there may be more or fewer than in the first run.
         progress: show a progress bar.
 
     Raises:
@@ -262,40 +278,58 @@ def resume(
     folder, storage = Path(checkpoint), storage or InMemory()
     if not (folder / STATE_FILE).is_file():
         raise FileNotFoundError(f"There is no file {folder / STATE_FILE}.")
-    with locked(folder):
-        remove_left_over(folder)
+    saved = Saved.read(folder)
+    sampler, tuner, chosen = _as_it_was(folder, saved, sampler, data, tuner)
+    # An end that was set by the caller is the caller's to set again.
+    goes_on = chosen and saved.meta["chosen"]["until_converged"] and num_draws is None
+    watcher = _until_converged(monitor) if goes_on else as_monitor(monitor)
+    world = world_of(processes, sampler, Settings(**saved.meta["settings"]).num_particles)
+    with world.guard(), _run_that_is_there(folder, world):
         return _resumed(
-            folder, sampler, data, step_size, num_draws, storage, monitor, tuner, progress
+            folder, sampler, data, step_size, num_draws, storage, watcher, tuner, progress, world
         )
+
+
+def _as_it_was(
+    folder: Path, saved: Saved, what: Sampler | ModelPotential, data: Any, tuner: Tuner | None
+) -> tuple[Sampler, Tuner | None, bool]:
+    """Sampler and tuner of a run, and whether they were chosen by it."""
+    chosen = saved.meta["chosen"]
+    if chosen is not None and tuner is None:
+        return *recall(what, data, saved.part("chosen"), chosen), True
+    if isinstance(what, Sampler):
+        return what, tuner, False
+    raise ValueError(
+        f"The run in {folder} was given its sampler, so resume needs it too, made again."
+    )
+
+
+@contextmanager
+def _run_that_is_there(folder: Path, world: RunWorld) -> Iterator[None]:
+    """Have the folder of a checkpoint for a run that goes on there."""
+    with locked(folder) if world.leads else nullcontext():
+        if world.leads:
+            remove_left_over(folder)
+        yield
 
 
 def _resumed(
     folder: Path,
-    what: Sampler | ModelPotential,
+    sampler: Sampler,
     data: Any,
     step_size: float | Schedule | None,
     num_draws: int | None,
     storage: Storage,
-    monitor: Watcher | None,
+    watcher: Monitor,
     tuner: Tuner | None,
     progress: bool,
+    world: RunWorld,
 ) -> Draws:
     """Go on with the run in a folder that nobody else uses."""
     saved = Saved.read(folder)
-    settings = Settings(**saved.meta["settings"])
-    chosen = saved.meta["chosen"]
-    if chosen is not None and tuner is None:
-        sampler, tuner = recall(what, saved.part("chosen"), chosen)
-        # An end that was set by the caller is the caller's to set again.
-        if chosen["until_converged"] and num_draws is None:
-            monitor = _until_converged(monitor)
-    elif isinstance(what, Sampler):
-        sampler = what
-    else:
-        raise ValueError(
-            f"The run in {folder} was given its sampler, so resume needs it too, made again."
-        )
-    watcher = as_monitor(monitor)
+    settings = dataclasses.replace(
+        Settings(**saved.meta["settings"]), num_particles=len(world.mine)
+    )
     schedule = _schedule_of(saved.meta["step_size"], step_size)
     tuner = _tuner(sampler, schedule, tuner, settings.num_warmup)
     found = files.differences(saved.meta["sampler"], identity(sampler, tuner), "the run's")
@@ -318,8 +352,10 @@ def _resumed(
     with torch.no_grad(), global_seed(0), pinned(sampler.potential.device):
         if num_draws is not None:
             settings = _extended(settings, int(num_draws))
-        plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder)
-        return Loop.restore(plan, saved).run(watcher, progress)
+        plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder, world)
+        if not world.alone:
+            world.check_same(plan.summary)
+        return world.whole(Loop.restore(plan, saved).run(watcher, progress))
 
 
 def _extended(settings: Settings, num_draws: int) -> Settings:
@@ -407,6 +443,19 @@ def _saving(checkpoint: str | Path | files.Checkpoint | None) -> files.Checkpoin
     if checkpoint is None or isinstance(checkpoint, files.Checkpoint):
         return checkpoint
     return files.Checkpoint(checkpoint)
+
+
+@contextmanager
+def _new_run(folder: Path | None, world: RunWorld) -> Iterator[None]:
+    """Have the folder of a checkpoint for a run that begins there."""
+    if folder is None or not world.leads:
+        yield
+        return
+    _check_folder(folder)
+    with locked(folder):
+        _check_folder(folder)
+        remove_left_over(folder)
+        yield
 
 
 def _check_folder(folder: Path) -> None:

@@ -46,6 +46,10 @@ class Saver:
             return step % self.every == 0
         return time.perf_counter() - self._noted > _SECONDS_BETWEEN
 
+    def regular(self, step: int) -> bool:
+        """Whether it is time by the number of steps, and not by the clock."""
+        return self.every is not None and self.due(step)
+
     def note(self) -> None:
         """A checkpoint has been written."""
         self._noted = time.perf_counter()

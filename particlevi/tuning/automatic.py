@@ -33,10 +33,12 @@ from particlevi.samplers.mams import mams
 from particlevi.samplers.mclmc import mclmc
 from particlevi.samplers.randomized_hmc import randomized_hmc
 from particlevi.streams import ParticleStreams
+from particlevi.tuning.bounded_heat import bounded_for
 from particlevi.tuning.chosen import because, constant
 from particlevi.tuning.energy_error import energy_error, harmless
 from particlevi.tuning.ensemble import approach
 from particlevi.tuning.objective import Objective
+from particlevi.tuning.pilot import taken
 from particlevi.tuning.start import Start, find_start
 from particlevi.tuning.step_size import suggest_step_size
 from particlevi.tuning.windows import windows
@@ -58,6 +60,7 @@ class Setup:
         sampler, tuner: what moves, and what tunes it.
         initial: starting points ``[P, D]``.
         num_warmup, num_draws, thin: as in ``sample``.
+        batch_size: B; None for all data.
     """
 
     sampler: Sampler
@@ -66,6 +69,7 @@ class Setup:
     num_warmup: int
     num_draws: int
     thin: int
+    batch_size: int | None
 
 
 def prepare(
@@ -83,7 +87,7 @@ def prepare(
         data: as given to ``sample``.
         initial: points ``[P, D]`` to look from.
         generator: of the randomness of the start.
-        batch_size: B of the run, for a sampler that takes minibatches.
+        batch_size: B that was asked for.
         keep_start: begin at ``initial`` itself where draws of the posterior may lie; the minimum is
             looked for all the same.
 
@@ -103,6 +107,11 @@ def prepare(
             stacklevel=4,
         )
     reasons = [start.reason]
+    chosen = taken(what, start, objective.data, batch_size)
+    sampler_chosen = isinstance(what, ModelPotential)
+    if chosen is not None:
+        what, batch_size, start = chosen.what, chosen.batch_size, chosen.start
+        reasons.append(chosen.reason)
     if isinstance(what, ModelPotential) and _is_ensemble(start):
         start = _approached(objective, start, generator, reasons)
     sampler = what if isinstance(what, Sampler) else _choose(potential, start, reasons)
@@ -115,9 +124,9 @@ def prepare(
         tuple(reasons),
         objective.num_gradients,
         seconds,
-        sampler_chosen=isinstance(what, ModelPotential),
+        sampler_chosen=sampler_chosen,
     )
-    return Setup(sampler, told, start.points, num_warmup, num_draws, thin)
+    return Setup(sampler, told, start.points, num_warmup, num_draws, thin, batch_size)
 
 
 def _is_ensemble(start: Start) -> bool:
@@ -204,6 +213,10 @@ def _tuner_of(
             f"No rule is known for the step size of {sampler.name}: give step_size "
             "(pvi.suggest_step_size proposes one), or pass the potential in place of the sampler."
         )
+    bounded = bounded_for(sampler, start.metric, objective.data, batch_size)
+    if bounded is not None:
+        reasons.append(bounded.rule)
+        return bounded, 400, 5
     return _stable(sampler, start, objective, batch_size, reasons), 400, 5
 
 
@@ -251,7 +264,12 @@ def _stable(
     )
     if batch_size is not None and objective.data.num_data:
         found = suggest_step_size(
-            sampler.estimator, objective.data, batch_size=batch_size, at=points, verbose=False
+            sampler.estimator,
+            objective.data,
+            batch_size=batch_size,
+            at=points,
+            friction=float(str(sampler.settings.get("friction", 1.0))),
+            verbose=False,
         )
         tolerated = found.momentum if kind == "momentum" else found.overdamped
         step = min(step, tolerated)

@@ -28,6 +28,7 @@ class Start(NamedTuple):
             found different ones; with many parameters a scale ``[D]``, or None of a net.
         lowest: the lowest potential found.
         reason: all this in words.
+        best: the lowest point ``[D]``.
         others: separate minima that only a search from far outside found.
     """
 
@@ -35,6 +36,7 @@ class Start(NamedTuple):
     metric: Tensor | None
     lowest: float
     reason: str
+    best: Tensor
     others: int = 0
 
 
@@ -106,6 +108,7 @@ def _among_many(objective: Objective, initial: Tensor, generator: torch.Generato
             lowest,
             f"{len(initial)} chains start where {_ADAM_STEPS} steps of Adam led them, the lowest "
             f"potential {lowest:.6g}.",
+            found.best,
         )
     first = _scale(objective, initial, generator).square()
     found = bfgs(objective.gradient_at, initial, memory=partial(Limited, first=first))
@@ -123,6 +126,7 @@ def _among_many(objective: Objective, initial: Tensor, generator: torch.Generato
         lowest,
         f"{len(initial)} chains were minimised together, the lowest potential {lowest:.6g}; "
         f"{int((~near).sum())} that ended far above it begin there.",
+        found.best,
     )
 
 
@@ -171,6 +175,7 @@ def _among_few(objective: Objective, initial: Tensor, generator: torch.Generator
         best.potential,
         f"{len(initial)} chains were minimised together and found {kind}, the lowest potential "
         f"{best.potential:.6g}; {int((~near).sum())} that ended far above it begin there.",
+        best.place,
         len(others),
     )
 
