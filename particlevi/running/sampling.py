@@ -20,7 +20,7 @@ from particlevi.potentials.arithmetic import pinned
 from particlevi.potentials.potential import ModelPotential
 from particlevi.potentials.random import global_seed
 from particlevi.potentials.starts import starting_points
-from particlevi.running.converged import converged, probe_inputs
+from particlevi.running.converged import converged
 from particlevi.running.loop import Loop
 from particlevi.running.monitor import Every, Monitor, Rule, as_monitor
 from particlevi.running.plan import Plan
@@ -35,6 +35,7 @@ from particlevi.storage.recording import describe_keep
 from particlevi.storage.sealed import remove_left_over
 from particlevi.storage.store import InMemory, Storage
 from particlevi.tuning.automatic import Setup, prepare
+from particlevi.tuning.memory import recall
 from particlevi.tuning.stability import check_before_run
 from particlevi.typing import Sampler, Schedule, Tuner
 
@@ -87,7 +88,8 @@ def sample(
     Args:
         sampler: from ``pvi.sgld(potential)`` and its like; or a potential, and then sampler, start,
             step size, warm-up and number of draws are chosen (``docs/tuning.md``), all data are
-            taken at every step, and the run ends when ESS is 400 and R-hat 1.01 at worst.
+            taken at every step, and the run ends when ESS is 400 and R-hat 1.01 at worst
+            (``monitor=pvi.running.converged(ess, rhat)`` says otherwise).
         data: tensors or arrays with first dimension N, such as ``(x, y)``, from which minibatches
             are drawn here; or an iterable of batches that can be read many times, such as a
             ``DataLoader``, whose batches all particles share. Absent for a density without data.
@@ -122,7 +124,7 @@ def sample(
             parameters in memory if absent.
         monitor: functions that look at the run now and then and may end it, such as
             ``pvi.running.max_seconds(60)`` and ``pvi.running.target_ess(400)``, or a
-            ``pvi.running.Monitor``.
+            ``pvi.running.Monitor``. A run that ends before it reached a target among them warns.
         tuner: chooses the step size, and other controls, during the warm-up.
         processes: over which the particles are spread: ``"all"`` those that ``torchrun`` started
             the program with, ``"one"``, a process group of ``torch.distributed``, or a
@@ -165,9 +167,10 @@ def sample(
         setup = _prepared(
             sampler, data, step_size, tuner, num_particles, initial, batch_size, int(seed)
         )
-        if monitor is None and num_draws is None and isinstance(sampler, ModelPotential):
-            monitor = converged(probe=probe_inputs(sampler, data))
-        sampler, tuner, initial, num_particles = setup.sampler, setup.tuner, setup.initial, None
+        wanted = isinstance(sampler, ModelPotential) and num_draws is None
+        monitor = _until_converged(monitor) if wanted else monitor
+        tuner = replace(setup.tuner, until_converged=wanted)
+        sampler, initial, num_particles = setup.sampler, setup.initial, None
         num_warmup = setup.num_warmup if num_warmup is None else num_warmup
         num_draws = setup.num_draws if num_draws is None else num_draws
         thin = setup.thin if thin is None else thin
@@ -229,10 +232,11 @@ def sample(
 
 def resume(
     checkpoint: str | Path,
-    sampler: Sampler,
+    sampler: Sampler | ModelPotential,
     data: Any = None,
     *,
     step_size: float | Schedule | None = None,
+    num_draws: int | None = None,
     storage: Storage | None = None,
     monitor: Watcher | None = None,
     tuner: Tuner | None = None,
@@ -242,13 +246,15 @@ def resume(
     """Go on with a run that was saved by ``sample(..., checkpoint=...)``.
 
     The draws are bit for bit those of a run that was never interrupted. The sampler and the data
-    are made again by the caller, and refused if they are not those of the checkpoint.
+    are made again by the caller, and refused if they are not those of the checkpoint. What was
+    chosen by an automatic run is in its checkpoint: give its potential, and nothing else.
 
     Args:
         checkpoint: the folder.
-        sampler: made as for the first run.
+        sampler: made as for the first run; the potential, if that chose its sampler.
         data: as in the first run.
         step_size: needed again only if it was a function of the caller's own.
+        num_draws: T of the whole, where a run is to be made longer than was first asked for.
         storage: as in the first run.
         monitor: looks at what is left of the run; it need not be that of the first run.
         tuner: as in the first run.
@@ -262,17 +268,36 @@ def resume(
             that is damaged or of another run.
         RuntimeError: another process runs in that folder.
     """
-    if not isinstance(sampler, Sampler):
+    if not isinstance(sampler, (Sampler, ModelPotential)):
         raise TypeError(
-            f"resume() takes the sampler of the run, made again, got {type(sampler).__name__}."
+            "resume() takes the sampler of the run, made again, or the potential of an automatic "
+            f"run, got {type(sampler).__name__}."
         )
-    folder, watcher, storage = Path(checkpoint), as_monitor(monitor), storage or InMemory()
+    if num_draws is not None:
+        check_positive_int("num_draws", num_draws)
+    folder, storage = Path(checkpoint), storage or InMemory()
     if not (folder / STATE_FILE).is_file():
         raise FileNotFoundError(f"There is no file {folder / STATE_FILE}.")
-    settings = Settings(**Saved.read(folder).meta["settings"])
+    saved = Saved.read(folder)
+    chosen = saved.meta["chosen"]
+    if chosen is not None and tuner is None:
+        sampler, tuner = recall(sampler, saved.part("chosen"), chosen)
+        # An end that was set by the caller is the caller's to set again.
+        if chosen["until_converged"] and num_draws is None:
+            monitor = _until_converged(monitor)
+    elif not isinstance(sampler, Sampler):
+        raise ValueError(
+            f"The run in {folder} was given its sampler, so resume needs it too, made again."
+        )
+    settings, watcher = Settings(**saved.meta["settings"]), as_monitor(monitor)
+    if num_draws is not None:
+        settings = _extended(settings, int(num_draws))
     world = world_of(processes, sampler, settings.num_particles)
+    settings = replace(settings, num_particles=len(world.mine))
     with world.guard(), _run_that_is_there(folder, world):
-        return _resumed(folder, sampler, data, step_size, storage, watcher, tuner, progress, world)
+        return _resumed(
+            folder, sampler, data, step_size, settings, storage, watcher, tuner, progress, world
+        )
 
 
 @contextmanager
@@ -289,6 +314,7 @@ def _resumed(
     sampler: Sampler,
     data: Any,
     step_size: float | Schedule | None,
+    settings: Settings,
     storage: Storage,
     watcher: Monitor,
     tuner: Tuner | None,
@@ -297,7 +323,6 @@ def _resumed(
 ) -> Draws:
     """Go on with the run in a folder that nobody else uses."""
     saved = Saved.read(folder)
-    settings = replace(Settings(**saved.meta["settings"]), num_particles=len(world.mine))
     schedule = _schedule_of(saved.meta["step_size"], step_size)
     tuner = _tuner(sampler, schedule, tuner, settings.num_warmup)
     found = files.differences(saved.meta["sampler"], identity(sampler, tuner), "the run's")
@@ -322,6 +347,24 @@ def _resumed(
         if not world.alone:
             world.check_same(plan.summary)
         return world.whole(Loop.restore(plan, saved).run(watcher, progress))
+
+
+def _extended(settings: Settings, num_draws: int) -> Settings:
+    """A run made longer."""
+    if num_draws < settings.num_draws:
+        raise ValueError(
+            f"The run was to have {settings.num_draws} draws; num_draws={num_draws} would be "
+            "fewer. End it by monitor=, or take a part of its draws."
+        )
+    return replace(settings, num_draws=num_draws)
+
+
+def _until_converged(monitor: Watcher | None) -> Monitor:
+    """With the target of an automatic run, unless there is one already."""
+    watcher = as_monitor(monitor)
+    if watcher.targets:
+        return watcher
+    return replace(watcher, rules=(*watcher.rules, converged()))
 
 
 def _prepared(
