@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from particlevi import _html
 from particlevi._checks import check_choice, check_particles, check_positive_int
 from particlevi.potentials.arithmetic import pinned
 from particlevi.potentials.layout import Groups, Layout
@@ -78,6 +80,17 @@ class Evaluation:
             object.__setattr__(self, "chunk_size", int(self.chunk_size))
 
 
+_CHOICES = ("dropout", "batch_norm")
+
+
+def _law(settings: JSON) -> str:
+    """A law by its settings, ``Normal(scale=1.0)``."""
+    if not isinstance(settings, Mapping):
+        return str(settings)
+    shown = ", ".join(f"{name}={value}" for name, value in settings.items() if name != "kind")
+    return f"{settings.get('kind')}({shown})"
+
+
 @dataclass(frozen=True, eq=False)
 class ModelPotential:
     """``U(theta) = -log p(theta) - (N/B) sum_b log p(x_b | theta)`` in nats.
@@ -117,6 +130,34 @@ class ModelPotential:
         kind = self.fingerprint.get("kind", "density")
         dtype = str(self.dtype).removeprefix("torch.")
         return f"ModelPotential({kind}, D={self.num_params}, N={self.num_data}, {dtype})"
+
+    def _repr_html_(self) -> str:
+        prior = self.fingerprint.get("prior")
+        laws = prior if isinstance(prior, Mapping) else {}
+        shown: dict[str, object] = {"N, data": "none" if self.num_data is None else self.num_data}
+        shown["D, parameters"] = self.num_params
+        likelihood = self.fingerprint.get("likelihood")
+        if isinstance(likelihood, Mapping):
+            shown["likelihood"] = _law(likelihood)
+        shown |= {f"prior of {name}": _law(law) for name, law in laws.items()}
+        shown |= {name: self.fingerprint[name] for name in _CHOICES if self.fingerprint.get(name)}
+        shown["where"] = f"{self.device}, {self.dtype}"
+        tensors = [
+            (name, " x ".join(map(str, shape)) or "one number", math.prod(shape))
+            for name, shape in self.layout.shapes.items()
+        ]
+        return _html.block(
+            f"Potential of a {self.fingerprint.get('kind', 'density')}",
+            _html.preformatted(
+                "U(theta) = -log p(theta) - sum_n log p(x_n | theta), in nats"
+                if self.num_data is not None
+                else "U(theta) = -log p(theta), in nats"
+            ),
+            _html.pairs(shown),
+            _html.details(
+                f"{len(tensors)} tensors", _html.table(("name", "shape", "size"), tensors)
+            ),
+        )
 
     @property
     def num_params(self) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from particlevi._checks import check_choice, check_positive_int, check_seed
 from particlevi.data import Batching, Minibatches, as_data, as_particles
 from particlevi.data.minibatches import as_minibatches
+from particlevi.distributed import Processes
 from particlevi.draws import Draws
 from particlevi.potentials.arithmetic import pinned
 from particlevi.potentials.potential import ModelPotential
@@ -22,8 +24,10 @@ from particlevi.running.converged import converged, probe_inputs
 from particlevi.running.loop import Loop
 from particlevi.running.monitor import Every, Monitor, Rule, as_monitor
 from particlevi.running.plan import Plan
+from particlevi.running.ranks import world_of
 from particlevi.running.saving import STATE_FILE, Saved
 from particlevi.running.settings import Settings, identity
+from particlevi.running.world import RunWorld
 from particlevi.schedules import as_schedule, describe, restore
 from particlevi.storage import checkpoint as files
 from particlevi.storage.lock import locked
@@ -69,6 +73,7 @@ def sample(
     storage: Storage | None = None,
     monitor: Watcher | None = None,
     tuner: Tuner | None = None,
+    processes: Processes = "all",
 ) -> Draws:
     """Run a sampler and keep its draws; or a potential, and have all the rest chosen.
 
@@ -119,9 +124,14 @@ def sample(
             ``pvi.running.max_seconds(60)`` and ``pvi.running.target_ess(400)``, or a
             ``pvi.running.Monitor``.
         tuner: chooses the step size, and other controls, during the warm-up.
+        processes: over which the particles are spread: ``"all"`` those that ``torchrun`` started
+            the program with, ``"one"``, a process group of ``torch.distributed``, or a
+            ``DeviceMesh`` with axes ``"particles"`` and ``"data"``. The draws do not depend on
+            their number, up to rounding.
 
     Returns:
-        The draws.
+        The draws; over several processes, the first has those of all particles, and every other
+        its own.
 
     Raises:
         ValueError: an argument out of its range, data that do not fit the potential, batches or an
@@ -177,6 +187,13 @@ def sample(
     if compile:
         _check_compilable(sampler)
     start = _start(sampler.potential, num_particles, initial, int(seed))
+    world = world_of(processes, sampler, len(start))
+    if compile and world.crew is not None:
+        raise ValueError(
+            "Where processes evaluate the gradients of one step in parts, the step is not "
+            "compiled: leave compile out, or run in one process."
+        )
+    start = start[world.mine.start : world.mine.stop]
     saving = _saving(checkpoint)
     settings = Settings(
         num_particles=len(start),
@@ -193,24 +210,21 @@ def sample(
         checkpoint_every=None if saving is None else saving.every,
     )
     folder = None if saving is None else Path(saving.folder)
-    if folder is not None:
-        _check_folder(folder)
-    own = nullcontext() if folder is None else locked(folder)
-    with own, torch.no_grad(), global_seed(int(seed)), pinned(sampler.potential.device):
-        if folder is not None:
-            _check_folder(folder)
-            remove_left_over(folder)
+    place = global_seed(int(seed)), pinned(sampler.potential.device)
+    with world.guard(), _new_run(folder, world), torch.no_grad(), place[0], place[1]:
         checked = as_data(data, sampler.potential)
         if batches.shared is False and not checked.own_batches:
             raise ValueError(
                 "Batches of a DataLoader are shared by all particles: leave shared out of "
                 "Minibatches, or pass tensors, from which each chain draws its own."
             )
-        plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder)
+        plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder, world)
+        if not world.alone:
+            world.check_same(plan.summary)
         loop = Loop.start(plan, start)
         if schedule is not None:
             check_before_run(sampler, start, checked, plan.source, schedule, plan.num_steps)
-        return loop.run(watcher, progress)
+        return world.whole(loop.run(watcher, progress))
 
 
 def resume(
@@ -222,6 +236,7 @@ def resume(
     storage: Storage | None = None,
     monitor: Watcher | None = None,
     tuner: Tuner | None = None,
+    processes: Processes = "all",
     progress: bool = True,
 ) -> Draws:
     """Go on with a run that was saved by ``sample(..., checkpoint=...)``.
@@ -237,6 +252,7 @@ def resume(
         storage: as in the first run.
         monitor: looks at what is left of the run; it need not be that of the first run.
         tuner: as in the first run.
+        processes: as for ``sample``; there may be more or fewer than in the first run.
         progress: show a progress bar.
 
     Raises:
@@ -253,9 +269,19 @@ def resume(
     folder, watcher, storage = Path(checkpoint), as_monitor(monitor), storage or InMemory()
     if not (folder / STATE_FILE).is_file():
         raise FileNotFoundError(f"There is no file {folder / STATE_FILE}.")
-    with locked(folder):
-        remove_left_over(folder)
-        return _resumed(folder, sampler, data, step_size, storage, watcher, tuner, progress)
+    settings = Settings(**Saved.read(folder).meta["settings"])
+    world = world_of(processes, sampler, settings.num_particles)
+    with world.guard(), _run_that_is_there(folder, world):
+        return _resumed(folder, sampler, data, step_size, storage, watcher, tuner, progress, world)
+
+
+@contextmanager
+def _run_that_is_there(folder: Path, world: RunWorld) -> Iterator[None]:
+    """Have the folder of a checkpoint for a run that goes on there."""
+    with locked(folder) if world.leads else nullcontext():
+        if world.leads:
+            remove_left_over(folder)
+        yield
 
 
 def _resumed(
@@ -267,10 +293,11 @@ def _resumed(
     watcher: Monitor,
     tuner: Tuner | None,
     progress: bool,
+    world: RunWorld,
 ) -> Draws:
     """Go on with the run in a folder that nobody else uses."""
     saved = Saved.read(folder)
-    settings = Settings(**saved.meta["settings"])
+    settings = replace(Settings(**saved.meta["settings"]), num_particles=len(world.mine))
     schedule = _schedule_of(saved.meta["step_size"], step_size)
     tuner = _tuner(sampler, schedule, tuner, settings.num_warmup)
     found = files.differences(saved.meta["sampler"], identity(sampler, tuner), "the run's")
@@ -291,8 +318,10 @@ def _resumed(
             + "\n  ".join(others)
         )
     with torch.no_grad(), global_seed(0), pinned(sampler.potential.device):
-        plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder)
-        return Loop.restore(plan, saved).run(watcher, progress)
+        plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder, world)
+        if not world.alone:
+            world.check_same(plan.summary)
+        return world.whole(Loop.restore(plan, saved).run(watcher, progress))
 
 
 def _prepared(
@@ -362,6 +391,19 @@ def _saving(checkpoint: str | Path | files.Checkpoint | None) -> files.Checkpoin
     if checkpoint is None or isinstance(checkpoint, files.Checkpoint):
         return checkpoint
     return files.Checkpoint(checkpoint)
+
+
+@contextmanager
+def _new_run(folder: Path | None, world: RunWorld) -> Iterator[None]:
+    """Have the folder of a checkpoint for a run that begins there."""
+    if folder is None or not world.leads:
+        yield
+        return
+    _check_folder(folder)
+    with locked(folder):
+        _check_folder(folder)
+        remove_left_over(folder)
+        yield
 
 
 def _check_folder(folder: Path) -> None:

@@ -45,6 +45,10 @@ class Saver:
             return step % self.every == 0
         return time.perf_counter() - self._noted > _SECONDS_BETWEEN
 
+    def regular(self, step: int) -> bool:
+        """Whether it is time by the number of steps, and not by the clock."""
+        return self.every is not None and self.due(step)
+
     def note(self) -> None:
         """A checkpoint has been written."""
         self._noted = time.perf_counter()
@@ -70,7 +74,9 @@ class Saved:
         """All that a run needs to go on exactly."""
         tensors = files.flatten(state, "state")
         if tuner_state is not None:
-            tensors |= files.flatten(tuner_state, "tuner")
+            # Two names of a tuner's state may stand for one tensor, which a file cannot hold.
+            parts = files.flatten(tuner_state, "tuner").items()
+            tensors |= {name: value.clone() for name, value in parts}
         tensors |= {f"source.{name}": value for name, value in plan.source.state().items()}
         tensors |= {f"divergence.{name}": v for name, v in divergence.tensors().items()}
         for name, each in streams.items():

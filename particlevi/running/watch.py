@@ -61,6 +61,10 @@ class Watch:
         """Whether it is time to look."""
         return step % self.monitor.stride == 0
 
+    def asks(self, step: int) -> bool:
+        """Whether a rule is to be asked after so many steps."""
+        return any(step % rule.steps == 0 for rule in self.monitor.timed)
+
     def warn(self, info: Any, controls: Controls) -> None:
         """What the sampler has to say of a step after the warm-up, once."""
         if self.sampler.warning is None or self._warned:

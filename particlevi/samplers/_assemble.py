@@ -123,6 +123,7 @@ class Declared(TypedDict, total=False):
     max_step_size: Callable[[float], float]
     warning: Callable[[Any, Controls], str | None] | None
     facts: Facts
+    most_spread: int
 
 
 def assemble(

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from particlevi import _html
 from particlevi._checks import check_positive, check_positive_int, check_seed
 from particlevi.data import Data, as_data
 from particlevi.diagnostics.outputs import as_inputs
@@ -92,6 +93,14 @@ class Invariance:
 
     def _worst(self) -> float:
         return max(abs(shift) for shift, _ in self.shifts.values())
+
+    def _repr_html_(self) -> str:
+        rows = [(name, f"{s:+.3g}", f"{e:.2g}") for name, (s, e) in self.shifts.items()]
+        return _html.block(
+            "Invariance under an exact kernel",
+            _html.notes([("" if self.ok else "wrong", str(self))]),
+            _html.table(("functional", "shift, in posterior sds", "error"), rows),
+        )
 
     def __str__(self) -> str:
         name, shift, error = self.largest

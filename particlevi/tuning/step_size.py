@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from particlevi import _html
 from particlevi._checks import check_flag, check_positive
 from particlevi.curvature.largest import largest_curvature
 from particlevi.data import as_data, as_particles
@@ -63,6 +64,10 @@ class StepSize(NamedTuple):
     gradient_noise: float
     reason: str
     friction: float
+
+    def _repr_html_(self) -> str:
+        values = {name: f"{getattr(self, name):.4g}" for name in self._fields[:-1]}
+        return _html.block("Step sizes", _html.notes([("", self.reason)]), _html.pairs(values))
 
 
 def suggest_step_size(
@@ -160,7 +165,7 @@ def suggest_step_size(
             f" With a friction of {2 * math.atanh(share) / wide:.3g} it could be h = {wide:.3g} at "
             "the same heating."
         )
-    if verbose:
+    if verbose and not _html.in_notebook():
         print(reason)
     return StepSize(overdamped, momentum, curvature, noise, reason, friction)
 
