@@ -16,6 +16,7 @@ from particlevi.data.minibatches import as_minibatches
 from particlevi.draws import Draws
 from particlevi.potentials.arithmetic import pinned
 from particlevi.potentials.potential import ModelPotential
+from particlevi.potentials.protocol import as_potential, is_potential
 from particlevi.potentials.random import global_seed
 from particlevi.potentials.starts import starting_points
 from particlevi.running.converged import converged, probe_inputs
@@ -32,7 +33,7 @@ from particlevi.storage.sealed import remove_left_over
 from particlevi.storage.store import InMemory, Storage
 from particlevi.tuning.automatic import Setup, prepare
 from particlevi.tuning.stability import check_before_run
-from particlevi.typing import Sampler, Schedule, Tuner
+from particlevi.typing import Potential, Sampler, Schedule, Tuner
 
 __all__ = ["Initial", "Watcher", "resume", "sample"]
 
@@ -51,7 +52,7 @@ Watcher: TypeAlias = Monitor | Rule | Every | Sequence[Rule | Every]
 
 
 def sample(
-    sampler: Sampler | ModelPotential,
+    sampler: Sampler | Potential,
     data: Any = None,
     *,
     step_size: float | Schedule | None = None,
@@ -145,19 +146,15 @@ def sample(
         >>> bool((draws.particles.var() - 1).abs() < 0.1)
         True
     """
-    if not isinstance(sampler, (Sampler, ModelPotential)):
-        raise TypeError(
-            "sample() takes a sampler, such as pvi.sghmc(potential), or a potential, got "
-            f"{type(sampler).__name__}."
-        )
     check_seed("seed", seed)
-    if isinstance(sampler, ModelPotential) or (step_size is None and tuner is None):
+    what = _sampled(sampler)
+    if isinstance(what, ModelPotential) or (step_size is None and tuner is None):
         setup = _prepared(
-            sampler, data, step_size, tuner, num_particles, initial, batch_size, int(seed)
+            what, data, step_size, tuner, num_particles, initial, batch_size, int(seed)
         )
-        if monitor is None and num_draws is None and isinstance(sampler, ModelPotential):
-            monitor = converged(probe=probe_inputs(sampler, data))
-        sampler, tuner, initial, num_particles = setup.sampler, setup.tuner, setup.initial, None
+        if monitor is None and num_draws is None and isinstance(what, ModelPotential):
+            monitor = converged(probe=probe_inputs(what, data))
+        what, tuner, initial, num_particles = setup.sampler, setup.tuner, setup.initial, None
         num_warmup = setup.num_warmup if num_warmup is None else num_warmup
         num_draws = setup.num_draws if num_draws is None else num_draws
         thin = setup.thin if thin is None else thin
@@ -171,11 +168,11 @@ def sample(
     for name, flag in (("compile", compile), ("progress", progress)):
         check_choice(name, flag, [True, False])
     schedule = None if step_size is None else as_schedule("step_size", step_size)
-    tuner = _tuner(sampler, schedule, tuner, int(num_warmup))
+    tuner = _tuner(what, schedule, tuner, int(num_warmup))
     watcher, storage, batches = as_monitor(monitor), storage or InMemory(), as_minibatches(batching)
     if compile:
-        _check_compilable(sampler)
-    start = _start(sampler.potential, num_particles, initial, int(seed))
+        _check_compilable(what)
+    start = _start(what.potential, num_particles, initial, int(seed))
     saving = _saving(checkpoint)
     settings = Settings(
         num_particles=len(start),
@@ -184,37 +181,37 @@ def sample(
         thin=int(thin),
         batch_size=None if batch_size is None else int(batch_size),
         batching=batches.batching,
-        shared_batch=sampler.interacting if batches.shared is None else batches.shared,
+        shared_batch=what.interacting if batches.shared is None else batches.shared,
         seed=int(seed),
         compile=compile,
         keep_warmup=storage.warmup,
-        storage_dtype=str(storage.dtype or sampler.potential.dtype).removeprefix("torch."),
+        storage_dtype=str(storage.dtype or what.potential.dtype).removeprefix("torch."),
         checkpoint_every=None if saving is None else saving.every,
     )
     folder = None if saving is None else Path(saving.folder)
     if folder is not None:
         _check_folder(folder)
     own = nullcontext() if folder is None else locked(folder)
-    with own, torch.no_grad(), global_seed(int(seed)), pinned(sampler.potential.device):
+    with own, torch.no_grad(), global_seed(int(seed)), pinned(what.potential.device):
         if folder is not None:
             _check_folder(folder)
             remove_left_over(folder)
-        checked = as_data(data, sampler.potential)
+        checked = as_data(data, what.potential)
         if batches.shared is False and not checked.own_batches:
             raise ValueError(
                 "Batches of a DataLoader are shared by all particles: leave shared out of "
                 "Minibatches, or pass tensors, from which each chain draws its own."
             )
-        plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder)
+        plan = Plan.of(what, checked, settings, schedule, storage, tuner, folder)
         loop = Loop.start(plan, start)
         if schedule is not None:
-            check_before_run(sampler, start, checked, plan.source, schedule, plan.num_steps)
+            check_before_run(what, start, checked, plan.source, schedule, plan.num_steps)
         return loop.run(watcher, progress)
 
 
 def resume(
     checkpoint: str | Path,
-    sampler: Sampler,
+    sampler: Sampler | Potential,
     data: Any = None,
     *,
     step_size: float | Schedule | None = None,
@@ -230,7 +227,9 @@ def resume(
 
     Args:
         checkpoint: the folder.
-        sampler: made as for the first run.
+        sampler: made as for the first run; or its potential, if that was given in place of a
+            sampler. What was chosen then is chosen again, from starting points of the potential's
+            own; with ``initial``, give the sampler and the tuner of the first run.
         data: as in the first run.
         step_size: needed again only if it was a function of the caller's own.
         storage: as in the first run.
@@ -245,21 +244,20 @@ def resume(
             that is damaged or of another run.
         RuntimeError: another process runs in that folder.
     """
-    if not isinstance(sampler, Sampler):
-        raise TypeError(
-            f"resume() takes the sampler of the run, made again, got {type(sampler).__name__}."
-        )
+    what = _sampled(sampler, "resume")
+    if monitor is None and isinstance(what, ModelPotential):
+        monitor = converged(probe=probe_inputs(what, data))
     folder, watcher, storage = Path(checkpoint), as_monitor(monitor), storage or InMemory()
     if not (folder / STATE_FILE).is_file():
         raise FileNotFoundError(f"There is no file {folder / STATE_FILE}.")
     with locked(folder):
         remove_left_over(folder)
-        return _resumed(folder, sampler, data, step_size, storage, watcher, tuner, progress)
+        return _resumed(folder, what, data, step_size, storage, watcher, tuner, progress)
 
 
 def _resumed(
     folder: Path,
-    sampler: Sampler,
+    what: Sampler | ModelPotential,
     data: Any,
     step_size: float | Schedule | None,
     storage: Storage,
@@ -270,6 +268,12 @@ def _resumed(
     """Go on with the run in a folder that nobody else uses."""
     saved = Saved.read(folder)
     settings = Settings(**saved.meta["settings"])
+    sampler = what
+    if isinstance(sampler, ModelPotential):
+        setup = _prepared(
+            what, data, step_size, tuner, settings.num_particles, None, None, settings.seed
+        )
+        sampler, tuner = setup.sampler, setup.tuner
     schedule = _schedule_of(saved.meta["step_size"], step_size)
     tuner = _tuner(sampler, schedule, tuner, settings.num_warmup)
     found = files.differences(saved.meta["sampler"], identity(sampler, tuner), "the run's")
@@ -292,6 +296,18 @@ def _resumed(
     with torch.no_grad(), global_seed(0), pinned(sampler.potential.device):
         plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder)
         return Loop.restore(plan, saved).run(watcher, progress)
+
+
+def _sampled(what: Sampler | Potential, caller: str = "sample") -> Sampler | ModelPotential:
+    """A sampler, or a potential with all that is asked of one."""
+    if isinstance(what, Sampler):
+        return what
+    if not is_potential(what):
+        raise TypeError(
+            f"{caller}() takes a sampler, such as pvi.sghmc(potential), or a potential, got "
+            f"{type(what).__name__}."
+        )
+    return as_potential(what)
 
 
 def _prepared(

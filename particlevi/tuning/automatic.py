@@ -26,6 +26,7 @@ from torch import Tensor
 
 from particlevi.curvature import largest_curvature
 from particlevi.potentials.potential import ModelPotential
+from particlevi.potentials.protocol import as_potential
 from particlevi.samplers.mclmc import mclmc
 from particlevi.samplers.randomized_hmc import randomized_hmc
 from particlevi.streams import ParticleStreams
@@ -34,7 +35,7 @@ from particlevi.tuning.objective import Objective
 from particlevi.tuning.start import Start, find_start
 from particlevi.tuning.step_size import suggest_step_size
 from particlevi.tuning.windows import windows
-from particlevi.typing import JSON, Controls, Progress, Sampler, Tuner, World
+from particlevi.typing import JSON, Controls, Potential, Progress, Sampler, Tuner, World
 
 __all__ = ["Setup", "because", "constant", "prepare"]
 
@@ -147,7 +148,7 @@ class Setup:
 
 
 def prepare(
-    what: ModelPotential | Sampler,
+    what: Potential | Sampler,
     data: Any,
     initial: Tensor,
     generator: torch.Generator,
@@ -167,7 +168,7 @@ def prepare(
     Raises:
         ValueError: a sampler for which no rule is known.
     """
-    potential = what if isinstance(what, ModelPotential) else what.potential
+    potential = what.potential if isinstance(what, Sampler) else as_potential(what)
     began = time.perf_counter()
     objective = Objective(potential, data)
     start = find_start(objective, initial, generator)

@@ -294,6 +294,7 @@ def _functionals(
 ) -> tuple[list[str], Tensor]:
     """Names, and values ``[S, F]`` in float64."""
     prior = potential.prior_energy(points).double()
+    apart = potential.energy_fn is None
     names, columns = ["potential"], [prior]
     if data.num_data:
         fit = torch.zeros_like(prior)
@@ -304,8 +305,8 @@ def _functionals(
                 if piece is not None
             ]
             fit = fit + torch.cat(parts)
-        names += ["log_prior", "log_likelihood"]
-        columns = [prior + fit, -prior, -fit]
+        names += ["log_prior", "log_likelihood"] if apart else []
+        columns = [prior + fit, -prior, -fit] if apart else [prior + fit]
     if probe is not None:
         with torch.no_grad():
             outputs = torch.cat(
