@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from particlevi.data import DataLike
 from particlevi.diagnostics import convergence, export, outputs, predictive, temperatures
 from particlevi.diagnostics.arviz import EssMethod, McseMethod
 from particlevi.diagnostics.groups import recombine
@@ -112,7 +113,7 @@ class Draws(DrawSet):
         )
 
     def log_likelihood(
-        self, data: Any, *, thin: int = 1, chunk_size: int = 64, batch_size: int = 1024
+        self, data: DataLike, *, thin: int = 1, chunk_size: int = 64, batch_size: int = 1024
     ) -> Tensor:
         """Log-likelihoods of data under every draw, ``[P, T, N]``, in nats.
 
@@ -127,7 +128,7 @@ class Draws(DrawSet):
         )
 
     def log_predictive_density(
-        self, data: Any, *, thin: int = 1, chunk_size: int = 64, batch_size: int = 1024
+        self, data: DataLike, *, thin: int = 1, chunk_size: int = 64, batch_size: int = 1024
     ) -> Tensor:
         """``log (1/S) sum_s p(y_n | x_n, theta_s)`` per datum, ``[N]``, in nats.
 
@@ -210,7 +211,7 @@ class Draws(DrawSet):
         """Integrated autocorrelation times in draws, ``P T / ESS`` of the mean; as for ``ess``."""
         return convergence.autocorrelation_time(self, of, inputs=inputs, num=num)
 
-    def temperatures(self, data: Any = None, *, thin: int = 1) -> dict[str, Temperature]:
+    def temperatures(self, data: DataLike = None, *, thin: int = 1) -> dict[str, Temperature]:
         """Kinetic and configurational temperatures, each with its Monte-Carlo standard error.
 
         For momentum methods ``"kinetic"``, and ``"kinetic[name]"`` of each tensor if there are
@@ -224,7 +225,7 @@ class Draws(DrawSet):
         return temperatures.every(self, data, thin=thin)
 
     def diagnose(
-        self, data: Any = None, *, inputs: Any = None, thin: int = 1, verbose: bool = True
+        self, data: DataLike = None, *, inputs: Any = None, thin: int = 1, verbose: bool = True
     ) -> Verdict:
         """Print a verdict on the run: what is wrong, by how much, and what to change.
 
@@ -246,7 +247,7 @@ class Draws(DrawSet):
         """A run in a few lines: what was chosen and why, ESS and R-hat, energy error, seconds."""
         return summary(self)
 
-    def check_invariance(self, data: Any = None, **options: Any) -> Invariance:
+    def check_invariance(self, data: DataLike = None, **options: Any) -> Invariance:
         """Go on from the draws with an exact kernel, and test whether anything moves.
 
         R-hat is blind to chains that agree on a wrong law; this is not. It prints and returns a
@@ -263,7 +264,7 @@ class Draws(DrawSet):
 
     def to_arviz(
         self,
-        data: Any = None,
+        data: DataLike = None,
         *,
         log_likelihood: bool = False,
         posterior_predictive: bool = False,

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from particlevi.curvature.second_order import second_order
-from particlevi.data import as_data, as_particles
+from particlevi.data import DataLike, as_data, as_particles
 from particlevi.potentials.protocol import as_potential
 from particlevi.typing import Batch, Potential
 
@@ -40,7 +39,7 @@ class Energy:
 
 
 def potential_energy(
-    potential: Potential, position: Tensor, data: Any = None, chunk_size: int = 1024
+    potential: Potential, position: Tensor, data: DataLike = None, chunk_size: int = 1024
 ) -> Energy:
     """The potential on all the data as an energy at one point.
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 
 from particlevi._checks import check_positive
 from particlevi.curvature.hessian import hessian_product, potential_energy
 from particlevi.curvature.lanczos import top_eigenpairs
-from particlevi.data import as_data, as_particles
+from particlevi.data import DataLike, as_data, as_particles
 from particlevi.potentials.protocol import as_potential
 from particlevi.typing import Potential
 
@@ -20,7 +19,7 @@ __all__ = ["largest_curvature"]
 def largest_curvature(
     potential: Potential,
     particles: Tensor,
-    data: Any = None,
+    data: DataLike = None,
     *,
     chunk_size: int = 1024,
     tolerance: float = 1e-2,

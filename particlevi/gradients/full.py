@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from particlevi.data import Data, as_data
+from particlevi.data import Data, DataLike, as_data
 from particlevi.gradients._evaluate import value_and_grad
 from particlevi.potentials.potential import ModelPotential
 from particlevi.potentials.protocol import as_potential
@@ -35,7 +33,7 @@ def likelihood_gradient(
 
 
 def full_gradient(
-    potential: Potential, particles: Tensor, data: Any = None, chunk_size: int = 1024
+    potential: Potential, particles: Tensor, data: DataLike = None, chunk_size: int = 1024
 ) -> Gradient:
     """Gradient ``[P, D]`` and value ``[P]`` of the potential on all the data.
 

@@ -44,7 +44,7 @@ class Vectorized:
         self.function = function
         self.what = what
         self.randomness = randomness
-        self.looping = False
+        self.looping: bool = False
 
     def __call__(self, particles: Tensor, batch: Batch | None) -> Tensor:
         """Values ``[P, ...]``."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_choice, check_positive_int, check_seed
-from particlevi.data import Batching, Minibatches, as_data, as_particles
+from particlevi.data import Batching, DataLike, Minibatches, as_data, as_particles
 from particlevi.data.minibatches import as_minibatches
 from particlevi.draws import Draws
 from particlevi.potentials.arithmetic import pinned
@@ -53,7 +53,7 @@ Watcher: TypeAlias = Monitor | Rule | Every | Sequence[Rule | Every]
 
 def sample(
     sampler: Sampler | Potential,
-    data: Any = None,
+    data: DataLike = None,
     *,
     step_size: float | Schedule | None = None,
     batch_size: int | None = None,
@@ -212,7 +212,7 @@ def sample(
 def resume(
     checkpoint: str | Path,
     sampler: Sampler | Potential,
-    data: Any = None,
+    data: DataLike = None,
     *,
     step_size: float | Schedule | None = None,
     storage: Storage | None = None,
@@ -258,7 +258,7 @@ def resume(
 def _resumed(
     folder: Path,
     what: Sampler | ModelPotential,
-    data: Any,
+    data: DataLike,
     step_size: float | Schedule | None,
     storage: Storage,
     watcher: Monitor,
@@ -312,7 +312,7 @@ def _sampled(what: Sampler | Potential, caller: str = "sample") -> Sampler | Mod
 
 def _prepared(
     what: Sampler | ModelPotential,
-    data: Any,
+    data: DataLike,
     step_size: float | Schedule | None,
     tuner: Tuner | None,
     num_particles: int | None,

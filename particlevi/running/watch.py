@@ -37,8 +37,8 @@ class Watch:
     def __init__(self, sampler: Sampler, monitor: Monitor, done: int, total: int, shown: bool):
         self.sampler = sampler
         self.monitor = monitor
-        self.bar = progress_bar(sampler.name, done, total, shown)
-        self.interrupt = Interrupt()
+        self.bar: Any = progress_bar(sampler.name, done, total, shown)
+        self.interrupt: Interrupt = Interrupt()
         self._listening = self.interrupt.watch()
         self._warned = False
         self._warned_of_rounding = False

@@ -17,12 +17,11 @@ from torch import Tensor
 from particlevi._checks import (
     check_finite,
     check_nonnegative,
-    check_particles,
     check_positive,
     check_positive_int,
     check_seed,
 )
-from particlevi.data import as_data
+from particlevi.data import as_data, as_particles
 from particlevi.draws import Draws
 from particlevi.potentials.potential import ModelPotential
 from particlevi.sgdvi._checks import (
@@ -336,9 +335,9 @@ def mean_loss(
     batch, count = as_data(data, model).whole(), model.num_data
 
     def loss(points: Tensor) -> Tensor:
-        check_particles(points, model.num_params, "points")
+        placed = as_particles(points, model, model.num_params, "points")
         with torch.no_grad():
-            parts = points.to(model.device, model.dtype).split(chunk_size)
+            parts = placed.split(chunk_size)
             return torch.cat([model(part, batch) for part in parts]) / count
 
     return loss

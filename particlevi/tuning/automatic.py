@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from particlevi.curvature import largest_curvature
+from particlevi.data import DataLike
 from particlevi.potentials.potential import ModelPotential
 from particlevi.potentials.protocol import as_potential
 from particlevi.samplers.mclmc import mclmc
@@ -149,7 +150,7 @@ class Setup:
 
 def prepare(
     what: Potential | Sampler,
-    data: Any,
+    data: DataLike,
     initial: Tensor,
     generator: torch.Generator,
     batch_size: int | None = None,

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_positive, check_positive_int, check_seed
-from particlevi.data import Data, as_data
+from particlevi.data import Data, DataLike, as_data, as_particles
 from particlevi.diagnostics.outputs import as_inputs
 from particlevi.diagnostics.views import identified
 from particlevi.drawset import DrawSet
@@ -136,7 +136,7 @@ def sign_flip_test(changes: Tensor, generator: torch.Generator) -> float:
 
 def check_invariance(
     draws: DrawSet,
-    data: Any = None,
+    data: DataLike = None,
     *,
     num_starts: int = 4,
     num_steps: int = 150,
@@ -192,7 +192,7 @@ def check_invariance(
             "chains (num_particles=8)."
         )
     generator = torch.Generator(potential.device).manual_seed(int(seed))
-    begin_at = starts.flatten(0, 1).to(potential.device, potential.dtype)
+    begin_at = as_particles(starts.flatten(0, 1), potential, potential.num_params)
     tune_at = others.to(begin_at)
     spread = torch.cat([begin_at, tune_at]).double().std(0)
     scale = torch.where(spread > 0, spread, 1.0).to(begin_at)
