@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_choice, check_positive_int, check_seed
-from particlevi.data import Batching, Minibatches, as_data, as_particles
+from particlevi.data import Batching, DataLike, Minibatches, as_data, as_particles
 from particlevi.data.minibatches import as_minibatches
 from particlevi.distributed import Processes
 from particlevi.draws import Draws
 from particlevi.potentials.arithmetic import pinned
 from particlevi.potentials.potential import ModelPotential
+from particlevi.potentials.protocol import as_potential, is_potential
 from particlevi.potentials.random import global_seed
 from particlevi.potentials.starts import starting_points
 from particlevi.running.converged import converged
@@ -37,7 +38,7 @@ from particlevi.storage.store import InMemory, Storage
 from particlevi.tuning.automatic import Setup, prepare
 from particlevi.tuning.memory import recall
 from particlevi.tuning.stability import check_before_run
-from particlevi.typing import Sampler, Schedule, Tuner
+from particlevi.typing import Potential, Sampler, Schedule, Tuner
 
 __all__ = ["Initial", "Watcher", "resume", "sample"]
 
@@ -56,8 +57,8 @@ Watcher: TypeAlias = Monitor | Rule | Every | Sequence[Rule | Every]
 
 
 def sample(
-    sampler: Sampler | ModelPotential,
-    data: Any = None,
+    sampler: Sampler | Potential,
+    data: DataLike = None,
     *,
     step_size: float | Schedule | None = None,
     batch_size: int | None = None,
@@ -157,20 +158,16 @@ def sample(
         >>> bool((draws.particles.var() - 1).abs() < 0.1)
         True
     """
-    if not isinstance(sampler, (Sampler, ModelPotential)):
-        raise TypeError(
-            "sample() takes a sampler, such as pvi.sghmc(potential), or a potential, got "
-            f"{type(sampler).__name__}."
-        )
     check_seed("seed", seed)
-    if isinstance(sampler, ModelPotential) or (step_size is None and tuner is None):
+    what = _sampled(sampler)
+    if isinstance(what, ModelPotential) or (step_size is None and tuner is None):
         setup = _prepared(
-            sampler, data, step_size, tuner, num_particles, initial, batch_size, int(seed)
+            what, data, step_size, tuner, num_particles, initial, batch_size, int(seed)
         )
-        wanted = isinstance(sampler, ModelPotential) and num_draws is None
+        wanted = isinstance(what, ModelPotential) and num_draws is None
         monitor = _until_converged(monitor) if wanted else monitor
         tuner = dataclasses.replace(setup.tuner, until_converged=wanted)
-        sampler, initial, num_particles = setup.sampler, setup.initial, None
+        what, initial, num_particles = setup.sampler, setup.initial, None
         num_warmup = setup.num_warmup if num_warmup is None else num_warmup
         num_draws = setup.num_draws if num_draws is None else num_draws
         thin = setup.thin if thin is None else thin
@@ -185,12 +182,12 @@ def sample(
     for name, flag in (("compile", compile), ("progress", progress)):
         check_choice(name, flag, [True, False])
     schedule = None if step_size is None else as_schedule("step_size", step_size)
-    tuner = _tuner(sampler, schedule, tuner, int(num_warmup))
+    tuner = _tuner(what, schedule, tuner, int(num_warmup))
     watcher, storage, batches = as_monitor(monitor), storage or InMemory(), as_minibatches(batching)
     if compile:
-        _check_compilable(sampler)
-    start = _start(sampler.potential, num_particles, initial, int(seed))
-    world = world_of(processes, sampler, len(start))
+        _check_compilable(what)
+    start = _start(what.potential, num_particles, initial, int(seed))
+    world = world_of(processes, what, len(start))
     if compile and world.crew is not None:
         raise ValueError(
             "Where processes evaluate the gradients of one step in parts, the step is not "
@@ -205,35 +202,35 @@ def sample(
         thin=int(thin),
         batch_size=None if batch_size is None else int(batch_size),
         batching=batches.batching,
-        shared_batch=sampler.interacting if batches.shared is None else batches.shared,
+        shared_batch=what.interacting if batches.shared is None else batches.shared,
         seed=int(seed),
         compile=compile,
         keep_warmup=storage.warmup,
-        storage_dtype=str(storage.dtype or sampler.potential.dtype).removeprefix("torch."),
+        storage_dtype=str(storage.dtype or what.potential.dtype).removeprefix("torch."),
         checkpoint_every=None if saving is None else saving.every,
     )
     folder = None if saving is None else Path(saving.folder)
-    place = global_seed(int(seed)), pinned(sampler.potential.device)
+    place = global_seed(int(seed)), pinned(what.potential.device)
     with world.guard(), _new_run(folder, world), torch.no_grad(), place[0], place[1]:
-        checked = as_data(data, sampler.potential)
+        checked = as_data(data, what.potential)
         if batches.shared is False and not checked.own_batches:
             raise ValueError(
                 "Batches of a DataLoader are shared by all particles: leave shared out of "
                 "Minibatches, or pass tensors, from which each chain draws its own."
             )
-        plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder, world)
+        plan = Plan.of(what, checked, settings, schedule, storage, tuner, folder, world)
         if not world.alone:
             world.check_same(plan.summary)
         loop = Loop.start(plan, start)
         if schedule is not None:
-            check_before_run(sampler, start, checked, plan.source, schedule, plan.num_steps)
+            check_before_run(what, start, checked, plan.source, schedule, plan.num_steps)
         return world.whole(loop.run(watcher, progress))
 
 
 def resume(
     checkpoint: str | Path,
-    sampler: Sampler | ModelPotential,
-    data: Any = None,
+    sampler: Sampler | Potential,
+    data: DataLike = None,
     *,
     step_size: float | Schedule | None = None,
     num_draws: int | None = None,
@@ -268,25 +265,21 @@ def resume(
             that is damaged or of another run.
         RuntimeError: another process runs in that folder.
     """
-    if not isinstance(sampler, (Sampler, ModelPotential)):
-        raise TypeError(
-            "resume() takes the sampler of the run, made again, or the potential of an automatic "
-            f"run, got {type(sampler).__name__}."
-        )
+    what = _sampled(sampler, "resume")
     if num_draws is not None:
         check_positive_int("num_draws", num_draws)
     folder, storage = Path(checkpoint), storage or InMemory()
     if not (folder / STATE_FILE).is_file():
         raise FileNotFoundError(f"There is no file {folder / STATE_FILE}.")
     saved = Saved.read(folder)
-    sampler, tuner, chosen = _as_it_was(folder, saved, sampler, data, tuner)
+    runs, tuner, chosen = _as_it_was(folder, saved, what, data, tuner)
     # An end that was set by the caller is the caller's to set again.
     goes_on = chosen and saved.meta["chosen"]["until_converged"] and num_draws is None
     watcher = _until_converged(monitor) if goes_on else as_monitor(monitor)
-    world = world_of(processes, sampler, Settings(**saved.meta["settings"]).num_particles)
+    world = world_of(processes, runs, Settings(**saved.meta["settings"]).num_particles)
     with world.guard(), _run_that_is_there(folder, world):
         return _resumed(
-            folder, sampler, data, step_size, num_draws, storage, watcher, tuner, progress, world
+            folder, runs, data, step_size, num_draws, storage, watcher, tuner, progress, world
         )
 
 
@@ -316,7 +309,7 @@ def _run_that_is_there(folder: Path, world: RunWorld) -> Iterator[None]:
 def _resumed(
     folder: Path,
     sampler: Sampler,
-    data: Any,
+    data: DataLike,
     step_size: float | Schedule | None,
     num_draws: int | None,
     storage: Storage,
@@ -376,9 +369,21 @@ def _until_converged(monitor: Watcher | None) -> Monitor:
     return dataclasses.replace(watcher, rules=(*watcher.rules, converged()))
 
 
+def _sampled(what: Sampler | Potential, caller: str = "sample") -> Sampler | ModelPotential:
+    """A sampler, or a potential with all that is asked of one."""
+    if isinstance(what, Sampler):
+        return what
+    if not is_potential(what):
+        raise TypeError(
+            f"{caller}() takes a sampler, such as pvi.sghmc(potential), or a potential, got "
+            f"{type(what).__name__}."
+        )
+    return as_potential(what)
+
+
 def _prepared(
     what: Sampler | ModelPotential,
-    data: Any,
+    data: DataLike,
     step_size: float | Schedule | None,
     tuner: Tuner | None,
     num_particles: int | None,

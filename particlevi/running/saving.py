@@ -34,7 +34,7 @@ class Saver:
     """
 
     def __init__(self, folder: Path | None, every: int | None):
-        self.wanted = folder is not None
+        self.wanted: bool = folder is not None
         self.every = every
         self._noted = time.perf_counter()
 

@@ -17,18 +17,20 @@ Every step takes all the data.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from particlevi.curvature import largest_curvature
+from particlevi.data import DataLike
 from particlevi.errors import ParticleviWarning
 from particlevi.potentials.potential import ModelPotential
+from particlevi.potentials.protocol import as_potential
 from particlevi.samplers.mams import mams
 from particlevi.samplers.mclmc import mclmc
 from particlevi.samplers.randomized_hmc import randomized_hmc
@@ -42,7 +44,7 @@ from particlevi.tuning.pilot import taken
 from particlevi.tuning.start import Start, find_start
 from particlevi.tuning.step_size import suggest_step_size
 from particlevi.tuning.windows import windows
-from particlevi.typing import Sampler, Tuner
+from particlevi.typing import Potential, Sampler, Tuner
 
 __all__ = ["Setup", "prepare"]
 
@@ -73,8 +75,8 @@ class Setup:
 
 
 def prepare(
-    what: ModelPotential | Sampler,
-    data: Any,
+    what: Potential | Sampler,
+    data: DataLike,
     initial: Tensor,
     generator: torch.Generator,
     batch_size: int | None = None,
@@ -94,7 +96,7 @@ def prepare(
     Raises:
         ValueError: a sampler for which no rule is known.
     """
-    potential = what if isinstance(what, ModelPotential) else what.potential
+    potential = what.potential if isinstance(what, Sampler) else as_potential(what)
     began = time.perf_counter()
     objective = Objective(potential, data)
     start = find_start(objective, initial, generator, keep_start)
@@ -107,8 +109,9 @@ def prepare(
             stacklevel=4,
         )
     reasons = [start.reason]
+    sampler_chosen = not isinstance(what, Sampler)
+    what = what if isinstance(what, Sampler) else potential
     chosen = taken(what, start, objective.data, batch_size)
-    sampler_chosen = isinstance(what, ModelPotential)
     if chosen is not None:
         what, batch_size, start = chosen.what, chosen.batch_size, chosen.start
         reasons.append(chosen.reason)
