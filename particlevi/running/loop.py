@@ -106,8 +106,7 @@ class Loop:
             control_room.restore(saved.tree("tuner", control_room.tuner_state))
         streams.noise.restore(saved.part("streams.noise"))
         streams.batches.restore(saved.part("streams.batches"))
-        store, divergence = plan.open_store(), DivergenceWatch(position)
-        store.restore(saved.meta["receipt"])
+        store, divergence = plan.open_store(saved.meta["receipt"]), DivergenceWatch(position)
         divergence.restore(saved.part("divergence"), saved.lost)
         plan.source.restore(saved.part("source"))
         saved.restore_global_generators(position.device)
@@ -142,7 +141,7 @@ class Loop:
         except DivergenceError:
             raise
         except BaseException as error:
-            error.draws = self.draws()  # type: ignore[attr-defined]
+            error.draws = self._finished()  # type: ignore[attr-defined]
             error.add_note(
                 f"It came at step {self.step + 1}; the {self._num_draws()} of "
                 f"{self.plan.settings.num_draws} draws made before it are in this error's .draws."
@@ -150,7 +149,7 @@ class Loop:
             raise
         if self.ended_by == "interruption":
             self._warn_of_interruption()
-        return self.draws()
+        return self._finished()
 
     def _run(self, monitor: Monitor, progress: bool) -> None:
         plan, num_steps = self.plan, self.plan.num_steps
@@ -261,6 +260,12 @@ class Loop:
     def draws(self) -> Draws:
         """What was drawn so far."""
         return self._result(self.store.count, self.divergence.lost)
+
+    def _finished(self) -> Draws:
+        """What was drawn, also written down in the store."""
+        draws = self.draws()
+        self.store.describe(draws)
+        return draws
 
     def _result(self, count: int, left_out: Mapping[int, int]) -> Draws:
         return draws_of(

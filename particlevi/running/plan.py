@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ from particlevi.running.compiling import compiled
 from particlevi.running.controls import ControlRoom
 from particlevi.running.kept import kept_steps
 from particlevi.running.memory import step_nbytes
-from particlevi.running.settings import Settings, identity
+from particlevi.running.settings import Settings, identity, identity_of_sampler
 from particlevi.running.world import OneProcess
 from particlevi.samplers.requirements import check_batch
+from particlevi.schedules import describe
 from particlevi.storage.recording import Recorder, check_memory, describe_keep
-from particlevi.storage.store import Storage, Store
+from particlevi.storage.store import Recording, Storage, Store
 from particlevi.typing import JSON, Sampler, Schedule, Tuner, World
 
 __all__ = ["Plan"]
@@ -148,12 +149,39 @@ class Plan:
             return compiled(self.sampler, self.source.example())
         return self.sampler.step
 
-    def open_store(self) -> Store:
-        """The store of the run, empty."""
-        dtype = getattr(torch, self.settings.storage_dtype)
-        return self.storage.open(
-            len(self.rows), len(self.kept_steps), self.recorder.size, dtype, self.folder
+    def open_store(self, receipt: JSON = None) -> Store:
+        """The store of the run, empty, or with the draws of a receipt."""
+        recording = Recording(
+            recorder=self.recorder,
+            num_particles=len(self.rows),
+            num_draws=len(self.kept_steps),
+            num_warmup=self.num_warmup_draws,
+            dtype=getattr(torch, self.settings.storage_dtype),
+            folder=self.folder,
+            known=self.known,
         )
+        return self.storage.open(recording, receipt)
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """What is known of the draws before the first, as fields of a ``DrawSet``."""
+        sampler, settings, recorder = self.sampler, self.settings, self.recorder
+        step_size = self.schedules.get("step_size")
+        return {
+            "chains": self.rows,
+            "minibatch": self.source.law not in ("none", "all"),
+            "coordinates": None if recorder.columns is None else recorder.columns.cpu(),
+            "output_shape": recorder.output_shape if recorder.inputs is not None else None,
+            "shapes": dict(sampler.potential.layout.shapes),
+            "facts": sampler.facts,
+            "attrs": {
+                **identity_of_sampler(sampler),
+                **asdict(settings),
+                "step_size": None if step_size is None else describe(step_size),
+                "gradients_per_step": sampler.gradients_per_step,
+            },
+            "fingerprint": dict(sampler.potential.fingerprint),
+        }
 
     def control_room(self) -> ControlRoom:
         """Schedules and tuner, before the first step."""

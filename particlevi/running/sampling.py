@@ -27,9 +27,10 @@ from particlevi.running.settings import Settings, identity
 from particlevi.schedules import as_schedule, describe, restore
 from particlevi.storage import checkpoint as files
 from particlevi.storage.lock import locked
+from particlevi.storage.ondisk import as_storage
 from particlevi.storage.recording import describe_keep
 from particlevi.storage.sealed import remove_left_over
-from particlevi.storage.store import InMemory, Storage
+from particlevi.storage.store import Storage
 from particlevi.tuning.automatic import Setup, prepare
 from particlevi.tuning.stability import check_before_run
 from particlevi.typing import Sampler, Schedule, Tuner
@@ -66,7 +67,7 @@ def sample(
     progress: bool = True,
     checkpoint: str | Path | files.Checkpoint | None = None,
     batching: Batching | Minibatches = "replacement",
-    storage: Storage | None = None,
+    store: Storage | str | Path | None = None,
     monitor: Watcher | None = None,
     tuner: Tuner | None = None,
 ) -> Draws:
@@ -113,8 +114,9 @@ def sample(
         batching: ``"replacement"`` (independent indices), ``"subset"`` (a fresh random subset per
             step) or ``"epoch"`` (random order, reshuffled every epoch); whether particles share
             their minibatches is told by ``pvi.data.Minibatches(law, shared=...)``.
-        storage: what is kept of a draw and where, ``pvi.storage.InMemory(keep=...)``; all
-            parameters in memory if absent.
+        store: what is kept of a draw and where: a path for all parameters on disk, such as
+            ``"draws.zarr"``, ``pvi.storage.OnDisk(path, keep=...)`` or
+            ``pvi.storage.InMemory(keep=...)``; all parameters in memory if absent.
         monitor: functions that look at the run now and then and may end it, such as
             ``pvi.running.max_seconds(60)`` and ``pvi.running.target_ess(400)``, or a
             ``pvi.running.Monitor``.
@@ -128,7 +130,10 @@ def sample(
             estimator under which the method does not sample what it says, or a potential that is
             not finite at the start or, if asked to, cannot be compiled.
         MemoryError: the draws and the estimator's state would not fit in memory.
-        FileExistsError: the checkpoint folder already holds a run.
+        FileExistsError: the checkpoint folder already holds a run, or the path of the store is
+            there.
+        OSError: nothing can be written to the store; a full disk ends the run, and what was
+            written before stays.
         RuntimeError: another process runs in the checkpoint folder.
         DivergenceError: every chain, or an interacting particle, diverged. This and any other
             error on the way has an attribute ``draws`` that holds what was drawn before.
@@ -151,6 +156,8 @@ def sample(
             f"{type(sampler).__name__}."
         )
     check_seed("seed", seed)
+    storage = as_storage(store)
+    storage.check()
     if isinstance(sampler, ModelPotential) or (step_size is None and tuner is None):
         setup = _prepared(
             sampler, data, step_size, tuner, num_particles, initial, batch_size, int(seed)
@@ -172,7 +179,7 @@ def sample(
         check_choice(name, flag, [True, False])
     schedule = None if step_size is None else as_schedule("step_size", step_size)
     tuner = _tuner(sampler, schedule, tuner, int(num_warmup))
-    watcher, storage, batches = as_monitor(monitor), storage or InMemory(), as_minibatches(batching)
+    watcher, batches = as_monitor(monitor), as_minibatches(batching)
     if compile:
         _check_compilable(sampler)
     start = _start(sampler.potential, num_particles, initial, int(seed))
@@ -218,7 +225,7 @@ def resume(
     data: Any = None,
     *,
     step_size: float | Schedule | None = None,
-    storage: Storage | None = None,
+    store: Storage | str | Path | None = None,
     monitor: Watcher | None = None,
     tuner: Tuner | None = None,
     progress: bool = True,
@@ -233,7 +240,7 @@ def resume(
         sampler: made as for the first run.
         data: as in the first run.
         step_size: needed again only if it was a function of the caller's own.
-        storage: as in the first run.
+        store: as in the first run; needed again only if it is no path.
         monitor: looks at what is left of the run; it need not be that of the first run.
         tuner: as in the first run.
         progress: show a progress bar.
@@ -249,12 +256,12 @@ def resume(
         raise TypeError(
             f"resume() takes the sampler of the run, made again, got {type(sampler).__name__}."
         )
-    folder, watcher, storage = Path(checkpoint), as_monitor(monitor), storage or InMemory()
+    folder, watcher = Path(checkpoint), as_monitor(monitor)
     if not (folder / STATE_FILE).is_file():
         raise FileNotFoundError(f"There is no file {folder / STATE_FILE}.")
     with locked(folder):
         remove_left_over(folder)
-        return _resumed(folder, sampler, data, step_size, storage, watcher, tuner, progress)
+        return _resumed(folder, sampler, data, step_size, store, watcher, tuner, progress)
 
 
 def _resumed(
@@ -262,7 +269,7 @@ def _resumed(
     sampler: Sampler,
     data: Any,
     step_size: float | Schedule | None,
-    storage: Storage,
+    store: Storage | str | Path | None,
     watcher: Monitor,
     tuner: Tuner | None,
     progress: bool,
@@ -270,6 +277,8 @@ def _resumed(
     """Go on with the run in a folder that nobody else uses."""
     saved = Saved.read(folder)
     settings = Settings(**saved.meta["settings"])
+    path = saved.meta["receipt"].get("path")
+    storage = as_storage(path if store is None else store)
     schedule = _schedule_of(saved.meta["step_size"], step_size)
     tuner = _tuner(sampler, schedule, tuner, settings.num_warmup)
     found = files.differences(saved.meta["sampler"], identity(sampler, tuner), "the run's")
