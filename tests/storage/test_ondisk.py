@@ -375,7 +375,7 @@ def test_lazy_draws_travel_and_are_not_changed(both):
 
 def test_more_than_fits_is_refused(both, monkeypatch):
     monkeypatch.setattr("particlevi.storage.zarrsource.available_memory", lambda: 100)
-    with pytest.raises(MemoryError, match="draws.thin"):
+    with pytest.raises(MemoryError, match=r"draws\.thin"):
         both[0].clone()
 
 
