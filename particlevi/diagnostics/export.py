@@ -15,7 +15,9 @@ from particlevi.data.tensors import is_tensors
 from particlevi.diagnostics import arviz, outputs
 from particlevi.diagnostics.predictive import draw_sites
 from particlevi.drawset import DrawSet
+from particlevi.drawset.lazy import LazyTensor
 from particlevi.potentials._pyro_terms import arguments
+from particlevi.potentials.prior_predictive import PriorPredictive
 
 __all__ = ["to_arviz"]
 
@@ -26,6 +28,7 @@ def to_arviz(
     *,
     log_likelihood: bool = False,
     posterior_predictive: bool = False,
+    prior: PriorPredictive | None = None,
     seed: int = 0,
 ) -> Any:
     """See ``Draws.to_arviz``."""
@@ -38,13 +41,13 @@ def to_arviz(
     if data is not None and model is not None and not is_tensors(data):
         data = as_data(data, model, complete=False).whole().data
     last = draws.facts.kind == "particles"
-    groups = {
-        "posterior": _quantities(draws, draws.particles),
-        "sample_stats": _stats(draws.stats, last),
-    }
-    if draws.warmup is not None:
-        groups["warmup_posterior"] = _quantities(draws, draws.warmup)
-        groups["warmup_sample_stats"] = _stats(draws.warmup_stats, last)
+    groups: dict[str, Mapping[str, Any]] = {}
+    ready: dict[str, Any] = {}
+    if isinstance(draws.particles, LazyTensor) and not last:
+        where = draws.particles.selection
+        ready = arviz.on_disk(where.source.path, where.chains, where.draws)
+    else:
+        groups = _groups(draws, last)
     if log_likelihood:
         values = outputs.log_likelihood(draws, data)
         values = values.transpose(0, 1) if last else values
@@ -53,6 +56,11 @@ def to_arviz(
         groups["observed_data"] = _observed(draws, data)
     if posterior_predictive:
         groups["posterior_predictive"] = _targets(draws, data, seed)
+    if prior is not None:
+        groups["prior"] = _prior(draws, prior)
+        groups["prior_predictive"] = {
+            name: _array(values.unsqueeze(0), False) for name, values in prior.targets.items()
+        }
     attrs = {
         "inference_library": "particlevi",
         **draws.attrs,
@@ -62,7 +70,19 @@ def to_arviz(
         "chains": draws.chains,
         "sampling_time": draws.seconds,
     }
-    return arviz.build(groups, attrs=attrs)
+    return arviz.build(groups, attrs=attrs, ready=ready)
+
+
+def _groups(draws: DrawSet, last: bool) -> dict[str, Mapping[str, Any]]:
+    """Draws and statistics."""
+    groups = {
+        "posterior": _quantities(draws, draws.particles),
+        "sample_stats": _stats(draws.stats, last),
+    }
+    if draws.warmup is not None:
+        groups["warmup_posterior"] = _quantities(draws, draws.warmup)
+        groups["warmup_sample_stats"] = _stats(draws.warmup_stats, last)
+    return dict(groups)
 
 
 def _array(values: Tensor, last: bool) -> np.ndarray[Any, Any]:
@@ -95,6 +115,12 @@ def _quantities(draws: DrawSet, values: Tensor) -> dict[str, np.ndarray[Any, Any
         name: _array(tensor.reshape(chains, length, *tensor.shape[1:]), last)
         for name, tensor in tensors.items()
     }
+
+
+def _prior(draws: DrawSet, prior: PriorPredictive) -> dict[str, np.ndarray[Any, Any]]:
+    """The model's quantities under draws of its prior, as one chain."""
+    tensors = draws.model().constrain(prior.particles)
+    return {name: _array(tensor.unsqueeze(0), False) for name, tensor in tensors.items()}
 
 
 def _stats(stats: Mapping[str, Tensor], last: bool) -> dict[str, np.ndarray[Any, Any]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,6 +29,11 @@ Places = npt.NDArray[np.int64]
 
 class Source(Protocol):
     """Where draws lie."""
+
+    @property
+    def path(self) -> Path:
+        """Of the Zarr hierarchy that they are in."""
+        ...
 
     @property
     def dtype(self) -> torch.dtype:

@@ -18,12 +18,12 @@ from particlevi.running.controls import ControlRoom
 from particlevi.running.kept import kept_steps
 from particlevi.running.memory import step_nbytes
 from particlevi.running.settings import Settings, identity, identity_of_sampler
-from particlevi.running.world import OneProcess
+from particlevi.running.world import RunWorld
 from particlevi.samplers.requirements import check_batch
 from particlevi.schedules import describe
 from particlevi.storage.recording import Recorder, check_memory, describe_keep
 from particlevi.storage.store import Recording, Storage, Store
-from particlevi.typing import JSON, Sampler, Schedule, Tuner, World
+from particlevi.typing import JSON, Sampler, Schedule, Tuner
 
 __all__ = ["Plan"]
 
@@ -60,7 +60,7 @@ class Plan:
     kept_steps: list[int]
     identity: dict[str, JSON]
     keep: JSON
-    world: World
+    world: RunWorld
     folder: Path | None
     needs: dict[str, int]
 
@@ -74,6 +74,7 @@ class Plan:
         storage: Storage,
         tuner: Tuner | None,
         folder: Path | None,
+        world: RunWorld,
     ) -> Plan:
         """Put the collaborators together.
 
@@ -90,6 +91,11 @@ class Plan:
         )
         potential = sampler.potential
         check_batch(sampler.name, sampler.requires, source.example(), potential.num_data)
+        if not (world.alone or storage.spreads):
+            raise ValueError(
+                "Draws of particles that are spread over processes are gathered in memory: leave "
+                "store out, or give pvi.storage.InMemory(...)."
+            )
         recorder = Recorder(sampler.potential, storage.keep)
         given = {} if step_size is None else {"step_size": step_size}
         schedules = {**given, **sampler.schedules}
@@ -107,7 +113,7 @@ class Plan:
             identity=identity(sampler, tuner),
             data=data,
             keep=describe_keep(storage.keep),
-            world=OneProcess(),
+            world=world,
             folder=folder,
             needs=needs,
         )
@@ -127,6 +133,15 @@ class Plan:
     def data_fingerprint(self) -> JSON:
         """What identifies the data; read once, if a checkpoint is written."""
         return self.data.fingerprint()
+
+    @property
+    def summary(self) -> dict[str, JSON]:
+        """What the processes of a run must have in common."""
+        return {
+            "sampler or model": self.identity,
+            "data": self.data_fingerprint,
+            "arguments": {**asdict(self.settings), "num_particles": self.world.total},
+        }
 
     @property
     def num_steps(self) -> int:
@@ -149,15 +164,20 @@ class Plan:
             return compiled(self.sampler, self.source.example())
         return self.sampler.step
 
-    def open_store(self, receipt: JSON = None) -> Store:
-        """The store of the run, empty, or with the draws of a receipt."""
+    def open_store(self, num_particles: int | None = None, receipt: JSON = None) -> Store:
+        """The store of the run, empty or with the draws of a receipt.
+
+        Args:
+            num_particles: of all processes; those here if absent.
+            receipt: of the checkpoint from which the run goes on.
+        """
         recording = Recording(
             recorder=self.recorder,
-            num_particles=len(self.rows),
+            num_particles=len(self.rows) if num_particles is None else num_particles,
             num_draws=len(self.kept_steps),
             num_warmup=self.num_warmup_draws,
             dtype=getattr(torch, self.settings.storage_dtype),
-            folder=self.folder,
+            folder=None if num_particles is None and self.world.spread else self.folder,
             known=self.known,
         )
         return self.storage.open(recording, receipt)

@@ -160,18 +160,21 @@ class DiskStore:
     def _take_up(self, warm: bool) -> None:
         """Go on with the arrays that are there."""
         names, room, filled = self.names.prefixed(warm), self._room(warm), self._filled(warm)
-        length = min(self.length, room)
         series: dict[str, Series] = {}
         for group in (names.posterior, names.unconstrained):
             for name in self.hierarchy.names(group) if group in self.hierarchy.nodes else []:
                 if self.hierarchy.dims(f"{group}/{name}")[:2] == [names.chain, DRAW]:
-                    array = self.hierarchy.array(group, name)
+                    array = self.hierarchy.roomy(group, name, room)
+                    length = array.chunks[1]
                     series[f"{group}/{name}"] = Series(
                         array, 1, length, filled, self.recording.dtype
                     )
-            self.hierarchy.counts[group] = filled
+            if group in self.hierarchy.nodes:
+                self._coordinates(group, room)
+                self.hierarchy.counts[group] = filled
         self.values[names.posterior] = series
         if names.stats in self.hierarchy.nodes:
+            self._coordinates(names.stats, room)
             self.hierarchy.counts[names.stats] = filled
 
     def append(self, kept: Tensor, stats: Mapping[str, Tensor | float]) -> None:
@@ -222,7 +225,8 @@ class DiskStore:
 
     def _new_stat(self, names: Names, name: str, value: Tensor | float, place: int) -> Series:
         if f"{names.stats}/{name}" in self.hierarchy.nodes:
-            found = self.hierarchy.array(names.stats, name)
+            warm = names.posterior.startswith("warmup_")
+            found = self.hierarchy.roomy(names.stats, name, self._room(warm))
             return Series(found, found.ndim - 1, found.chunks[-1], place)
         warm = names.posterior.startswith("warmup_")
         room, num = self._room(warm), self.recording.num_particles

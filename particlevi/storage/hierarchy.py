@@ -151,7 +151,11 @@ class Hierarchy:
     def put(self, group: str, name: str, values: npt.NDArray[Any], dims: Sequence[str]) -> None:
         """A small array as a whole."""
         if f"{group}/{name}" in self.nodes:
-            self.array(group, name)[...] = values
+            array = self.array(group, name)
+            if array.shape != values.shape:
+                array.resize(values.shape)
+                self._note(f"{group}/{name}")
+            array[...] = values
             return
         self.add(group, name, values.shape, values.shape, dims, values.dtype)[...] = values
 
@@ -161,6 +165,15 @@ class Hierarchy:
     def array(self, group: str, name: str) -> Any:
         """An array, with room for all draws."""
         return self.zarr.open_array(self.path / group / name, mode="r+")
+
+    def roomy(self, group: str, name: str, room: int) -> Any:
+        """An array, with room for so many draws, more than before where a run is made longer."""
+        array = self.array(group, name)
+        axis = self.dims(f"{group}/{name}").index(DRAW)
+        if array.shape[axis] < room:
+            array.resize((*array.shape[:axis], room, *array.shape[axis + 1 :]))
+            self._note(f"{group}/{name}")
+        return array
 
     def reader(self, group: str, name: str) -> Any:
         """An array, to read from."""

@@ -68,6 +68,11 @@ class OnDisk:
     dtype: torch.dtype | None = None
     warmup: bool = False
 
+    @property
+    def spreads(self) -> bool:
+        """One process writes to a path."""
+        return False
+
     def __post_init__(self) -> None:
         check_choice("warmup", self.warmup, [True, False])
         if self.dtype is not None:

@@ -52,6 +52,8 @@ class Series:
         if self.buffer is not None:
             found = plain(value, self.dtype) if isinstance(value, Tensor) else value
             self.buffer[self._at(place % self.length)] = found
+            if (place + 1) % self.length == 0:
+                self.write(place + 1)
             return
         assert isinstance(value, Tensor)
         each = max(1, BUFFER_BYTES // max(1, 8 * value[0].numel()))

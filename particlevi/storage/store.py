@@ -95,6 +95,11 @@ class Storage(Protocol):
         """Whether draws of the warm-up are kept too."""
         ...
 
+    @property
+    def spreads(self) -> bool:
+        """Whether each of several processes can have a store of its own."""
+        ...
+
     def nbytes(self, num_particles: int, num_draws: int, size: int, dtype: torch.dtype) -> int:
         """Memory of the draws in bytes."""
         ...
@@ -135,6 +140,11 @@ class InMemory:
     keep: Keep = None
     dtype: torch.dtype | None = None
     warmup: bool = False
+
+    @property
+    def spreads(self) -> bool:
+        """Each process has its draws in its memory."""
+        return True
 
     def __post_init__(self) -> None:
         check_choice("warmup", self.warmup, [True, False])

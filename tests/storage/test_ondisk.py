@@ -94,6 +94,12 @@ def test_draws_larger_than_a_chunk_are_cut(tmp_path, monkeypatch):
     assert all(8 * np.prod(each) <= 64 for each in chunks)
 
 
+def test_statistics_have_chunks_of_another_length(tmp_path, small_blocks, monkeypatch):
+    monkeypatch.setattr(diskstore, "_STATS_BYTES", 4 * 8 * 3)
+    memory, disk = pair(tmp_path / "draws.zarr")
+    assert_same(disk, memory)
+
+
 def test_a_path_is_enough(tmp_path):
     sampler, data = problem()
     draws = pvi.sample(sampler, data, store=str(tmp_path / "a" / "draws.zarr"), **RUN)
@@ -385,3 +391,62 @@ def test_another_folder_is_no_store(tmp_path):
     (tmp_path / "zarr.json").write_text("{}")
     with pytest.raises(ValueError, match="not written by particlevi"):
         pvi.load(tmp_path)
+
+
+def test_a_run_is_made_longer(tmp_path, small_blocks):
+    sampler, data = problem()
+    whole = pvi.sample(sampler, data, **{**RUN, "num_draws": 23})
+    path, folder = tmp_path / "draws.zarr", tmp_path / "run"
+    pvi.sample(sampler, data, store=path, checkpoint=folder, **RUN)
+    longer = pvi.resume(folder, sampler, data, num_draws=23, progress=False)
+    assert_same(longer, whole)
+    assert_same(pvi.load(path), whole)
+    assert xarray.open_datatree(path, engine="zarr")["posterior"].sizes["draw"] == 23
+
+
+def test_to_arviz_reads_from_disk(tmp_path):
+    memory, disk = pair(tmp_path / "draws.zarr")
+    given, found = (
+        each[[2, 0], 3:].to_arviz(problem()[1], log_likelihood=True) for each in (memory, disk)
+    )
+    for group in ("posterior", "sample_stats", "log_likelihood", "warmup_posterior"):
+        for name, values in given[group].data_vars.items():
+            shown = found[group][name].values
+            assert np.array_equal(np.broadcast_to(shown, values.shape), values.values), name
+
+
+DIAGNOSTICS = {
+    "ess": lambda draws, data: draws.ess(),
+    "rhat": lambda draws, data: draws.rhat(),
+    "projections": lambda draws, data: draws.ess("projections", num=5),
+    "predict": lambda draws, data: draws.predict(data[0], chunk_size=4).mean,
+    "log_likelihood": lambda draws, data: draws.log_likelihood(data, chunk_size=4),
+    "temperature": lambda draws, data: draws.temperatures(data)["all"].mean,
+    "diagnose": lambda draws, data: draws.diagnose(data, verbose=False).facts["largest R-hat"],
+}
+
+
+@pytest.fixture(scope="module")
+def longer(tmp_path_factory):
+    path = tmp_path_factory.mktemp("longer") / "draws.zarr"
+    return pair(path, num_draws=60)
+
+
+@pytest.mark.parametrize("name", DIAGNOSTICS)
+def test_diagnostics_read_piece_by_piece(name, longer, monkeypatch):
+    """The same as in memory, and never all draws at once."""
+    memory, disk = longer
+    data = problem()[1]
+    monkeypatch.setattr("particlevi.drawset.lazy.PANEL_BYTES", 3 * 60 * 8 * 7)
+    monkeypatch.setattr("particlevi.diagnostics.verdict.mixing.MAX_COORDINATES", 10)
+    largest, load = 0, LazyTensor.load
+
+    def counted(self):
+        nonlocal largest
+        largest = max(largest, self.numel())
+        return load(self)
+
+    monkeypatch.setattr(LazyTensor, "load", counted)
+    found, wanted = (DIAGNOSTICS[name](draws, data) for draws in (disk, memory))
+    assert np.allclose(np.asarray(found), np.asarray(wanted), rtol=1e-5, equal_nan=True)
+    assert 0 < largest < memory.particles.numel() / 2
