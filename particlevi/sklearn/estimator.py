@@ -24,6 +24,7 @@ from particlevi.running.converged import converged, probe_inputs
 from particlevi.running.monitor import Look, Rule, max_seconds
 from particlevi.running.sampling import sample
 from particlevi.sklearn.net import ACTIVATIONS, Activation, make_net, outputs_of
+from particlevi.sklearn.start import trained
 
 try:
     from sklearn.base import BaseEstimator
@@ -39,6 +40,7 @@ __all__ = ["Array", "BayesianMLP", "PosteriorWarning"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
+_FEW_PARAMETERS = 100
 _MOST_DRAWS = 1000
 _ROWS = 256
 
@@ -117,6 +119,11 @@ class BayesianMLP(BaseEstimator):  # type: ignore[misc,unused-ignore]
         data = (inputs, target)
         probe = probe_inputs(potential, data)
         limit = self.max_seconds if budget is None else budget
+        initial = None
+        if potential.num_params > _FEW_PARAMETERS:
+            weights = None if weight is None else target["weight"]
+            chains = int(self.num_chains)
+            initial = trained(potential, inputs, targets, weights, chains, limit, seed)
         rules: list[Rule] = [] if self.num_draws is not None else [converged(probe=probe)]
         deadline: _Deadline | None = None
         if limit is not None:
@@ -126,7 +133,8 @@ class BayesianMLP(BaseEstimator):  # type: ignore[misc,unused-ignore]
         draws = sample(
             potential,
             data,
-            num_particles=int(self.num_chains),
+            num_particles=int(self.num_chains) if initial is None else None,
+            initial=initial,
             num_warmup=self.num_warmup,
             num_draws=self.num_draws,
             seed=seed,
