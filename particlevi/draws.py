@@ -26,10 +26,12 @@ from particlevi.drawset.data import Kind
 from particlevi.errors import ParticleviWarning
 from particlevi.potentials.layout import Groups
 from particlevi.potentials.potential import ModelPotential
+from particlevi.potentials.prior_predictive import PriorPredictive
 from particlevi.report import write_draws
 from particlevi.storage import drawfile
 from particlevi.storage.weights import checkpoint_files, read_weights
 from particlevi.tuning import invariance
+from particlevi.tuning.alarm import add_alarm
 from particlevi.tuning.invariance import Invariance
 
 __all__ = ["Draws", "Prediction"]
@@ -233,7 +235,13 @@ class Draws(DrawSet):
         return temperatures.every(self, data, thin=thin)
 
     def diagnose(
-        self, data: Any = None, *, inputs: Any = None, thin: int = 1, verbose: bool = True
+        self,
+        data: Any = None,
+        *,
+        inputs: Any = None,
+        thin: int = 1,
+        alarm: bool | None = None,
+        verbose: bool = True,
     ) -> Verdict:
         """Print a verdict on the run: what is wrong, by how much, and what to change.
 
@@ -241,12 +249,17 @@ class Draws(DrawSet):
             data: as given to ``sample``; adds the configurational temperature, on all the data.
             inputs: probe inputs: convergence is then that of the outputs there.
             thin: for the configurational temperature, use every ``thin``-th draw.
+            alarm: go on from the draws with an exact kernel on all the data and test whether they
+                move, as ``check_invariance`` does, by 4 x 150 gradients per chain; what it took is
+                in the verdict. If absent, that is done where data are given, there are eight
+                chains or more, and it takes no more than the run did.
             verbose: print it.
 
         Returns:
             The verdict, with ``.ok``, ``.findings`` and ``.facts``.
         """
         verdict = diagnose(self, data, inputs=inputs, thin=thin)
+        add_alarm(self, data, inputs, alarm, verdict)
         if verbose and not _html.in_notebook():
             print(verdict)
         return verdict
@@ -326,6 +339,7 @@ class Draws(DrawSet):
         *,
         log_likelihood: bool = False,
         posterior_predictive: bool = False,
+        prior: PriorPredictive | None = None,
         seed: int = 0,
     ) -> Any:
         """An ArviZ InferenceData (a DataTree on ArviZ 1.x).
@@ -339,6 +353,8 @@ class Draws(DrawSet):
             data: as given to ``sample``, for the groups that need it and ``observed_data``.
             log_likelihood: add the log-likelihood of each datum under each draw.
             posterior_predictive: add one target drawn per datum and draw (and observed site).
+            prior: from ``potential.prior_predictive(inputs)``; adds the groups ``prior`` and
+                ``prior_predictive``.
             seed: of those targets.
         """
         return export.to_arviz(
@@ -346,6 +362,7 @@ class Draws(DrawSet):
             data,
             log_likelihood=log_likelihood,
             posterior_predictive=posterior_predictive,
+            prior=prior,
             seed=seed,
         )
 

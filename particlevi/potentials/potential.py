@@ -16,6 +16,7 @@ from particlevi._checks import check_choice, check_particles, check_positive_int
 from particlevi.potentials.arithmetic import pinned
 from particlevi.potentials.layout import Groups, Layout
 from particlevi.potentials.likelihoods import Likelihood, check_targets
+from particlevi.potentials.prior_predictive import PriorPredictive, prior_predictive
 from particlevi.potentials.starts import Starts
 from particlevi.streams import ParticleStreams
 from particlevi.typing import JSON, Batch, Streams
@@ -331,6 +332,38 @@ class ModelPotential:
         """Particles ``[S, D]`` as the model's own quantities ``[S, *shape]`` by name."""
         check_particles(particles, self.num_params)
         return self.sites.constrain(self.unravel(particles))
+
+    def prior_predictive(
+        self, inputs: Any = None, num_draws: int = 500, seed: int = 0
+    ) -> PriorPredictive:
+        """Draws of the prior, of the model's outputs under it, and of targets: a look at a prior.
+
+        Source: Gabry, Simpson, Vehtari, Betancourt and Gelman, "Visualization in Bayesian
+        workflow", 2019.
+
+        Args:
+            inputs: one tensor ``[B, ...]``, or a tuple of them for a module with several inputs; a
+                Pyro model's arguments without observations.
+            num_draws: S.
+            seed: of the draws.
+
+        Returns:
+            ``particles [S, D]``, ``outputs [S, B, ...]`` and ``targets`` by name, one per draw and
+            datum; ``draws.to_arviz(prior=...)`` takes them along.
+
+        Raises:
+            ValueError: a density, which predicts nothing, or an improper prior.
+
+        Examples:
+            >>> import particlevi as pvi
+            >>> net = torch.nn.Linear(3, 1)
+            >>> likelihood, prior = pvi.Gaussian(scale=0.1), pvi.Normal(2.0)
+            >>> potential = pvi.from_module(net, likelihood, prior, num_data=20)
+            >>> found = potential.prior_predictive(torch.ones(1, 3), num_draws=4000)
+            >>> bool((found.outputs.std() - 4).abs() < 0.2)  # 2 sqrt(3 + 1)
+            True
+        """
+        return prior_predictive(self, inputs, num_draws, seed)
 
     def groups(self, rule: Groups, seed: int = 0) -> Tensor:
         """Group numbers ``[D]`` under a rule, where the particles are; see ``Layout.groups``."""

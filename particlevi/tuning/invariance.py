@@ -46,7 +46,7 @@ __all__ = ["Invariance", "check_invariance", "sign_flip_test"]
 
 _LEAPFROGS = 10
 _ACCEPTANCE = 0.9
-_TUNING_STEPS = 80
+TUNING_STEPS = 80
 _MOST_FLIPS = 4096
 _PROBES = 20
 
@@ -253,7 +253,7 @@ class _Kernel:
         """Find the step size by dual averaging from these points."""
         averages = begin(self.step_size.double(), 2.0)
         state = self.sampler.init(points, self.streams)
-        for _ in range(_TUNING_STEPS):
+        for _ in range(TUNING_STEPS):
             self.step_size = averages.log_step.exp().to(self.scale)
             state, info = self._step(state, 10.0)
             acceptance = torch.where(torch.isfinite(info.acceptance), info.acceptance, 0.0).mean()
