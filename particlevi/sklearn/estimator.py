@@ -15,7 +15,7 @@ from torch import Tensor
 
 from particlevi._checks import check_choice, check_positive, check_positive_int
 from particlevi.draws import Draws
-from particlevi.errors import ParticleviWarning
+from particlevi.errors import NotConvergedWarning, ParticleviWarning
 from particlevi.potentials.likelihoods import Likelihood
 from particlevi.potentials.module import from_module
 from particlevi.potentials.potential import ModelPotential
@@ -130,17 +130,19 @@ class BayesianMLP(BaseEstimator):  # type: ignore[misc,unused-ignore]
             spent = time.perf_counter() - began
             deadline = _Deadline(max(limit - spent, 0.05 * limit))
             rules.append(deadline)
-        draws = sample(
-            potential,
-            data,
-            num_particles=int(self.num_chains) if initial is None else None,
-            initial=initial,
-            num_warmup=self.num_warmup,
-            num_draws=self.num_draws,
-            seed=seed,
-            monitor=rules,
-            progress=False,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotConvergedWarning)  # the verdict tells it below
+            draws = sample(
+                potential,
+                data,
+                num_particles=int(self.num_chains) if initial is None else None,
+                initial=initial,
+                num_warmup=self.num_warmup,
+                num_draws=self.num_draws,
+                seed=seed,
+                monitor=rules,
+                progress=False,
+            )
         if not draws.particles.shape[1] and deadline is not None and deadline.position is not None:
             ends = deadline.position.unsqueeze(1)
             kept = Draws.from_tensor(ends, potential, kind="independent", seconds=draws.seconds)
