@@ -85,8 +85,8 @@ class Recorder:
     ``probe``, from time to time, the gradient noise (``gradient_noise``) and the largest curvature
     (``top_curvature``) at the present weights.
 
-    The gradient of a step is the one that is there when the step begins: an optimiser that evaluates
-    a closure, such as ``LBFGS``, has another.
+    The gradient of a step is the one that is there when the step begins: an optimiser that
+    evaluates a closure, such as ``LBFGS``, has another.
 
     By default it takes at most a tenth of the time: probes wait until their cost fits the
     ``budget``, and records become rarer. ``every`` and ``probe_every`` set fixed intervals. On an
