@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from particlevi.data import as_data
+from particlevi.data import DataLike, as_data, as_particles
 from particlevi.data.tensors import is_tensors
 from particlevi.diagnostics import arviz, outputs
 from particlevi.diagnostics.predictive import draw_sites
@@ -23,7 +23,7 @@ __all__ = ["to_arviz"]
 
 def to_arviz(
     draws: DrawSet,
-    data: Any = None,
+    data: DataLike = None,
     *,
     log_likelihood: bool = False,
     posterior_predictive: bool = False,
@@ -128,7 +128,7 @@ def _target_name(draws: DrawSet) -> str:
     return str(observed[0]) if len(observed) == 1 else "y"
 
 
-def _observed(draws: DrawSet, data: Any) -> dict[str, np.ndarray[Any, Any]]:
+def _observed(draws: DrawSet, data: DataLike) -> dict[str, np.ndarray[Any, Any]]:
     """The targets of a module, or the arguments of a Pyro model that are its observations."""
     if "observed" not in draws.fingerprint:
         return {"y": _plain(pytree.tree_leaves(data)[-1])}
@@ -146,7 +146,7 @@ def _targets(draws: DrawSet, data: Any, seed: int) -> dict[str, np.ndarray[Any, 
         raise ValueError(
             "posterior_predictive needs draws of a potential made from a module or a Pyro model."
         )
-    flat = draws.parameters().to(model.device, model.dtype)
+    flat = as_particles(draws.parameters(), model, model.num_params)
     if model.predictive_fn is not None:
         sites = draw_sites(model, flat, data, seed)
     else:

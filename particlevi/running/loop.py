@@ -76,7 +76,7 @@ class Loop:
         self.ended_by = ""
         self.run_name = uuid4().hex
         self.draws_seen: dict[int, int] = {}
-        self.missed: list[str] = []
+        self.missed: str | None = None
 
     @classmethod
     def start(cls, plan: Plan, initial: Tensor) -> Self:
@@ -178,8 +178,8 @@ class Loop:
             raise
         if self.ended_by == "interruption":
             self._warn_of_interruption()
-        for missed in self.missed:
-            warnings.warn(missed, NotConvergedWarning, stacklevel=3)
+        if self.missed is not None and self.plan.world.leads:
+            warnings.warn(self.missed, NotConvergedWarning, stacklevel=3)
         return self.draws()
 
     def _run(self, monitor: Monitor, progress: bool) -> None:
@@ -341,12 +341,17 @@ class Loop:
         everyone = self.plan.sampler.draws == slice(None)
         return None if everyone else self.state.position.clone()
 
-    def _targets_missed(self, monitor: Monitor, look: Look) -> list[str]:
+    def _targets_missed(self, monitor: Monitor, look: Look) -> str | None:
         """What the run was to reach and did not."""
-        if self.plan.sampler.interacting:
-            return []
-        found = (target.missed(look) for target in monitor.targets)
-        return [missed for missed in found if missed is not None]
+        if self.plan.sampler.interacting or not monitor.targets:
+            return None
+
+        def ask(draws: Callable[[], Draws]) -> str | None:
+            seen = replace(look, draws=draws)
+            found = [target.missed(seen) for target in monitor.targets]
+            return " ".join(missed for missed in found if missed is not None) or None
+
+        return self.plan.world.verdict(ask, self.draws)
 
     def _warn_of_interruption(self) -> None:
         folder, num_draws = self.plan.folder, self.plan.settings.num_draws
