@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -260,6 +261,8 @@ def curvature_operator(
         raise ValueError(f"{type(module).__name__} has no parameters with requires_grad=True.")
     if not isinstance(data, (tuple, list)) or len(data) < 2:
         raise ValueError("data must be a tuple (inputs, ..., targets) of tensors.")
+    if not all(isinstance(leaf, (Tensor, np.ndarray)) for leaf in data):
+        raise ValueError(f"data must be tensors or arrays, got {[type(d).__name__ for d in data]}.")
     device = next(module.parameters()).device
     leaves = tuple(torch.as_tensor(leaf).detach().to(device) for leaf in data)
     lengths = [len(leaf) for leaf in leaves]
