@@ -216,7 +216,7 @@ def _tuner_of(
     bounded = bounded_for(sampler, start.metric, objective.data, batch_size)
     if bounded is not None:
         reasons.append(bounded.rule)
-        return bounded, 400, 5
+        return dataclasses.replace(bounded, at=start.points), 400, 5
     return _stable(sampler, start, objective, batch_size, reasons), 400, 5
 
 

@@ -189,6 +189,7 @@ class bounded_heat:
         decoherence: c of the friction.
         every: steps between probes.
         first_probes: made before the first step, beside those that look for the step size.
+        at: starting points of all processes, for a run in several; the run's own if absent.
         seed: of the probes' batches and momenta.
 
     Raises:
@@ -208,6 +209,7 @@ class bounded_heat:
     decoherence: float = 2.0
     every: int = 4
     first_probes: int = 40
+    at: Tensor | None = None
     seed: int = 0
     name: str = field(default="bounded_heat", init=False)
 
@@ -262,6 +264,16 @@ class bounded_heat:
 
     def init(self, position: Tensor, controls: Controls) -> State:
         """The first state, after probes at the starting points."""
+        if self.at is None or len(self.at) == len(position):
+            return self._begun(position, controls)
+        # Other processes hold the others: all probe them all, and each goes on with its own.
+        state = self._begun(self.at.to(position), controls)
+        steepest = no_curvature(position, self.seed)
+        level = state.steepest.largest.expand(len(position)).clone()
+        steepest = steepest._replace(curvature=level, largest=state.steepest.largest)
+        return state._replace(steepest=steepest)
+
+    def _begun(self, position: Tensor, controls: Controls) -> State:
         zero = torch.zeros((), dtype=torch.float64, device=position.device)
         temperature = zero + float(controls.get("temperature", 1.0))
         state = State(
@@ -341,7 +353,8 @@ class bounded_heat:
         """The state after a probe where the chains are."""
         temperature, size = float(state.temperature), position.shape[1]
         step, directions = float(step_of(state.law)), state.steepest.directions
-        found = self._prober.probe(int(state.probes), position, step, directions, temperature)
+        streams = self._prober.streams(int(state.probes), position, world)
+        found = self._prober.probe(streams, position, step, directions, temperature)
         told = torch.isfinite(found.change)
         square = torch.where(told, found.change, 0.0).square()
         # All that is known where no chain made a step is that the step is too long.
