@@ -17,6 +17,7 @@ Every step takes all the data.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 import warnings
