@@ -12,6 +12,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from particlevi import _html
+from particlevi.data import DataLike
 from particlevi.diagnostics import convergence, export, outputs, predictive, temperatures
 from particlevi.diagnostics.arviz import EssMethod, McseMethod
 from particlevi.diagnostics.ensemble import Ensemble, to_module
@@ -26,10 +27,12 @@ from particlevi.drawset.data import Kind
 from particlevi.errors import ParticleviWarning
 from particlevi.potentials.layout import Groups
 from particlevi.potentials.potential import ModelPotential
+from particlevi.potentials.prior_predictive import PriorPredictive
 from particlevi.report import write_draws
 from particlevi.storage import drawfile
 from particlevi.storage.weights import checkpoint_files, read_weights
 from particlevi.tuning import invariance
+from particlevi.tuning.alarm import add_alarm
 from particlevi.tuning.invariance import Invariance
 
 __all__ = ["Draws", "Prediction"]
@@ -121,7 +124,7 @@ class Draws(DrawSet):
         )
 
     def log_likelihood(
-        self, data: Any, *, thin: int = 1, chunk_size: int = 64, batch_size: int = 1024
+        self, data: DataLike, *, thin: int = 1, chunk_size: int = 64, batch_size: int = 1024
     ) -> Tensor:
         """Log-likelihoods of data under every draw, ``[P, T, N]``, in nats.
 
@@ -136,7 +139,7 @@ class Draws(DrawSet):
         )
 
     def log_predictive_density(
-        self, data: Any, *, thin: int = 1, chunk_size: int = 64, batch_size: int = 1024
+        self, data: DataLike, *, thin: int = 1, chunk_size: int = 64, batch_size: int = 1024
     ) -> Tensor:
         """``log (1/S) sum_s p(y_n | x_n, theta_s)`` per datum, ``[N]``, in nats.
 
@@ -219,7 +222,7 @@ class Draws(DrawSet):
         """Integrated autocorrelation times in draws, ``P T / ESS`` of the mean; as for ``ess``."""
         return convergence.autocorrelation_time(self, of, inputs=inputs, num=num)
 
-    def temperatures(self, data: Any = None, *, thin: int = 1) -> dict[str, Temperature]:
+    def temperatures(self, data: DataLike = None, *, thin: int = 1) -> dict[str, Temperature]:
         """Kinetic and configurational temperatures, each with its Monte-Carlo standard error.
 
         For momentum methods ``"kinetic"``, and ``"kinetic[name]"`` of each tensor if there are
@@ -233,7 +236,13 @@ class Draws(DrawSet):
         return temperatures.every(self, data, thin=thin)
 
     def diagnose(
-        self, data: Any = None, *, inputs: Any = None, thin: int = 1, verbose: bool = True
+        self,
+        data: DataLike = None,
+        *,
+        inputs: Any = None,
+        thin: int = 1,
+        alarm: bool | None = None,
+        verbose: bool = True,
     ) -> Verdict:
         """Print a verdict on the run: what is wrong, by how much, and what to change.
 
@@ -241,12 +250,17 @@ class Draws(DrawSet):
             data: as given to ``sample``; adds the configurational temperature, on all the data.
             inputs: probe inputs: convergence is then that of the outputs there.
             thin: for the configurational temperature, use every ``thin``-th draw.
+            alarm: go on from the draws with an exact kernel on all the data and test whether they
+                move, as ``check_invariance`` does, by 4 x 150 gradients per chain; what it took is
+                in the verdict. If absent, that is done where data are given, there are eight
+                chains or more, and it takes no more than the run did.
             verbose: print it.
 
         Returns:
             The verdict, with ``.ok``, ``.findings`` and ``.facts``.
         """
         verdict = diagnose(self, data, inputs=inputs, thin=thin)
+        add_alarm(self, data, inputs, alarm, verdict)
         if verbose and not _html.in_notebook():
             print(verdict)
         return verdict
@@ -258,9 +272,9 @@ class Draws(DrawSet):
     def report(
         self,
         path: str | Path,
-        data: Any = None,
+        data: DataLike = None,
         *,
-        test_data: Any = None,
+        test_data: DataLike = None,
         inputs: Any = None,
         figures: Mapping[str, Any] | None = None,
         title: str = "Posterior draws",
@@ -304,7 +318,7 @@ class Draws(DrawSet):
             thin=thin,
         )
 
-    def check_invariance(self, data: Any = None, **options: Any) -> Invariance:
+    def check_invariance(self, data: DataLike = None, **options: Any) -> Invariance:
         """Go on from the draws with an exact kernel, and test whether anything moves.
 
         R-hat is blind to chains that agree on a wrong law; this is not. It prints and returns a
@@ -322,10 +336,11 @@ class Draws(DrawSet):
 
     def to_arviz(
         self,
-        data: Any = None,
+        data: DataLike = None,
         *,
         log_likelihood: bool = False,
         posterior_predictive: bool = False,
+        prior: PriorPredictive | None = None,
         seed: int = 0,
     ) -> Any:
         """An ArviZ InferenceData (a DataTree on ArviZ 1.x).
@@ -339,6 +354,8 @@ class Draws(DrawSet):
             data: as given to ``sample``, for the groups that need it and ``observed_data``.
             log_likelihood: add the log-likelihood of each datum under each draw.
             posterior_predictive: add one target drawn per datum and draw (and observed site).
+            prior: from ``potential.prior_predictive(inputs)``; adds the groups ``prior`` and
+                ``prior_predictive``.
             seed: of those targets.
         """
         return export.to_arviz(
@@ -346,6 +363,7 @@ class Draws(DrawSet):
             data,
             log_likelihood=log_likelihood,
             posterior_predictive=posterior_predictive,
+            prior=prior,
             seed=seed,
         )
 

@@ -16,6 +16,7 @@ from particlevi._checks import check_choice, check_particles, check_positive_int
 from particlevi.potentials.arithmetic import pinned
 from particlevi.potentials.layout import Groups, Layout
 from particlevi.potentials.likelihoods import Likelihood, check_targets
+from particlevi.potentials.prior_predictive import PriorPredictive, prior_predictive
 from particlevi.potentials.starts import Starts
 from particlevi.streams import ParticleStreams
 from particlevi.typing import JSON, Batch, Streams
@@ -198,12 +199,16 @@ class ModelPotential:
         """Energies ``[P]``; on a minibatch of B data the likelihood is scaled by N/B."""
         if particles.ndim != 2 or particles.shape[1] != self.num_params:
             check_particles(particles, self.num_params)
+        with pinned(self.device):
+            return self._energy(particles, batch)
+
+    def _energy(self, particles: Tensor, batch: Batch | None) -> Tensor:
         if self.energy_fn is not None:
             return self._whole(self.energy_fn, particles, batch)
-        energy = -self.log_prior(particles)
+        energy = -self.log_prior_fn(particles)
         if self.log_likelihood_fn is None:
             return energy
-        log_likelihood = self.log_likelihood(particles, batch)
+        log_likelihood = self._terms(particles, batch)
         return energy - self.scale(log_likelihood.shape[1], batch) * log_likelihood.sum(1)
 
     def prior_energy(self, particles: Tensor) -> Tensor:
@@ -225,11 +230,10 @@ class ModelPotential:
     def _whole(self, energy: Energy, particles: Tensor, batch: Batch | None) -> Tensor:
         """An energy that is given as it is; its data weighted as the batch says."""
         plain = batch if batch is None else batch._replace(scale=None)
-        with pinned(self.device):
-            values = energy(particles, plain)
+        values = energy(particles, plain)
         if batch is None or batch.scale is None:
             return values
-        prior = -self.log_prior(particles)
+        prior = -self.log_prior_fn(particles)
         return prior + batch.scale / self.scale(batch.size) * (values - prior)
 
     def scale(self, batch_size: int, batch: Batch | None = None) -> float | Tensor:
@@ -255,13 +259,16 @@ class ModelPotential:
 
     def log_likelihood(self, particles: Tensor, batch: Batch | None) -> Tensor:
         """Log-likelihoods ``[P, B]``."""
+        with pinned(self.device):
+            return self._terms(particles, batch)
+
+    def _terms(self, particles: Tensor, batch: Batch | None) -> Tensor:
         if self.log_likelihood_fn is None or batch is None:
             raise ValueError(
                 "A log-likelihood needs a potential with data and a batch: got "
                 f"{'no batch' if batch is None else 'a density without data'}."
             )
-        with pinned(self.device):
-            values = self.log_likelihood_fn(particles, batch)
+        values = self.log_likelihood_fn(particles, batch)
         if values.ndim != 2 or values.shape[0] != particles.shape[0]:
             raise ValueError(
                 "The log-likelihood must return one value per particle and datum, "
@@ -331,6 +338,38 @@ class ModelPotential:
         """Particles ``[S, D]`` as the model's own quantities ``[S, *shape]`` by name."""
         check_particles(particles, self.num_params)
         return self.sites.constrain(self.unravel(particles))
+
+    def prior_predictive(
+        self, inputs: Any = None, num_draws: int = 500, seed: int = 0
+    ) -> PriorPredictive:
+        """Draws of the prior, of the model's outputs under it, and of targets: a look at a prior.
+
+        Source: Gabry, Simpson, Vehtari, Betancourt and Gelman, "Visualization in Bayesian
+        workflow", 2019.
+
+        Args:
+            inputs: one tensor ``[B, ...]``, or a tuple of them for a module with several inputs; a
+                Pyro model's arguments without observations.
+            num_draws: S.
+            seed: of the draws.
+
+        Returns:
+            ``particles [S, D]``, ``outputs [S, B, ...]`` and ``targets`` by name, one per draw and
+            datum; ``draws.to_arviz(prior=...)`` takes them along.
+
+        Raises:
+            ValueError: a density, which predicts nothing, or an improper prior.
+
+        Examples:
+            >>> import particlevi as pvi
+            >>> net = torch.nn.Linear(3, 1)
+            >>> likelihood, prior = pvi.Gaussian(scale=0.1), pvi.Normal(2.0)
+            >>> potential = pvi.from_module(net, likelihood, prior, num_data=20)
+            >>> found = potential.prior_predictive(torch.ones(1, 3), num_draws=4000)
+            >>> bool((found.outputs.std() - 4).abs() < 0.2)  # 2 sqrt(3 + 1)
+            True
+        """
+        return prior_predictive(self, inputs, num_draws, seed)
 
     def groups(self, rule: Groups, seed: int = 0) -> Tensor:
         """Group numbers ``[D]`` under a rule, where the particles are; see ``Layout.groups``."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from particlevi.draws import Draws
-from particlevi.errors import DivergenceError
+from particlevi.errors import DivergenceError, NotConvergedWarning
 from particlevi.gradients.sharing import shared_by
 from particlevi.kernels.exchange import exchanged_by
 from particlevi.running.compiling import static_shapes
@@ -75,6 +75,8 @@ class Loop:
         self.seconds = 0.0
         self.ended_by = ""
         self.run_name = uuid4().hex
+        self.draws_seen: dict[int, int] = {}
+        self.missed: str | None = None
 
     @classmethod
     def start(cls, plan: Plan, initial: Tensor) -> Self:
@@ -127,6 +129,7 @@ class Loop:
         loop = cls(plan, state, control_room, streams, store, divergence, archive)
         loop.step, loop.seconds = saved.meta["step"], saved.meta["seconds"]
         loop.run_name = saved.meta["run"]
+        loop.draws_seen = {int(k): seen for k, seen in saved.meta["draws_seen"].items()}
         return loop
 
     def save(self, folder: Any) -> None:
@@ -143,6 +146,7 @@ class Loop:
                 "receipt": receipt,
                 "step": self.step,
                 "seconds": self.seconds,
+                "draws_seen": self.draws_seen,
             },
         )
         if self.plan.world.spread:
@@ -174,6 +178,8 @@ class Loop:
             raise
         if self.ended_by == "interruption":
             self._warn_of_interruption()
+        if self.missed is not None and self.plan.world.leads:
+            warnings.warn(self.missed, NotConvergedWarning, stacklevel=3)
         return self.draws()
 
     def _run(self, monitor: Monitor, progress: bool) -> None:
@@ -183,7 +189,10 @@ class Loop:
         began = time.perf_counter() - self.seconds
         shapes = static_shapes() if plan.settings.compile else nullcontext()
         shown = progress and plan.world.leads
-        with shapes, Watch(plan.sampler, monitor, self.step, num_steps, shown) as watch:
+        watching = Watch(plan.sampler, monitor, self.step, num_steps, shown, self.draws_seen)
+        info: Any = None
+        controls: Controls = {}
+        with shapes, watching as watch:
             while self.step < num_steps:
                 info, controls = self._advance(move)
                 ended, due = self.step == num_steps, watch.due(self.step)
@@ -210,6 +219,8 @@ class Loop:
             self.ended_by = "the number of draws"
         elif not self.ended_by:
             self.ended_by = "interruption"
+            return
+        self.missed = self._targets_missed(monitor, self._look(info, controls))
 
     def _advance(self, move: Callable[..., Any]) -> tuple[Any, Controls]:
         """One step."""
@@ -293,6 +304,7 @@ class Loop:
             info=info,
             controls=controls,
             draws=self.draws,
+            data=self.plan.data,
         )
 
     def _num_draws(self) -> int:
@@ -328,6 +340,18 @@ class Loop:
         """Positions of all particles ``[P, D]``, where draws are of some of them only."""
         everyone = self.plan.sampler.draws == slice(None)
         return None if everyone else self.state.position.clone()
+
+    def _targets_missed(self, monitor: Monitor, look: Look) -> str | None:
+        """What the run was to reach and did not."""
+        if self.plan.sampler.interacting or not monitor.targets:
+            return None
+
+        def ask(draws: Callable[[], Draws]) -> str | None:
+            seen = replace(look, draws=draws)
+            found = [target.missed(seen) for target in monitor.targets]
+            return " ".join(missed for missed in found if missed is not None) or None
+
+        return self.plan.world.verdict(ask, self.draws)
 
     def _warn_of_interruption(self) -> None:
         folder, num_draws = self.plan.folder, self.plan.settings.num_draws

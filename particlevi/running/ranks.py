@@ -20,7 +20,8 @@ from particlevi.distributed import Peers, Processes, ProcessLostError, peers_of
 from particlevi.draws import Draws
 from particlevi.gradients.sharing import Crew, Evaluation, by_data, by_particles
 from particlevi.kernels.exchange import Exchange
-from particlevi.running.world import BITS, Ask, OneProcess, RunWorld, on_grid
+from particlevi.running.world import Ask, OneProcess, RunWorld
+from particlevi.tuning.here import BITS, on_grid
 from particlevi.typing import Batch, Gradient, Sampler
 
 __all__ = ["Ranks", "world_of"]

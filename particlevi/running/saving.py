@@ -16,6 +16,7 @@ from particlevi.running.plan import Plan
 from particlevi.schedules import describe
 from particlevi.storage import checkpoint as files
 from particlevi.streams import ParticleStreams
+from particlevi.tuning.memory import remember
 from particlevi.typing import SamplerState
 
 __all__ = ["STATE_FILE", "Saved", "Saver"]
@@ -33,7 +34,7 @@ class Saver:
     """
 
     def __init__(self, folder: Path | None, every: int | None):
-        self.wanted = folder is not None
+        self.wanted: bool = folder is not None
         self.every = every
         self._noted = time.perf_counter()
 
@@ -74,9 +75,7 @@ class Saved:
         """All that a run needs to go on exactly."""
         tensors = files.flatten(state, "state")
         if tuner_state is not None:
-            # Two names of a tuner's state may stand for one tensor, which a file cannot hold.
-            parts = files.flatten(tuner_state, "tuner").items()
-            tensors |= {name: value.clone() for name, value in parts}
+            tensors |= files.flatten(tuner_state, "tuner")
         tensors |= {f"source.{name}": value for name, value in plan.source.state().items()}
         tensors |= {f"divergence.{name}": v for name, v in divergence.tensors().items()}
         for name, each in streams.items():
@@ -85,7 +84,11 @@ class Saved:
         if state.position.is_cuda:
             tensors["cuda_rng"] = torch.cuda.get_rng_state(state.position.device)
         step_size = plan.schedules.get("step_size")
+        chosen = remember(plan.sampler, plan.tuner)
+        if chosen is not None:
+            tensors |= {f"chosen.{name}": value for name, value in chosen.tensors.items()}
         meta = {
+            "chosen": None if chosen is None else chosen.words,
             "sampler": plan.identity,
             "data": plan.data_fingerprint,
             "settings": asdict(plan.settings),
@@ -94,7 +97,7 @@ class Saved:
             "diverged": divergence.lost,
             **progress,
         }
-        return cls(tensors, meta)
+        return cls(_apart(tensors), meta)
 
     @classmethod
     def read(cls, folder: Path) -> Saved:
@@ -134,3 +137,14 @@ class Saved:
         torch.set_rng_state(self.tensors["global_rng"])
         if device.type == "cuda":
             torch.cuda.set_rng_state(self.tensors["cuda_rng"], device)
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, none of which shares its storage with another, as a file wants them."""
+    seen: set[int] = set()
+    found = {}
+    for name, value in tensors.items():
+        place = value.untyped_storage().data_ptr()
+        found[name] = value.clone() if place in seen else value
+        seen.add(place)
+    return found

@@ -7,17 +7,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from particlevi.draws import Draws
 from particlevi.gradients.sharing import Crew
 from particlevi.kernels.exchange import Exchange
+from particlevi.tuning.here import Here
 from particlevi.typing import World
 
-__all__ = ["BITS", "OneProcess", "RunWorld", "on_grid"]
-
-BITS = 40
+__all__ = ["OneProcess", "RunWorld"]
 
 Ask = Callable[[Callable[[], Draws]], str | None]
 """Rules of a monitor, as a function of what gives the draws."""
@@ -98,8 +96,8 @@ class RunWorld(World, Protocol):
 
 
 @dataclass(frozen=True)
-class OneProcess:
-    """A ``World`` of one process, in which reductions are those of the tensors at hand.
+class OneProcess(Here):
+    """A ``World`` of one process.
 
     Attributes:
         total: particles.
@@ -116,22 +114,6 @@ class OneProcess:
     def mine(self) -> range:
         """All."""
         return range(self.total)
-
-    def share(self, num_particles: int) -> range:
-        """All particles."""
-        return range(num_particles)
-
-    def grid(self, values: Tensor, bits: int = BITS) -> Tensor:
-        """``[P, ...]`` in float64, rounded to so many bits below the largest over particles."""
-        return on_grid(values, values.abs().amax(0), bits)
-
-    def sum(self, values: Tensor) -> Tensor:
-        """The sum over particles of ``[P, ...]``, ``[...]``."""
-        return self.grid(values).sum(0).to(values)
-
-    def mean(self, values: Tensor) -> Tensor:
-        """The mean over particles of ``[P, ...]``, ``[...]``."""
-        return self.sum(values) / len(values)
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -164,14 +146,3 @@ class OneProcess:
     def whole(self, draws: Draws) -> Draws:
         """The draws."""
         return draws
-
-
-def on_grid(values: Tensor, largest: Tensor, bits: int) -> Tensor:
-    """``values`` in float64, rounded to multiples of ``2^-bits`` times a power of two.
-
-    That power is the next above ``largest``, so that sums of up to ``2^(53 - bits)`` of them are
-    exact: their order, and who adds which of them, does not matter.
-    """
-    whole = torch.where(torch.isfinite(largest) & (largest > 0), largest, 1.0).double()
-    unit = torch.ldexp(torch.ones_like(whole), torch.frexp(whole).exponent - bits)
-    return (values.double() / unit).round() * unit

@@ -52,8 +52,9 @@ from particlevi.samplers._metric import Metric
 from particlevi.tuning.dual_averaging import running_mean
 from particlevi.tuning.energy_error import StepLaw, follow, no_steps, step_of
 from particlevi.tuning.heat import Heat, Subspace, bound, learn, no_heat, shifts
+from particlevi.tuning.here import Here
 from particlevi.tuning.metric import Moments, add, no_moments
-from particlevi.tuning.probes import Here, Prober
+from particlevi.tuning.probes import Prober
 from particlevi.tuning.stability import StabilityWarning
 from particlevi.tuning.steepest import Steepest, no_curvature, turn
 from particlevi.tuning.windows import pooled_windows

@@ -44,7 +44,7 @@ from particlevi.potentials.potential import ModelPotential
 from particlevi.samplers.sghmc import sghmc
 from particlevi.streams import ParticleStreams
 from particlevi.tuning.bounded_heat import bounded_for, bounded_heat
-from particlevi.tuning.probes import Here
+from particlevi.tuning.here import Here
 from particlevi.tuning.start import Start
 from particlevi.typing import Progress, Sampler
 

@@ -17,29 +17,9 @@ from particlevi.samplers._metric import Metric
 from particlevi.streams import ParticleStreams
 from particlevi.typing import Batch, GradientEstimator, World
 
-__all__ = ["Here", "Probe", "Prober"]
+__all__ = ["Probe", "Prober"]
 
 _ROUNDING = 8.0
-
-
-class Here:
-    """All particles are here."""
-
-    def share(self, num_particles: int) -> range:
-        """All of them."""
-        return range(num_particles)
-
-    def grid(self, values: Tensor, bits: int = 40) -> Tensor:
-        """As they are: no other process adds them in another order."""
-        return values.double()
-
-    def sum(self, values: Tensor) -> Tensor:
-        """Over the first axis."""
-        return values.sum(0)
-
-    def mean(self, values: Tensor) -> Tensor:
-        """Over the first axis."""
-        return values.mean(0)
 
 
 class Probe(NamedTuple):

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import particlevi as pvi
-from particlevi.running.world import OneProcess, on_grid
+from particlevi.tuning.here import Here, on_grid
 from tests.running import jobs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -249,7 +249,7 @@ def test_sums_do_not_depend_on_who_adds_first():
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(501, 7, generator=generator, dtype=torch.float64)
     values *= torch.randn(501, 1, generator=generator, dtype=torch.float64).exp() ** 3
-    rounded = OneProcess(501).grid(values)
+    rounded = Here().grid(values)
     halves = rounded[:17].sum(0) + rounded[17:].flip(0).sum(0)
     assert torch.equal(halves, rounded.sum(0))
     assert not torch.equal(values[:17].sum(0) + values[17:].flip(0).sum(0), values.sum(0))

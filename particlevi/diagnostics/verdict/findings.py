@@ -19,6 +19,7 @@ FindingKind: TypeAlias = Literal[
     "not converged",
     "low ESS",
     "one chain",
+    "not invariant",
     "not stationary",
     "too hot",
     "too cold",
