@@ -16,6 +16,7 @@ between any two, no waiting for slow ones.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from functools import partial
@@ -37,7 +38,7 @@ def net(width: int, depth: int) -> tuple[Any, Any]:
     torch.manual_seed(0)
     sizes = [64, *[width] * depth, 1]
     layers: list[torch.nn.Module] = []
-    for a, b in zip(sizes, sizes[1:], strict=False):
+    for a, b in itertools.pairwise(sizes):
         layers += [torch.nn.Linear(a, b), torch.nn.ReLU()]
     module = torch.nn.Sequential(*layers[:-1])
     x = torch.randn(512, 64)
