@@ -14,7 +14,7 @@ from particlevi.typing import Batch, Gradient
 
 __all__ = ["trained"]
 
-_STEPS, _RATE, _BATCH = 3000, 5e-3, 128
+_STEPS, _RATE, _BATCH = 3000, 2e-2, 128
 _FEWEST_STEPS, _TIMED, _SHARE = 100, 20, 0.25
 
 
