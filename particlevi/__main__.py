@@ -27,8 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Without a command: versions of all that a result depends on, for an issue.",
     )
     commands = parser.add_subparsers(dest="command")
-    report = commands.add_parser("report", help="a page about draws that Draws.save wrote")
-    report.add_argument("draws", type=Path, help="the file")
+    report = commands.add_parser("report", help="a page about draws in a file or folder")
+    report.add_argument("draws", type=Path, help="by Draws.save, or the store of a run")
     report.add_argument("page", type=Path, nargs="?", help="of HTML; beside the draws if absent")
     given = parser.parse_args(arguments)
     if given.command is None:

@@ -161,6 +161,18 @@ def test_the_command_line_tells_versions_and_writes_a_page(tmp_path, capsys):
     assert "none.safetensors" in capsys.readouterr().err
 
 
+def test_the_store_of_a_run_has_a_page(tmp_path):
+    pytest.importorskip("zarr", reason="zarr is not installed")
+    normal = pvi.from_log_density(lambda theta: -0.5 * theta.square().sum(), num_params=2)
+    store = tmp_path / "draws.zarr"
+    pvi.sample(
+        pvi.sghmc(normal), step_size=0.5, num_particles=2, num_draws=20, progress=False,
+        store=pvi.storage.OnDisk(store),
+    )  # fmt: skip
+    assert main(["report", str(store)]) == 0
+    assert "R-hat of parameters" in (tmp_path / "draws.html").read_text()
+
+
 def browse(tmp_path, *options):
     command = [
         BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
