@@ -46,6 +46,8 @@ def remember(sampler: Sampler, tuner: Tuner | None) -> Remembered | None:
     chosen = dict(inner.chosen) if isinstance(inner, constant) else {}
     if isinstance(inner, (bounded_heat, energy_error, windows)) and inner.start is not None:
         chosen["start"] = inner.start
+    if isinstance(inner, bounded_heat) and inner.at is not None:
+        chosen["at"] = inner.at
     estimator = sampler.estimator
     if isinstance(estimator, control_variate) and estimator.center is not None:
         chosen["center"] = estimator.center
@@ -97,8 +99,8 @@ def recall(
     if words["tuner"] == "constant":
         inner = constant(chosen)
     elif words["tuner"] == "bounded_heat":
-        start = chosen.get("start")
-        inner = bounded_heat(sampler.estimator, data, start=start, **settings)
+        start, at = chosen.get("start"), chosen.get("at")
+        inner = bounded_heat(sampler.estimator, data, start=start, at=at, **settings)
     else:
         inner = _TUNERS[words["tuner"]](**settings, **chosen)
     return sampler, because(
