@@ -227,8 +227,8 @@ class bounded_heat:
     def settings(self) -> Mapping[str, JSON]:
         """Its arguments, for the record."""
         names = ("batch_size", "dynamics", "compensated", "tolerance", "target", "step_size")
-        found: dict[str, JSON] = {each: getattr(self, each) for each in names}
-        return {**found, "decoherence": self.decoherence, "every": self.every, "seed": self.seed}
+        more = ("decoherence", "every", "first_probes", "seed")
+        return {each: getattr(self, each) for each in (*names, *more)}
 
     @cached_property
     def _prober(self) -> Prober:
