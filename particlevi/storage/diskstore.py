@@ -62,7 +62,7 @@ class DiskStore:
         self.own = Own(recording)
 
     @classmethod
-    def create(cls, path: Path, recording: Recording) -> DiskStore:
+    def create(cls, path: Path, recording: Recording, compress: bool) -> DiskStore:
         """A hierarchy with room for the draws, and none in it."""
         run = uuid4().hex
         empty = torch.empty(recording.num_particles, 0, recording.recorder.size)
@@ -71,7 +71,7 @@ class DiskStore:
         store._warn_of_space()
         for warm in (True, False):
             if store._room(warm):
-                store._make(warm)
+                store._make(warm, compress)
         store.describe(known)
         return store
 
@@ -122,7 +122,7 @@ class DiskStore:
                 stacklevel=2,
             )
 
-    def _make(self, warm: bool) -> None:
+    def _make(self, warm: bool, compress: bool) -> None:
         """Arrays of the draws, and coordinates."""
         recording, room = self.recording, self._room(warm)
         names, length = self.names.prefixed(warm), min(self.length, room)
@@ -131,7 +131,7 @@ class DiskStore:
         }
         tensors |= {(names.posterior, name): shape for name, shape in self.own.shapes.items()}
         said: dict[str, JSON] = {"torch_dtype": str(recording.dtype).removeprefix("torch.")}
-        kind, narrow = _TYPES[recording.dtype], recording.dtype == torch.bfloat16
+        kind, squeeze = _TYPES[recording.dtype], compress or recording.dtype == torch.bfloat16
         self.values[names.posterior] = {}
         for (group, name), shape in tensors.items():
             check_name(name)
@@ -139,7 +139,7 @@ class DiskStore:
             dims = (names.chain, DRAW, *(f"{name}_dim_{axis}" for axis in range(len(shape))))
             full = (recording.num_particles, room, *shape)
             array = self.hierarchy.add(
-                group, name, full, chunks, dims, kind, squeeze=narrow, attributes=said
+                group, name, full, chunks, dims, kind, squeeze=squeeze, attributes=said
             )
             self.values[names.posterior][f"{group}/{name}"] = Series(
                 array, 1, length, dtype=recording.dtype

@@ -129,7 +129,7 @@ class Hierarchy:
             attributes: of the array.
         """
         codecs = self.zarr.codecs
-        packing = [codecs.BloscCodec(cname="zstd", clevel=1, shuffle="shuffle")] if squeeze else []
+        packing = [codecs.BloscCodec(cname="zstd", clevel=3, shuffle="shuffle")] if squeeze else []
         if group not in self.nodes:
             self.zarr.create_group(self.path / group, zarr_format=3)
             self._note(group)

@@ -155,6 +155,7 @@ def check_memory(needed: Mapping[str, int]) -> None:
     raise MemoryError(
         f"The run needs {total / 1e9:.2f} GB ({', '.join(parts)}) but {available / 1e9:.2f} GB are "
         "available. Ways out: a larger thin with fewer num_draws, fewer particles, "
+        "store='draws.zarr' to write draws to disk, "
         "store=pvi.storage.InMemory(dtype=torch.bfloat16), or with keep=[name patterns] or "
         "keep=LongTensor for a subset of coordinates, keep=pvi.outputs_at(inputs) for predictions "
         "only, or, for an estimator that remembers iterates, a smaller history: "

@@ -337,6 +337,18 @@ def test_bfloat16_takes_less_room_than_float32(tmp_path):
     assert sizes[torch.bfloat16] < 0.55 * sizes[torch.float32]
 
 
+def test_compressed_draws_are_the_same_and_smaller(tmp_path):
+    normal = pvi.from_log_density(lambda theta: -0.5 * (theta**2).sum(), num_params=2000)
+    found = {}
+    for compress in (False, True):
+        store = OnDisk(tmp_path / str(compress), compress=compress)
+        draws = pvi.sample(pvi.sghmc(normal), store=store, **(RUN | {"step_size": 0.5}))
+        files = (tmp_path / str(compress)).rglob("c/**/*")
+        found[compress] = draws.particles.clone(), sum(f.stat().st_size for f in files)
+    assert torch.equal(found[True][0], found[False][0])
+    assert found[True][1] < 0.96 * found[False][1]
+
+
 def lazily(path):
     """Draws on disk, and the same in memory."""
     memory, disk = pair(path)
