@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from particlevi.draws import Draws
-from particlevi.potentials.potential import ModelPotential
+from particlevi.potentials.protocol import as_potential
 from particlevi.storage import drawfile
+from particlevi.typing import Potential
 
 __all__ = ["load"]
 
 
-def load(path: str | Path, potential: ModelPotential | None = None) -> Draws:
+def load(path: str | Path, potential: Potential | None = None) -> Draws:
     """Draws that ``Draws.save`` wrote.
 
     Args:
@@ -22,4 +23,5 @@ def load(path: str | Path, potential: ModelPotential | None = None) -> Draws:
         FileNotFoundError: no such file.
         ValueError: the potential is another one; the difference is named.
     """
-    return drawfile.read(Draws, Path(path), potential)
+    model = None if potential is None else as_potential(potential)
+    return drawfile.read(Draws, Path(path), model)

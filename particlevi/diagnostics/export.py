@@ -10,22 +10,24 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from particlevi.data import as_data
+from particlevi.data import DataLike, as_data, as_particles
 from particlevi.data.tensors import is_tensors
 from particlevi.diagnostics import arviz, outputs
 from particlevi.diagnostics.predictive import draw_sites
 from particlevi.drawset import DrawSet
 from particlevi.potentials._pyro_terms import arguments
+from particlevi.potentials.prior_predictive import PriorPredictive
 
 __all__ = ["to_arviz"]
 
 
 def to_arviz(
     draws: DrawSet,
-    data: Any = None,
+    data: DataLike = None,
     *,
     log_likelihood: bool = False,
     posterior_predictive: bool = False,
+    prior: PriorPredictive | None = None,
     seed: int = 0,
 ) -> Any:
     """See ``Draws.to_arviz``."""
@@ -53,6 +55,11 @@ def to_arviz(
         groups["observed_data"] = _observed(draws, data)
     if posterior_predictive:
         groups["posterior_predictive"] = _targets(draws, data, seed)
+    if prior is not None:
+        groups["prior"] = _prior(draws, prior)
+        groups["prior_predictive"] = {
+            name: _array(values.unsqueeze(0), False) for name, values in prior.targets.items()
+        }
     attrs = {
         "inference_library": "particlevi",
         **draws.attrs,
@@ -97,6 +104,12 @@ def _quantities(draws: DrawSet, values: Tensor) -> dict[str, np.ndarray[Any, Any
     }
 
 
+def _prior(draws: DrawSet, prior: PriorPredictive) -> dict[str, np.ndarray[Any, Any]]:
+    """The model's quantities under draws of its prior, as one chain."""
+    tensors = draws.model().constrain(prior.particles)
+    return {name: _array(tensor.unsqueeze(0), False) for name, tensor in tensors.items()}
+
+
 def _stats(stats: Mapping[str, Tensor], last: bool) -> dict[str, np.ndarray[Any, Any]]:
     chains = max((len(value) for value in stats.values() if value.ndim == 2), default=1)
     arrays = {}
@@ -115,7 +128,7 @@ def _target_name(draws: DrawSet) -> str:
     return str(observed[0]) if len(observed) == 1 else "y"
 
 
-def _observed(draws: DrawSet, data: Any) -> dict[str, np.ndarray[Any, Any]]:
+def _observed(draws: DrawSet, data: DataLike) -> dict[str, np.ndarray[Any, Any]]:
     """The targets of a module, or the arguments of a Pyro model that are its observations."""
     if "observed" not in draws.fingerprint:
         return {"y": _plain(pytree.tree_leaves(data)[-1])}
@@ -133,7 +146,7 @@ def _targets(draws: DrawSet, data: Any, seed: int) -> dict[str, np.ndarray[Any, 
         raise ValueError(
             "posterior_predictive needs draws of a potential made from a module or a Pyro model."
         )
-    flat = draws.parameters().to(model.device, model.dtype)
+    flat = as_particles(draws.parameters(), model, model.num_params)
     if model.predictive_fn is not None:
         sites = draw_sites(model, flat, data, seed)
     else:

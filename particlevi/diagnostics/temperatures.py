@@ -22,13 +22,13 @@ References: Wenzel and others, "How good is the Bayes posterior in deep neural n
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from particlevi._checks import check_fraction, check_positive, check_positive_int
-from particlevi.data import as_data
+from particlevi.data import DataLike, as_data, as_particles
 from particlevi.diagnostics import arviz
 from particlevi.drawset import DrawSet
 from particlevi.gradients.full import full_gradient
@@ -129,7 +129,12 @@ def kinetic(draws: DrawSet) -> dict[str, Temperature]:
 
 
 def slopes(
-    draws: DrawSet, data: Any = None, *, thin: int = 1, chunk_size: int = 64, batch_size: int = 1024
+    draws: DrawSet,
+    data: DataLike = None,
+    *,
+    thin: int = 1,
+    chunk_size: int = 64,
+    batch_size: int = 1024,
 ) -> tuple[Tensor, Tensor]:
     """Every ``thin``-th draw ``[P, T, D]`` and the gradient of the potential there, on all data.
 
@@ -142,14 +147,20 @@ def slopes(
     model = draws.model()
     draws.check_complete()
     checked = as_data(data, model)
-    kept = draws.particles[:, ::thin].to(model.device, model.dtype)
-    parts = kept.flatten(0, 1).split(chunk_size)
+    kept = draws.particles[:, ::thin]
+    flat = as_particles(kept.flatten(0, 1), model, model.num_params)
+    parts = flat.split(chunk_size)
     gradients = [full_gradient(model, part, checked, batch_size).gradient for part in parts]
-    return kept, torch.cat(gradients).view(kept.shape)
+    return flat.view(kept.shape), torch.cat(gradients).view(kept.shape)
 
 
 def configurational(
-    draws: DrawSet, data: Any = None, *, thin: int = 1, chunk_size: int = 64, batch_size: int = 1024
+    draws: DrawSet,
+    data: DataLike = None,
+    *,
+    thin: int = 1,
+    chunk_size: int = 64,
+    batch_size: int = 1024,
 ) -> dict[str, Temperature]:
     """Configurational temperatures, in total (under ``"all"``) and of each tensor of the model.
 
@@ -181,7 +192,7 @@ def of_gradients(
     return summaries
 
 
-def every(draws: DrawSet, data: Any = None, *, thin: int = 1) -> dict[str, Temperature]:
+def every(draws: DrawSet, data: DataLike = None, *, thin: int = 1) -> dict[str, Temperature]:
     """Kinetic, if there are momenta, and configurational ones; see ``Draws.temperatures``."""
     momenta = kinetic(draws) if "kinetic_temperature" in draws.stats else {}
     return {**momenta, **configurational(draws, data, thin=thin)}

@@ -35,11 +35,12 @@ from particlevi._checks import (
     check_positive_int,
 )
 from particlevi.curvature.second_order import second_order
+from particlevi.data import DataLike
 from particlevi.noise.balance import Balance, balance_of
 from particlevi.noise.gaussianity import Gaussianity
 from particlevi.noise.minibatches import gaussianity_of, tail_index_of
 from particlevi.noise.persample import PerSample, of_module, of_potential
-from particlevi.noise.scalings import Batching, batch_factor
+from particlevi.noise.scalings import FreshBatching, batch_factor
 from particlevi.noise.spectrum import Spectrum, covariance_spectrum, gram_spectrum, top_spectrum
 from particlevi.noise.tails import TailIndex
 from particlevi.potentials.layout import Layout
@@ -125,7 +126,7 @@ class GradientNoise:
         samples = self.samples.restrict(self.position, columns, Layout(shapes))
         return replace(self, samples=samples, position=self.position[columns])
 
-    def batch_factor(self, batch_size: int, batching: Batching = "replacement") -> float:
+    def batch_factor(self, batch_size: int, batching: FreshBatching = "replacement") -> float:
         """What ``C`` is multiplied with to give the covariance of a batch's mean gradient."""
         return batch_factor(batch_size, self.num_data, batching)
 
@@ -326,7 +327,7 @@ class GradientNoise:
         *,
         num_directions: int = 30,
         num_bootstrap: int = 199,
-        batching: Batching = "replacement",
+        batching: FreshBatching = "replacement",
         seed: int = 0,
     ) -> Gaussianity:
         """Whether the noise of minibatches is Gaussian; see ``pvi.noise.gaussianity``.
@@ -353,7 +354,7 @@ class GradientNoise:
         *,
         num_coordinates: int = 500,
         num_null: int = 99,
-        batching: Batching = "replacement",
+        batching: FreshBatching = "replacement",
         seed: int = 0,
     ) -> TailIndex:
         """The tail index of the noise of minibatches; see ``pvi.noise.tail_index``.
@@ -396,7 +397,7 @@ class GradientNoise:
 
 def measure(
     model: ModelPotential | nn.Module,
-    data: Any,
+    data: DataLike,
     loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
     *,
     position: Tensor | None = None,

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from particlevi._checks import check_choice, check_finite
 from particlevi.curvature.second_order import second_order
 from particlevi.curvature.squares import GradientSquares, gradient_squares
+from particlevi.data import DataLike
 from particlevi.data.tensors import as_tensors
 from particlevi.noise.reductions import check_reduction
 from particlevi.potentials.layout import Layout
@@ -105,7 +106,7 @@ class PerSample:
         )
 
 
-def of_potential(potential: ModelPotential, data: Any) -> PerSample:
+def of_potential(potential: ModelPotential, data: DataLike) -> PerSample:
     """``f_k = -log p(x_k | theta) - log p(theta) / N``, so that ``f = U / N``.
 
     Args:
@@ -148,7 +149,10 @@ def of_potential(potential: ModelPotential, data: Any) -> PerSample:
 
 
 def of_module(
-    module: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], data: Any, mode: str = "eval"
+    module: nn.Module,
+    loss_fn: Callable[[Tensor, Tensor], Tensor],
+    data: DataLike,
+    mode: str = "eval",
 ) -> PerSample:
     """``f_k = loss_fn(module(x_k), y_k)`` over a module's trainable parameters.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ from particlevi.running.controls import ControlRoom
 from particlevi.running.kept import kept_steps
 from particlevi.running.memory import step_nbytes
 from particlevi.running.settings import Settings, identity
-from particlevi.running.world import OneProcess
+from particlevi.running.world import RunWorld
 from particlevi.samplers.requirements import check_batch
 from particlevi.storage.recording import Recorder, check_memory, describe_keep
 from particlevi.storage.store import Storage, Store
-from particlevi.typing import JSON, Sampler, Schedule, Tuner, World
+from particlevi.typing import JSON, Sampler, Schedule, Tuner
 
 __all__ = ["Plan"]
 
@@ -59,7 +59,7 @@ class Plan:
     kept_steps: list[int]
     identity: dict[str, JSON]
     keep: JSON
-    world: World
+    world: RunWorld
     folder: Path | None
     needs: dict[str, int]
 
@@ -73,6 +73,7 @@ class Plan:
         storage: Storage,
         tuner: Tuner | None,
         folder: Path | None,
+        world: RunWorld,
     ) -> Plan:
         """Put the collaborators together.
 
@@ -106,7 +107,7 @@ class Plan:
             identity=identity(sampler, tuner),
             data=data,
             keep=describe_keep(storage.keep),
-            world=OneProcess(),
+            world=world,
             folder=folder,
             needs=needs,
         )
@@ -126,6 +127,15 @@ class Plan:
     def data_fingerprint(self) -> JSON:
         """What identifies the data; read once, if a checkpoint is written."""
         return self.data.fingerprint()
+
+    @property
+    def summary(self) -> dict[str, JSON]:
+        """What the processes of a run must have in common."""
+        return {
+            "sampler or model": self.identity,
+            "data": self.data_fingerprint,
+            "arguments": {**asdict(self.settings), "num_particles": self.world.total},
+        }
 
     @property
     def num_steps(self) -> int:
@@ -148,12 +158,12 @@ class Plan:
             return compiled(self.sampler, self.source.example())
         return self.sampler.step
 
-    def open_store(self) -> Store:
-        """The store of the run, empty."""
+    def open_store(self, num_particles: int | None = None) -> Store:
+        """The store of the run, empty; of so many particles of all processes, if told."""
         dtype = getattr(torch, self.settings.storage_dtype)
-        return self.storage.open(
-            len(self.rows), len(self.kept_steps), self.recorder.size, dtype, self.folder
-        )
+        rows = len(self.rows) if num_particles is None else num_particles
+        folder = None if num_particles is None and self.world.spread else self.folder
+        return self.storage.open(rows, len(self.kept_steps), self.recorder.size, dtype, folder)
 
     def control_room(self) -> ControlRoom:
         """Schedules and tuner, before the first step."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_fraction, check_nonnegative, check_positive
-from particlevi.noise.scalings import Batching, batch_factor
+from particlevi.noise.scalings import FreshBatching, batch_factor
 from particlevi.sgdvi.chains import GaussianChain, sgd_chain
 from particlevi.sgdvi.stationary import checked_matrices
 
@@ -53,7 +53,7 @@ def adam_law(
     batch_size: int,
     beta1: float = 0.9,
     epsilon: float = 1e-8,
-    batching: Batching = "replacement",
+    batching: FreshBatching = "replacement",
     num_data: int | None = None,
 ) -> AdamLaw:
     """The iterates of Adam at a constant rate, for ``beta_2`` near 1.

@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from particlevi.data import place
 from particlevi.data.fingerprint import fingerprint
 from particlevi.data.tensors import as_tensors
 from particlevi.potentials.chunks import chunks
@@ -59,11 +59,11 @@ class Recorder:
         self.inputs: Batch | None = None
         self.output_shape: tuple[int, ...] = ()
         if keep is None:
-            self.size = potential.num_params
+            self.size: int = potential.num_params
         elif isinstance(keep, outputs_at):
             inputs = keep.inputs if isinstance(keep.inputs, tuple) else (keep.inputs,)
             tensors = as_tensors(inputs, potential, "inputs")
-            self.inputs = Batch(pytree.tree_map(lambda leaf: leaf.to(potential.device), tensors))
+            self.inputs = Batch(place(tensors, potential))
             with torch.no_grad():
                 probe = potential.outputs(potential.init(1), self.inputs)
             self.output_shape = tuple(probe.shape[1:])

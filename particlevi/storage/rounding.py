@@ -26,7 +26,7 @@ class Rounding:
 
     def __init__(self, dtype: torch.dtype):
         self.dtype = dtype
-        self.count = 0
+        self.count: int = 0
         self.origin: Tensor | None = None
         self.sums: tuple[Tensor, Tensor, Tensor] | None = None
         self.told: set[str] = set()

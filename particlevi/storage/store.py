@@ -150,12 +150,12 @@ class MemoryStore:
     ):
         self.num_draws = num_draws
         self.folder = folder
-        self.count = 0
-        self.values = torch.empty(num_particles, num_draws, size, dtype=dtype)
+        self.count: int = 0
+        self.values: Tensor = torch.empty(num_particles, num_draws, size, dtype=dtype)
         self.stats: dict[str, Tensor] = {}
         self.saved: list[int] = [0]
-        self.run = uuid4().hex
-        self.rounding = Rounding(dtype)
+        self.run: str = uuid4().hex
+        self.rounding: Rounding = Rounding(dtype)
 
     def append(self, kept: Tensor, stats: Mapping[str, Tensor | float]) -> None:
         """One draw of every particle."""

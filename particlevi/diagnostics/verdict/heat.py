@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
+from particlevi.data import DataLike
 from particlevi.diagnostics import temperatures
 from particlevi.diagnostics.temperatures import Temperature, chi_square_interval
 from particlevi.diagnostics.verdict.findings import Verdict
@@ -41,7 +42,7 @@ def is_off(measured: Temperature, expected: Expected, target: float) -> float:
     return beyond / target if measured.hottest > high else 0.0
 
 
-def check_heat(draws: DrawSet, data: Any, thin: int, verdict: Verdict) -> None:
+def check_heat(draws: DrawSet, data: DataLike, thin: int, verdict: Verdict) -> None:
     """Kinetic temperature, and the configurational one where the gradient can be taken."""
     target = 1.0
     if "temperature" in draws.stats:
