@@ -117,11 +117,11 @@ class Loop:
             control_room.restore(saved.tree("tuner", control_room.tuner_state))
         streams.noise.restore(saved.part("streams.noise"))
         streams.batches.restore(saved.part("streams.batches"))
-        store, divergence = plan.open_store(), DivergenceWatch(position)
-        archive = _archive(plan)
+        divergence, archive = DivergenceWatch(position), _archive(plan)
         if archive is None:
-            store.restore(saved.meta["receipt"])
+            store = plan.open_store(receipt=saved.meta["receipt"])
         else:
+            store = plan.open_store()
             archive.restore(saved.meta["receipt"], store)
         divergence.restore(saved.part("divergence"), saved.lost)
         plan.source.restore(saved.part("source"))
@@ -170,7 +170,7 @@ class Loop:
         except DivergenceError:
             raise
         except BaseException as error:
-            error.draws = self.draws()  # type: ignore[attr-defined]
+            error.draws = self._finished()  # type: ignore[attr-defined]
             error.add_note(
                 f"It came at step {self.step + 1}; the {self._num_draws()} of "
                 f"{self.plan.settings.num_draws} draws made before it are in this error's .draws."
@@ -180,7 +180,7 @@ class Loop:
             self._warn_of_interruption()
         if self.missed is not None and self.plan.world.leads:
             warnings.warn(self.missed, NotConvergedWarning, stacklevel=3)
-        return self.draws()
+        return self._finished()
 
     def _run(self, monitor: Monitor, progress: bool) -> None:
         plan, num_steps = self.plan, self.plan.num_steps
@@ -320,6 +320,12 @@ class Loop:
     def draws(self) -> Draws:
         """What was drawn so far."""
         return self._result(self.store.count, self.divergence.lost)
+
+    def _finished(self) -> Draws:
+        """What was drawn, also written down in the store."""
+        draws = self.draws()
+        self.store.describe(draws)
+        return draws
 
     def _result(self, count: int, left_out: Mapping[int, int]) -> Draws:
         return draws_of(

@@ -32,9 +32,10 @@ from particlevi.running.world import RunWorld
 from particlevi.schedules import as_schedule, describe, restore
 from particlevi.storage import checkpoint as files
 from particlevi.storage.lock import locked
+from particlevi.storage.ondisk import as_storage
 from particlevi.storage.recording import describe_keep
 from particlevi.storage.sealed import remove_left_over
-from particlevi.storage.store import InMemory, Storage
+from particlevi.storage.store import Storage
 from particlevi.tuning.automatic import Setup, prepare
 from particlevi.tuning.memory import recall
 from particlevi.tuning.stability import check_before_run
@@ -72,7 +73,7 @@ def sample(
     progress: bool = True,
     checkpoint: str | Path | files.Checkpoint | None = None,
     batching: Batching | Minibatches = "replacement",
-    storage: Storage | None = None,
+    store: Storage | str | Path | None = None,
     monitor: Watcher | None = None,
     tuner: Tuner | None = None,
     processes: Processes = "all",
@@ -121,8 +122,9 @@ def sample(
         batching: ``"replacement"`` (independent indices), ``"subset"`` (a fresh random subset per
             step) or ``"epoch"`` (random order, reshuffled every epoch); whether particles share
             their minibatches is told by ``pvi.data.Minibatches(law, shared=...)``.
-        storage: what is kept of a draw and where, ``pvi.storage.InMemory(keep=...)``; all
-            parameters in memory if absent.
+        store: what is kept of a draw and where: a path for all parameters on disk, such as
+            ``"draws.zarr"``, ``pvi.storage.OnDisk(path, keep=...)`` or
+            ``pvi.storage.InMemory(keep=...)``; all parameters in memory if absent.
         monitor: functions that look at the run now and then and may end it, such as
             ``pvi.running.max_seconds(60)`` and ``pvi.running.target_ess(400)``, or a
             ``pvi.running.Monitor``. A run that ends before it reached a target among them warns.
@@ -141,7 +143,10 @@ def sample(
             estimator under which the method does not sample what it says, or a potential that is
             not finite at the start or, if asked to, cannot be compiled.
         MemoryError: the draws and the estimator's state would not fit in memory.
-        FileExistsError: the checkpoint folder already holds a run.
+        FileExistsError: the checkpoint folder already holds a run, or the path of the store is
+            there.
+        OSError: nothing can be written to the store; a full disk ends the run, and what was
+            written before stays.
         RuntimeError: another process runs in the checkpoint folder.
         DivergenceError: every chain, or an interacting particle, diverged. This and any other
             error on the way has an attribute ``draws`` that holds what was drawn before.
@@ -159,7 +164,8 @@ def sample(
         True
     """
     check_seed("seed", seed)
-    what = _sampled(sampler)
+    what, storage = _sampled(sampler), as_storage(store)
+    storage.check()
     if isinstance(what, ModelPotential) or (step_size is None and tuner is None):
         setup = _prepared(
             what, data, step_size, tuner, num_particles, initial, batch_size, int(seed)
@@ -183,7 +189,7 @@ def sample(
         check_choice(name, flag, [True, False])
     schedule = None if step_size is None else as_schedule("step_size", step_size)
     tuner = _tuner(what, schedule, tuner, int(num_warmup))
-    watcher, storage, batches = as_monitor(monitor), storage or InMemory(), as_minibatches(batching)
+    watcher, batches = as_monitor(monitor), as_minibatches(batching)
     if compile:
         _check_compilable(what)
     start = _start(what.potential, num_particles, initial, int(seed))
@@ -234,7 +240,7 @@ def resume(
     *,
     step_size: float | Schedule | None = None,
     num_draws: int | None = None,
-    storage: Storage | None = None,
+    store: Storage | str | Path | None = None,
     monitor: Watcher | None = None,
     tuner: Tuner | None = None,
     processes: Processes = "all",
@@ -252,7 +258,7 @@ def resume(
         data: as in the first run.
         step_size: needed again only if it was a function of the caller's own.
         num_draws: T of the whole, where a run is to be made longer than was first asked for.
-        storage: as in the first run.
+        store: as in the first run; needed again only if it is no path.
         monitor: looks at what is left of the run; it need not be that of the first run.
         tuner: as in the first run.
         processes: as for ``sample``; there may be more or fewer than in the first run.
@@ -268,10 +274,11 @@ def resume(
     what = _sampled(sampler, "resume")
     if num_draws is not None:
         check_positive_int("num_draws", num_draws)
-    folder, storage = Path(checkpoint), storage or InMemory()
+    folder = Path(checkpoint)
     if not (folder / STATE_FILE).is_file():
         raise FileNotFoundError(f"There is no file {folder / STATE_FILE}.")
     saved = Saved.read(folder)
+    storage = as_storage(_place(saved) if store is None else store)
     runs, tuner, chosen = _as_it_was(folder, saved, what, data, tuner)
     # An end that was set by the caller is the caller's to set again.
     goes_on = chosen and saved.meta["chosen"]["until_converged"] and num_draws is None
@@ -295,6 +302,12 @@ def _as_it_was(
     raise ValueError(
         f"The run in {folder} was given its sampler, so resume needs it too, made again."
     )
+
+
+def _place(saved: Saved) -> str | None:
+    """Where the draws of a run are, if they are not in its checkpoint."""
+    path: str | None = saved.meta["receipt"].get("path")
+    return path
 
 
 @contextmanager

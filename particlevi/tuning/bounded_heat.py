@@ -65,6 +65,7 @@ __all__ = ["Dynamics", "bounded_for", "bounded_heat", "step_and_friction"]
 Dynamics = Literal["momentum", "overdamped"]
 
 _MOST_TRIALS = 40
+_MEMORY = 10.0
 _MOST_FRICTION = 3.0
 _LEAST_FRICTION = 0.01
 _SHARPER = 5.0
@@ -362,7 +363,7 @@ class bounded_heat:
         moving = found.noise if self.dynamics == "momentum" else found.slope
         return self._chosen(
             state._replace(
-                law=follow(state.law, found.change, size, self.target, world),
+                law=follow(state.law, found.change, size, self.target, world, _MEMORY),
                 error=running_mean(state.error, new),
                 heat=learn(state.heat, moving, found.noise, world),
                 steepest=turn(state.steepest, found.images, world),

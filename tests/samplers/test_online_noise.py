@@ -183,7 +183,7 @@ def test_no_warning_while_the_chain_warms_up():
             initial=torch.full((4, 1), 50.0, dtype=torch.float64),
             num_warmup=1000,
             num_draws=100,
-            storage=pvi.storage.InMemory(warmup=True),
+            store=pvi.storage.InMemory(warmup=True),
             progress=False,
         )
     assert draws.warmup_stats["clipped"][:, 10].all()
