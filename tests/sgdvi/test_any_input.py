@@ -174,7 +174,7 @@ CALLS = {
         "thin": 1,
         "seed": 0,
     },
-    sgdvi.mean_loss: {"model": MODEL, "data": DATA, "chunk_size": 2},
+    sgdvi.mean_loss: {"potential": MODEL, "data": DATA, "chunk_size": 2},
     sgdvi.moments_along: {
         "law": LAW,
         "mean": X[0, 0],
