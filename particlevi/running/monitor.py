@@ -185,7 +185,7 @@ class Monitor:
     """
 
     rules: Sequence[Rule | Every] = ()
-    every: int = 50
+    every: int = 100
     timed: tuple[Every, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from particlevi.data import BatchSource, Data
+from particlevi.data.batches import Indexed
 from particlevi.potentials.chunks import chunks
+from particlevi.running.blocks import Blocks
 from particlevi.running.compiling import compiled
 from particlevi.running.controls import ControlRoom
 from particlevi.running.kept import kept_steps
 from particlevi.running.memory import step_nbytes
 from particlevi.running.settings import Settings, identity
+from particlevi.running.steps import Mover, SingleSteps
 from particlevi.running.world import OneProcess
 from particlevi.samplers.requirements import check_batch
 from particlevi.storage.recording import Recorder, check_memory, describe_keep
 from particlevi.storage.store import Storage, Store
-from particlevi.typing import JSON, Sampler, Schedule, Tuner, World
+from particlevi.streams import ParticleStreams
+from particlevi.typing import JSON, Sampler, SamplerState, Schedule, Tuner, World
 
 __all__ = ["Plan"]
 
@@ -142,11 +144,25 @@ class Plan:
         """The particles whose states are draws."""
         return list(range(self.settings.num_particles)[self.sampler.draws])
 
-    def step(self) -> Callable[..., Any]:
-        """The step, compiled if that is wanted."""
-        if self.settings.compile:
-            return compiled(self.sampler, self.source.example())
-        return self.sampler.step
+    def mover(
+        self,
+        state: SamplerState,
+        noise: ParticleStreams,
+        batches: ParticleStreams,
+        control_room: ControlRoom,
+    ) -> Mover:
+        """What makes the steps: many at once where that is compiled and nothing sees between."""
+        sampler, source = self.sampler, self.source
+        if not self.settings.compile:
+            return SingleSteps(sampler, sampler.step, source, noise, batches, control_room)
+        if (
+            not (sampler.records or sampler.potential.random)
+            and isinstance(source, Indexed)
+            and sampler.potential.device.type == "cpu"
+        ):
+            return Blocks(sampler, source, state, noise, batches, control_room)
+        step = compiled(sampler, source.example())
+        return SingleSteps(sampler, step, source, noise, batches, control_room)
 
     def open_store(self) -> Store:
         """The store of the run, empty."""

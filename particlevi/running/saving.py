@@ -45,6 +45,11 @@ class Saver:
             return step % self.every == 0
         return time.perf_counter() - self._noted > _SECONDS_BETWEEN
 
+    def next(self, step: int) -> int:
+        """The first step after this one at which it is time by the count of steps."""
+        assert self.every is not None
+        return (step // self.every + 1) * self.every
+
     def note(self) -> None:
         """A checkpoint has been written."""
         self._noted = time.perf_counter()

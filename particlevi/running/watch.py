@@ -37,6 +37,7 @@ class Watch:
     def __init__(self, sampler: Sampler, monitor: Monitor, done: int, total: int, shown: bool):
         self.sampler = sampler
         self.monitor = monitor
+        self.total = total
         self.bar = progress_bar(sampler.name, done, total, shown)
         self.interrupt = Interrupt()
         self._listening = self.interrupt.watch()
@@ -61,6 +62,20 @@ class Watch:
         """Whether it is time to look."""
         return step % self.monitor.stride == 0
 
+    def next_look(self, step: int) -> int:
+        """The first step after this one at which it is time to look."""
+        return (step // self.monitor.stride + 1) * self.monitor.stride
+
+    def compares(self, look: int, first: int) -> bool:
+        """Whether positions before and after this step are worth a block of their own.
+
+        They are at the end, at the ``first`` look after the warm-up, and every ten looks.
+        """
+        if self._warned_of_rounding or "temperature" not in self.sampler.schedules:
+            return False
+        stride = self.monitor.stride
+        return look == self.total or look // stride % 10 == 0 or look - first <= stride
+
     def warn(self, info: Any, controls: Controls) -> None:
         """What the sampler has to say of a step after the warm-up, once."""
         if self.sampler.warning is None or self._warned:
@@ -70,9 +85,9 @@ class Watch:
             self._warned = True
             warnings.warn(message, stacklevel=6)
 
-    def warn_of_rounding(self, before: Tensor, after: Tensor, controls: Controls) -> None:
+    def warn_of_rounding(self, before: Tensor | None, after: Tensor, controls: Controls) -> None:
         """Steps that are smaller than the spacing of the particles' numbers, once."""
-        if self._warned_of_rounding:
+        if before is None or self._warned_of_rounding:
             return
         rejects = self.sampler.requires.all_data
         message = rounding_warning(before, after, controls, may_reject=rejects)
@@ -83,6 +98,8 @@ class Watch:
     def show(self, step: int, info: Any, alive: list[int]) -> None:
         """Move the bar, with means over the chains that are left."""
         self.bar.update(step - self.bar.n)
+        if self.bar.disable:
+            return
         values = info._asdict()
         shown = {"potential": f"{float(info.potential[alive].mean()):.4g}"}
         for name, label in self.sampler.shown.items():
