@@ -86,7 +86,9 @@ ROOMS = {
     "curvature": "Curvature",
     "sgdvi": "SGD as variational inference",
     "optim": "Optimisers",
+    "record": "Recording a training loop",
     "plots": "Pictures",
+    "sklearn": "Estimators of scikit-learn",
     "typing": "The concepts as types",
 }
 

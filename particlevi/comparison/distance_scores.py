@@ -104,12 +104,14 @@ def distances(num_directions: int = 200, num_points: int = 500) -> list[Score]:
             "sliced_wasserstein",
             "between draws and the reference's: root of the mean over directions",
             sliced,
+            best="lowest",
         ),
         Score(
             "mmd",
             "squared maximum mean discrepancy between draws and the reference's, unbiased; "
             "Gaussian kernel, its bandwidth the median squared distance within the reference",
             mean_discrepancy,
+            best="lowest",
         ),
         Score(
             "ksd",
@@ -117,5 +119,6 @@ def distances(num_directions: int = 200, num_points: int = 500) -> list[Score]:
             "the reference's covariance; IMQ kernel, bandwidth as for mmd",
             stein,
             rank=True,
+            best="lowest",
         ),
     ]

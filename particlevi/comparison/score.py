@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from particlevi.comparison.estimates import Estimate
 from particlevi.comparison.subject import Subject
@@ -20,6 +21,7 @@ class Score:
         meaning: one line, with units.
         compute: ``(subject, reference) -> Estimate``, with its standard error, or None where it
             does not apply. In the reference's row the two are one object.
+        best: which end is the better one, for the marks in a table; None if neither is.
         rank: whether the column is left out where no set's value exceeds two of its errors.
 
     Examples:
@@ -35,3 +37,4 @@ class Score:
     meaning: str
     compute: Callable[[Subject, Subject], Estimate | None]
     rank: bool = False
+    best: Literal["lowest", "highest"] | None = None

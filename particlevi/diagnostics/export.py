@@ -16,6 +16,7 @@ from particlevi.diagnostics import arviz, outputs
 from particlevi.diagnostics.predictive import draw_sites
 from particlevi.drawset import DrawSet
 from particlevi.potentials._pyro_terms import arguments
+from particlevi.potentials.prior_predictive import PriorPredictive
 
 __all__ = ["to_arviz"]
 
@@ -26,6 +27,7 @@ def to_arviz(
     *,
     log_likelihood: bool = False,
     posterior_predictive: bool = False,
+    prior: PriorPredictive | None = None,
     seed: int = 0,
 ) -> Any:
     """See ``Draws.to_arviz``."""
@@ -53,6 +55,11 @@ def to_arviz(
         groups["observed_data"] = _observed(draws, data)
     if posterior_predictive:
         groups["posterior_predictive"] = _targets(draws, data, seed)
+    if prior is not None:
+        groups["prior"] = _prior(draws, prior)
+        groups["prior_predictive"] = {
+            name: _array(values.unsqueeze(0), False) for name, values in prior.targets.items()
+        }
     attrs = {
         "inference_library": "particlevi",
         **draws.attrs,
@@ -95,6 +102,12 @@ def _quantities(draws: DrawSet, values: Tensor) -> dict[str, np.ndarray[Any, Any
         name: _array(tensor.reshape(chains, length, *tensor.shape[1:]), last)
         for name, tensor in tensors.items()
     }
+
+
+def _prior(draws: DrawSet, prior: PriorPredictive) -> dict[str, np.ndarray[Any, Any]]:
+    """The model's quantities under draws of its prior, as one chain."""
+    tensors = draws.model().constrain(prior.particles)
+    return {name: _array(tensor.unsqueeze(0), False) for name, tensor in tensors.items()}
 
 
 def _stats(stats: Mapping[str, Tensor], last: bool) -> dict[str, np.ndarray[Any, Any]]:

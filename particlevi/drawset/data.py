@@ -10,6 +10,7 @@ from typing import Any, Literal, Self, TypeAlias
 import torch
 from torch import Tensor
 
+from particlevi import _html
 from particlevi._checks import check_choice, check_positive_int, is_integer
 from particlevi.drawset.parts import (
     check_particles,
@@ -120,6 +121,50 @@ class DrawSet:
         notes += ["interrupted"] if self.interrupted else []
         notes += [f"{len(self.diverged)} diverged"] if self.diverged else []
         return f"Draws({chains} {unit} x {draws} draws x {size}; {', '.join(notes)})"
+
+    def _repr_html_(self) -> str:
+        chains, draws, size = self.particles.shape
+        unit = "particles" if self.interacting else "chains"
+        told = [("wrong", f"{len(self.diverged)} chains diverged and are left out.")]
+        told = told if self.diverged else []
+        if self.interrupted:
+            told.append(("uncertain", f"The run was interrupted after {self.num_steps} steps."))
+        if self.facts.kind == "particles":
+            told.append(("untold", "The last state is the sample; earlier ones are the way to it."))
+        if not self.complete:
+            told.append(("untold", "Only a part was kept: the model cannot be evaluated here."))
+        kinds = {
+            unit: chains,
+            "draws of each": draws,
+            "numbers per draw": size,
+            "sampler": self.attrs.get("sampler", "unknown"),
+            "seconds": f"{self.seconds:.3g}",
+            "steps": self.num_steps,
+            "batches": "minibatches" if self.minibatch else "all data",
+        }
+        if self.attrs.get("ended_by"):
+            kinds["ended by"] = self.attrs["ended_by"]
+        stats = [
+            (
+                name,
+                f"{float(v.double().mean()):.4g}",
+                f"{float(v.min()):.4g}",
+                f"{float(v.max()):.4g}",
+            )
+            for name, v in self.stats.items()
+            if v.numel()
+        ]
+        tensors = [(name, " x ".join(map(str, each))) for name, each in self.shapes.items()]
+        return _html.block(
+            f"Draws: {chains} {unit} x {draws} draws x {size}",
+            _html.notes(told),
+            _html.pairs(kinds),
+            _html.details(
+                f"{len(stats)} statistics",
+                _html.table(("statistic", "mean", "smallest", "largest"), stats),
+            ),
+            _html.details(f"{len(tensors)} tensors", _html.table(("name", "shape"), tensors)),
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "potential": None}

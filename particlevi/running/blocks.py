@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import BackendCompilerFailed, UncapturedHigherOrderOpError
 from torch._higher_order_ops.while_loop import while_loop
 from torch.utils import _pytree as pytree
 
@@ -71,24 +72,22 @@ class Blocks:
         _, info = self.sampler.step(state, self.source.example(), noise, controls)
         return told(self.sampler, info, controls)
 
+    def works(self, state: SamplerState, step: int) -> bool:
+        """Whether the loop compiles, tried with no step at all.
+
+        Torch's loops refuse tensors that share memory, of the data or inside a method.
+        """
+        self.noise.left(), self.batches.left()
+        try:
+            self._run(state, step, 0)
+        except (UncapturedHigherOrderOpError, BackendCompilerFailed):
+            return False
+        return True
+
     def advance(self, state: SamplerState, step: int, most: int) -> Block:
         """Go on from ``step``, for ``most`` steps at most."""
         steps = min(most, self.longest, self.noise.left(), self.batches.left())
-        noise, rows = self.noise.take(steps), self.batches.take(steps)
-        scheduled = self.control_room.of_block(step, steps, self.longest, state.position)
-        chosen = dict(self.control_room.chosen)
-        found = self._move(scheduled, chosen)(
-            torch.tensor([steps, *noise.firsts, *rows.firsts]),
-            state.position,
-            pytree.tree_leaves(state.memory),
-            self.estimator,
-            noise.values,
-            rows.values,
-            scheduled,
-            chosen,
-            self.source.leaves,
-            self.told_like,
-        )
+        found, scheduled, chosen = self._run(state, step, steps)
         rows_told, (position, *memory) = found[: len(self.told_like)], found[len(self.told_like) :]
         info, potentials, *errors = pytree.tree_unflatten(rows_told, self.told_structure)
         return Block(
@@ -102,6 +101,27 @@ class Blocks:
             errors[0][:steps] if errors else None,
             state.position if steps == 1 else None,
         )
+
+    def _run(
+        self, state: SamplerState, step: int, steps: int
+    ) -> tuple[list[Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """What is told of so many steps, position and memory; the controls."""
+        noise, rows = self.noise.take(steps), self.batches.take(steps)
+        scheduled = self.control_room.of_block(step, max(1, steps), self.longest, state.position)
+        chosen = dict(self.control_room.chosen)
+        found = self._move(scheduled, chosen)(
+            torch.tensor([steps, *noise.firsts, *rows.firsts]),
+            state.position,
+            pytree.tree_leaves(state.memory),
+            self.estimator,
+            noise.values,
+            rows.values,
+            scheduled,
+            chosen,
+            self.source.leaves,
+            self.told_like,
+        )
+        return found, scheduled, chosen
 
     def _move(self, scheduled: Controls, chosen: Controls) -> Callable[..., Any]:
         """The compiled loop for controls of these names."""

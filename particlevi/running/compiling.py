@@ -24,9 +24,12 @@ _unique = itertools.count()
 _compiled_steps: WeakKeyDictionary[Sampler, dict[str, Callable[..., Any]]] = WeakKeyDictionary()
 
 
-def compiled(sampler: Sampler, example: Batch | None) -> Callable[..., Any]:
-    """The sampler's step compiled whole, once per sampler and kind of batch."""
-    return compiled_as(sampler, f"step {kind_of_batch(example)}", lambda: sampler.step)
+def compiled(
+    sampler: Sampler, example: Batch | None, controls: Iterable[str]
+) -> Callable[..., Any]:
+    """The sampler's step compiled whole, once per sampler, kind of batch and names of controls."""
+    kind = f"step {kind_of_batch(example)} {sorted(controls)}"
+    return compiled_as(sampler, kind, lambda: sampler.step)
 
 
 def kind_of_batch(example: Batch | None) -> str:

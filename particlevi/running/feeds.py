@@ -75,7 +75,7 @@ class Stacked:
 
     def take(self, steps: int) -> Fed:
         """Draw them."""
-        if self.buffers:
+        if self.buffers and steps:
             drawn = [pytree.tree_leaves(self.draw(self.streams)) for _ in range(steps)]
             for buffer, leaves in zip(self.buffers, zip(*drawn, strict=True), strict=True):
                 torch.stack(leaves, out=buffer[:steps])
@@ -126,7 +126,8 @@ class Joined:
             taken = self.streams.take(self.keys, now)
             parts.append([each.values.narrow(1, each.first, now) for each in taken])
             missing -= now
-        for buffer, pieces in zip(self.buffers, zip(*parts, strict=True), strict=True):
+        for k, buffer in enumerate(self.buffers if steps else ()):
+            pieces = [part[k] for part in parts]
             torch.cat(pieces, dim=1, out=buffer.narrow(1, 0, steps))
         return Fed(self.buffers, [0] * len(self.buffers))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -19,12 +19,12 @@ from particlevi.running.kept import kept_steps
 from particlevi.running.memory import step_nbytes
 from particlevi.running.settings import Settings, identity
 from particlevi.running.steps import Mover, SingleSteps
-from particlevi.running.world import OneProcess
+from particlevi.running.world import RunWorld
 from particlevi.samplers.requirements import check_batch
 from particlevi.storage.recording import Recorder, check_memory, describe_keep
 from particlevi.storage.store import Storage, Store
 from particlevi.streams import ParticleStreams
-from particlevi.typing import JSON, Sampler, SamplerState, Schedule, Tuner, World
+from particlevi.typing import JSON, Sampler, SamplerState, Schedule, Tuner
 
 __all__ = ["Plan"]
 
@@ -61,7 +61,7 @@ class Plan:
     kept_steps: list[int]
     identity: dict[str, JSON]
     keep: JSON
-    world: World
+    world: RunWorld
     folder: Path | None
     needs: dict[str, int]
 
@@ -75,6 +75,7 @@ class Plan:
         storage: Storage,
         tuner: Tuner | None,
         folder: Path | None,
+        world: RunWorld,
     ) -> Plan:
         """Put the collaborators together.
 
@@ -108,7 +109,7 @@ class Plan:
             identity=identity(sampler, tuner),
             data=data,
             keep=describe_keep(storage.keep),
-            world=OneProcess(),
+            world=world,
             folder=folder,
             needs=needs,
         )
@@ -130,6 +131,15 @@ class Plan:
         return self.data.fingerprint()
 
     @property
+    def summary(self) -> dict[str, JSON]:
+        """What the processes of a run must have in common."""
+        return {
+            "sampler or model": self.identity,
+            "data": self.data_fingerprint,
+            "arguments": {**asdict(self.settings), "num_particles": self.world.total},
+        }
+
+    @property
     def num_steps(self) -> int:
         """Steps of the whole run."""
         return self.kept_steps[-1] + 1
@@ -147,6 +157,7 @@ class Plan:
     def mover(
         self,
         state: SamplerState,
+        step: int,
         noise: ParticleStreams,
         batches: ParticleStreams,
         control_room: ControlRoom,
@@ -156,20 +167,23 @@ class Plan:
         if not self.settings.compile:
             return SingleSteps(sampler, sampler.step, source, noise, batches, control_room)
         if (
-            not (sampler.records or sampler.potential.random)
+            self.world.alone
+            and not (sampler.records or sampler.potential.random)
             and isinstance(source, Indexed)
             and sampler.potential.device.type == "cpu"
         ):
-            return Blocks(sampler, source, state, noise, batches, control_room)
-        step = compiled(sampler, source.example())
-        return SingleSteps(sampler, step, source, noise, batches, control_room)
+            blocks = Blocks(sampler, source, state, noise, batches, control_room)
+            if blocks.works(state, step):
+                return blocks
+        one = compiled(sampler, source.example(), {*self.schedules, *control_room.chosen})
+        return SingleSteps(sampler, one, source, noise, batches, control_room)
 
-    def open_store(self) -> Store:
-        """The store of the run, empty."""
+    def open_store(self, num_particles: int | None = None) -> Store:
+        """The store of the run, empty; of so many particles of all processes, if told."""
         dtype = getattr(torch, self.settings.storage_dtype)
-        return self.storage.open(
-            len(self.rows), len(self.kept_steps), self.recorder.size, dtype, self.folder
-        )
+        rows = len(self.rows) if num_particles is None else num_particles
+        folder = None if num_particles is None and self.world.spread else self.folder
+        return self.storage.open(rows, len(self.kept_steps), self.recorder.size, dtype, folder)
 
     def control_room(self) -> ControlRoom:
         """Schedules and tuner, before the first step."""

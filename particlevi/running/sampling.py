@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -13,17 +14,20 @@ from torch import Tensor
 from particlevi._checks import check_choice, check_positive_int, check_seed
 from particlevi.data import Batching, Minibatches, as_data, as_particles
 from particlevi.data.minibatches import as_minibatches
+from particlevi.distributed import Processes
 from particlevi.draws import Draws
 from particlevi.potentials.arithmetic import pinned
 from particlevi.potentials.potential import ModelPotential
 from particlevi.potentials.random import global_seed
 from particlevi.potentials.starts import starting_points
-from particlevi.running.converged import converged, probe_inputs
+from particlevi.running.converged import converged
 from particlevi.running.loop import Loop
 from particlevi.running.monitor import Every, Monitor, Rule, as_monitor
 from particlevi.running.plan import Plan
+from particlevi.running.ranks import world_of
 from particlevi.running.saving import STATE_FILE, Saved
 from particlevi.running.settings import Settings, identity
+from particlevi.running.world import RunWorld
 from particlevi.schedules import as_schedule, describe, restore
 from particlevi.storage import checkpoint as files
 from particlevi.storage.lock import locked
@@ -31,6 +35,7 @@ from particlevi.storage.recording import describe_keep
 from particlevi.storage.sealed import remove_left_over
 from particlevi.storage.store import InMemory, Storage
 from particlevi.tuning.automatic import Setup, prepare
+from particlevi.tuning.memory import recall
 from particlevi.tuning.stability import check_before_run
 from particlevi.typing import Sampler, Schedule, Tuner
 
@@ -69,6 +74,7 @@ def sample(
     storage: Storage | None = None,
     monitor: Watcher | None = None,
     tuner: Tuner | None = None,
+    processes: Processes = "all",
 ) -> Draws:
     """Run a sampler and keep its draws; or a potential, and have all the rest chosen.
 
@@ -82,7 +88,8 @@ def sample(
     Args:
         sampler: from ``pvi.sgld(potential)`` and its like; or a potential, and then sampler, start,
             step size, warm-up and number of draws are chosen (``docs/tuning.md``), all data are
-            taken at every step, and the run ends when ESS is 400 and R-hat 1.01 at worst.
+            taken at every step, and the run ends when ESS is 400 and R-hat 1.01 at worst
+            (``monitor=pvi.running.converged(ess, rhat)`` says otherwise).
         data: tensors or arrays with first dimension N, such as ``(x, y)``, from which minibatches
             are drawn here; or an iterable of batches that can be read many times, such as a
             ``DataLoader``, whose batches all particles share. Absent for a density without data.
@@ -117,11 +124,16 @@ def sample(
             parameters in memory if absent.
         monitor: functions that look at the run now and then and may end it, such as
             ``pvi.running.max_seconds(60)`` and ``pvi.running.target_ess(400)``, or a
-            ``pvi.running.Monitor``.
+            ``pvi.running.Monitor``. A run that ends before it reached a target among them warns.
         tuner: chooses the step size, and other controls, during the warm-up.
+        processes: over which the particles are spread: ``"all"`` those that ``torchrun`` started
+            the program with, ``"one"``, a process group of ``torch.distributed``, or a
+            ``DeviceMesh`` with axes ``"particles"`` and ``"data"``. The draws do not depend on
+            their number, up to rounding.
 
     Returns:
-        The draws.
+        The draws; over several processes, the first has those of all particles, and every other
+        its own.
 
     Raises:
         ValueError: an argument out of its range, data that do not fit the potential, batches or an
@@ -155,12 +167,14 @@ def sample(
         setup = _prepared(
             sampler, data, step_size, tuner, num_particles, initial, batch_size, int(seed)
         )
-        if monitor is None and num_draws is None and isinstance(sampler, ModelPotential):
-            monitor = converged(probe=probe_inputs(sampler, data))
-        sampler, tuner, initial, num_particles = setup.sampler, setup.tuner, setup.initial, None
+        wanted = isinstance(sampler, ModelPotential) and num_draws is None
+        monitor = _until_converged(monitor) if wanted else monitor
+        tuner = replace(setup.tuner, until_converged=wanted)
+        sampler, initial, num_particles = setup.sampler, setup.initial, None
         num_warmup = setup.num_warmup if num_warmup is None else num_warmup
         num_draws = setup.num_draws if num_draws is None else num_draws
         thin = setup.thin if thin is None else thin
+        batch_size = setup.batch_size
     num_warmup = 0 if num_warmup is None else num_warmup
     num_draws, thin = 1000 if num_draws is None else num_draws, 1 if thin is None else thin
     check_positive_int("num_draws", num_draws)
@@ -176,6 +190,13 @@ def sample(
     if compile:
         _check_compilable(sampler)
     start = _start(sampler.potential, num_particles, initial, int(seed))
+    world = world_of(processes, sampler, len(start))
+    if compile and world.crew is not None:
+        raise ValueError(
+            "Where processes evaluate the gradients of one step in parts, the step is not "
+            "compiled: leave compile out, or run in one process."
+        )
+    start = start[world.mine.start : world.mine.stop]
     saving = _saving(checkpoint)
     settings = Settings(
         num_particles=len(start),
@@ -192,50 +213,52 @@ def sample(
         checkpoint_every=None if saving is None else saving.every,
     )
     folder = None if saving is None else Path(saving.folder)
-    if folder is not None:
-        _check_folder(folder)
-    own = nullcontext() if folder is None else locked(folder)
-    with own, torch.no_grad(), global_seed(int(seed)), pinned(sampler.potential.device):
-        if folder is not None:
-            _check_folder(folder)
-            remove_left_over(folder)
+    place = global_seed(int(seed)), pinned(sampler.potential.device)
+    with world.guard(), _new_run(folder, world), torch.no_grad(), place[0], place[1]:
         checked = as_data(data, sampler.potential)
         if batches.shared is False and not checked.own_batches:
             raise ValueError(
                 "Batches of a DataLoader are shared by all particles: leave shared out of "
                 "Minibatches, or pass tensors, from which each chain draws its own."
             )
-        plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder)
+        plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder, world)
+        if not world.alone:
+            world.check_same(plan.summary)
         loop = Loop.start(plan, start)
         if schedule is not None:
             check_before_run(sampler, start, checked, plan.source, schedule, plan.num_steps)
-        return loop.run(watcher, progress)
+        return world.whole(loop.run(watcher, progress))
 
 
 def resume(
     checkpoint: str | Path,
-    sampler: Sampler,
+    sampler: Sampler | ModelPotential,
     data: Any = None,
     *,
     step_size: float | Schedule | None = None,
+    num_draws: int | None = None,
     storage: Storage | None = None,
     monitor: Watcher | None = None,
     tuner: Tuner | None = None,
+    processes: Processes = "all",
     progress: bool = True,
 ) -> Draws:
     """Go on with a run that was saved by ``sample(..., checkpoint=...)``.
 
     The draws are bit for bit those of a run that was never interrupted. The sampler and the data
-    are made again by the caller, and refused if they are not those of the checkpoint.
+    are made again by the caller, and refused if they are not those of the checkpoint. What was
+    chosen by an automatic run is in its checkpoint: give its potential, and nothing else.
 
     Args:
         checkpoint: the folder.
-        sampler: made as for the first run.
+        sampler: made as for the first run; the potential, if that chose its sampler.
         data: as in the first run.
         step_size: needed again only if it was a function of the caller's own.
+        num_draws: T of the whole, where a run is to be made longer than was first asked for.
         storage: as in the first run.
         monitor: looks at what is left of the run; it need not be that of the first run.
         tuner: as in the first run.
+        processes: as for ``sample``; there may be more or fewer than in the first run.
         progress: show a progress bar.
 
     Raises:
@@ -245,16 +268,45 @@ def resume(
             that is damaged or of another run.
         RuntimeError: another process runs in that folder.
     """
-    if not isinstance(sampler, Sampler):
+    if not isinstance(sampler, (Sampler, ModelPotential)):
         raise TypeError(
-            f"resume() takes the sampler of the run, made again, got {type(sampler).__name__}."
+            "resume() takes the sampler of the run, made again, or the potential of an automatic "
+            f"run, got {type(sampler).__name__}."
         )
-    folder, watcher, storage = Path(checkpoint), as_monitor(monitor), storage or InMemory()
+    if num_draws is not None:
+        check_positive_int("num_draws", num_draws)
+    folder, storage = Path(checkpoint), storage or InMemory()
     if not (folder / STATE_FILE).is_file():
         raise FileNotFoundError(f"There is no file {folder / STATE_FILE}.")
-    with locked(folder):
-        remove_left_over(folder)
-        return _resumed(folder, sampler, data, step_size, storage, watcher, tuner, progress)
+    saved = Saved.read(folder)
+    chosen = saved.meta["chosen"]
+    if chosen is not None and tuner is None:
+        sampler, tuner = recall(sampler, saved.part("chosen"), chosen)
+        # An end that was set by the caller is the caller's to set again.
+        if chosen["until_converged"] and num_draws is None:
+            monitor = _until_converged(monitor)
+    elif not isinstance(sampler, Sampler):
+        raise ValueError(
+            f"The run in {folder} was given its sampler, so resume needs it too, made again."
+        )
+    settings, watcher = Settings(**saved.meta["settings"]), as_monitor(monitor)
+    if num_draws is not None:
+        settings = _extended(settings, int(num_draws))
+    world = world_of(processes, sampler, settings.num_particles)
+    settings = replace(settings, num_particles=len(world.mine))
+    with world.guard(), _run_that_is_there(folder, world):
+        return _resumed(
+            folder, sampler, data, step_size, settings, storage, watcher, tuner, progress, world
+        )
+
+
+@contextmanager
+def _run_that_is_there(folder: Path, world: RunWorld) -> Iterator[None]:
+    """Have the folder of a checkpoint for a run that goes on there."""
+    with locked(folder) if world.leads else nullcontext():
+        if world.leads:
+            remove_left_over(folder)
+        yield
 
 
 def _resumed(
@@ -262,14 +314,15 @@ def _resumed(
     sampler: Sampler,
     data: Any,
     step_size: float | Schedule | None,
+    settings: Settings,
     storage: Storage,
     watcher: Monitor,
     tuner: Tuner | None,
     progress: bool,
+    world: RunWorld,
 ) -> Draws:
     """Go on with the run in a folder that nobody else uses."""
     saved = Saved.read(folder)
-    settings = Settings(**saved.meta["settings"])
     schedule = _schedule_of(saved.meta["step_size"], step_size)
     tuner = _tuner(sampler, schedule, tuner, settings.num_warmup)
     found = files.differences(saved.meta["sampler"], identity(sampler, tuner), "the run's")
@@ -290,8 +343,28 @@ def _resumed(
             + "\n  ".join(others)
         )
     with torch.no_grad(), global_seed(0), pinned(sampler.potential.device):
-        plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder)
-        return Loop.restore(plan, saved).run(watcher, progress)
+        plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder, world)
+        if not world.alone:
+            world.check_same(plan.summary)
+        return world.whole(Loop.restore(plan, saved).run(watcher, progress))
+
+
+def _extended(settings: Settings, num_draws: int) -> Settings:
+    """A run made longer."""
+    if num_draws < settings.num_draws:
+        raise ValueError(
+            f"The run was to have {settings.num_draws} draws; num_draws={num_draws} would be "
+            "fewer. End it by monitor=, or take a part of its draws."
+        )
+    return replace(settings, num_draws=num_draws)
+
+
+def _until_converged(monitor: Watcher | None) -> Monitor:
+    """With the target of an automatic run, unless there is one already."""
+    watcher = as_monitor(monitor)
+    if watcher.targets:
+        return watcher
+    return replace(watcher, rules=(*watcher.rules, converged()))
 
 
 def _prepared(
@@ -361,6 +434,19 @@ def _saving(checkpoint: str | Path | files.Checkpoint | None) -> files.Checkpoin
     if checkpoint is None or isinstance(checkpoint, files.Checkpoint):
         return checkpoint
     return files.Checkpoint(checkpoint)
+
+
+@contextmanager
+def _new_run(folder: Path | None, world: RunWorld) -> Iterator[None]:
+    """Have the folder of a checkpoint for a run that begins there."""
+    if folder is None or not world.leads:
+        yield
+        return
+    _check_folder(folder)
+    with locked(folder):
+        _check_folder(folder)
+        remove_left_over(folder)
+        yield
 
 
 def _check_folder(folder: Path) -> None:

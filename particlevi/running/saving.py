@@ -16,6 +16,7 @@ from particlevi.running.plan import Plan
 from particlevi.schedules import describe
 from particlevi.storage import checkpoint as files
 from particlevi.streams import ParticleStreams
+from particlevi.tuning.memory import remember
 from particlevi.typing import SamplerState
 
 __all__ = ["STATE_FILE", "Saved", "Saver"]
@@ -50,6 +51,10 @@ class Saver:
         assert self.every is not None
         return (step // self.every + 1) * self.every
 
+    def regular(self, step: int) -> bool:
+        """Whether it is time by the number of steps, and not by the clock."""
+        return self.every is not None and self.due(step)
+
     def note(self) -> None:
         """A checkpoint has been written."""
         self._noted = time.perf_counter()
@@ -75,7 +80,9 @@ class Saved:
         """All that a run needs to go on exactly."""
         tensors = files.flatten(state, "state")
         if tuner_state is not None:
-            tensors |= files.flatten(tuner_state, "tuner")
+            # Two names of a tuner's state may stand for one tensor, which a file cannot hold.
+            parts = files.flatten(tuner_state, "tuner").items()
+            tensors |= {name: value.clone() for name, value in parts}
         tensors |= {f"source.{name}": value for name, value in plan.source.state().items()}
         tensors |= {f"divergence.{name}": v for name, v in divergence.tensors().items()}
         for name, each in streams.items():
@@ -84,7 +91,11 @@ class Saved:
         if state.position.is_cuda:
             tensors["cuda_rng"] = torch.cuda.get_rng_state(state.position.device)
         step_size = plan.schedules.get("step_size")
+        chosen = remember(plan.sampler, plan.tuner)
+        if chosen is not None:
+            tensors |= {f"chosen.{name}": value for name, value in chosen.tensors.items()}
         meta = {
+            "chosen": None if chosen is None else chosen.words,
             "sampler": plan.identity,
             "data": plan.data_fingerprint,
             "settings": asdict(plan.settings),
@@ -93,7 +104,7 @@ class Saved:
             "diverged": divergence.lost,
             **progress,
         }
-        return cls(tensors, meta)
+        return cls(_apart(tensors), meta)
 
     @classmethod
     def read(cls, folder: Path) -> Saved:
@@ -133,3 +144,14 @@ class Saved:
         torch.set_rng_state(self.tensors["global_rng"])
         if device.type == "cuda":
             torch.cuda.set_rng_state(self.tensors["cuda_rng"], device)
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, none of which shares its storage with another, as a file wants them."""
+    seen: set[int] = set()
+    found = {}
+    for name, value in tensors.items():
+        place = value.untyped_storage().data_ptr()
+        found[name] = value.clone() if place in seen else value
+        seen.add(place)
+    return found

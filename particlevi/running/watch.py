@@ -32,9 +32,18 @@ class Watch:
         monitor: when to look, and the rules.
         done, total: steps.
         shown: whether to show a progress bar.
+        draws_seen: draws there were when each rule was last asked; kept up to date.
     """
 
-    def __init__(self, sampler: Sampler, monitor: Monitor, done: int, total: int, shown: bool):
+    def __init__(
+        self,
+        sampler: Sampler,
+        monitor: Monitor,
+        done: int,
+        total: int,
+        shown: bool,
+        draws_seen: dict[int, int],
+    ):
         self.sampler = sampler
         self.monitor = monitor
         self.total = total
@@ -43,7 +52,7 @@ class Watch:
         self._listening = self.interrupt.watch()
         self._warned = False
         self._warned_of_rounding = False
-        self._draws_seen: dict[int, int] = {}
+        self._draws_seen = draws_seen
 
     def __enter__(self) -> Self:
         self._listening.__enter__()
@@ -60,11 +69,11 @@ class Watch:
 
     def due(self, step: int) -> bool:
         """Whether it is time to look."""
-        return step % self.monitor.stride == 0
+        return any(step % period == 0 for period in self.monitor.periods)
 
     def next_look(self, step: int) -> int:
         """The first step after this one at which it is time to look."""
-        return (step // self.monitor.stride + 1) * self.monitor.stride
+        return min((step // period + 1) * period for period in self.monitor.periods)
 
     def compares(self, look: int, first: int) -> bool:
         """Whether positions before and after this step are worth a block of their own.
@@ -73,8 +82,12 @@ class Watch:
         """
         if self._warned_of_rounding or "temperature" not in self.sampler.schedules:
             return False
-        stride = self.monitor.stride
-        return look == self.total or look // stride % 10 == 0 or look - first <= stride
+        every = self.monitor.every
+        return look == self.total or look % (10 * every) == 0 or look - first <= every
+
+    def asks(self, step: int) -> bool:
+        """Whether a rule is to be asked after so many steps."""
+        return any(step % rule.steps == 0 for rule in self.monitor.timed)
 
     def warn(self, info: Any, controls: Controls) -> None:
         """What the sampler has to say of a step after the warm-up, once."""

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from particlevi import _html
 from particlevi._checks import check_positive, check_positive_int, check_seed
 from particlevi.data import Data, as_data
 from particlevi.diagnostics.outputs import as_inputs
@@ -45,7 +46,7 @@ __all__ = ["Invariance", "check_invariance", "sign_flip_test"]
 
 _LEAPFROGS = 10
 _ACCEPTANCE = 0.9
-_TUNING_STEPS = 80
+TUNING_STEPS = 80
 _MOST_FLIPS = 4096
 _PROBES = 20
 
@@ -92,6 +93,14 @@ class Invariance:
 
     def _worst(self) -> float:
         return max(abs(shift) for shift, _ in self.shifts.values())
+
+    def _repr_html_(self) -> str:
+        rows = [(name, f"{s:+.3g}", f"{e:.2g}") for name, (s, e) in self.shifts.items()]
+        return _html.block(
+            "Invariance under an exact kernel",
+            _html.notes([("" if self.ok else "wrong", str(self))]),
+            _html.table(("functional", "shift, in posterior sds", "error"), rows),
+        )
 
     def __str__(self) -> str:
         name, shift, error = self.largest
@@ -244,7 +253,7 @@ class _Kernel:
         """Find the step size by dual averaging from these points."""
         averages = begin(self.step_size.double(), 2.0)
         state = self.sampler.init(points, self.streams)
-        for _ in range(_TUNING_STEPS):
+        for _ in range(TUNING_STEPS):
             self.step_size = averages.log_step.exp().to(self.scale)
             state, info = self._step(state, 10.0)
             acceptance = torch.where(torch.isfinite(info.acceptance), info.acceptance, 0.0).mean()

@@ -1,0 +1,99 @@
+"""Minima that chains begun in one basin do not see.
+
+Chains that start close together agree on one mode, and no diagnostic of theirs tells of another.
+So points are thrown far out, at 3 to 100 standard deviations of the best minimum in pairs on
+opposite sides, and minimised. A minimum they find counts if it holds more than about a thousandth
+of the mass at the best one, by Laplace's approximation ``exp(-U) det(H)^-1/2``, and if the fall
+still to be had from there, ``g' H^-1 g / 2``, is below a tenth of a nat. A mode so narrow that none
+of the points falls into its basin remains unknown.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from particlevi.tuning.descent import Descent, bfgs
+from particlevi.tuning.metric import factor_of_hessian
+from particlevi.tuning.objective import Objective
+
+__all__ = ["Minimum", "far_points", "in_basin", "search", "separate"]
+
+_REACH = (3.0, 10.0, 30.0, 100.0)
+_LEAST_LOG_MASS = -7.0
+_FALL = 0.1
+_MOST = 4
+_GRADIENTS = 100
+
+
+class Minimum(NamedTuple):
+    """A minimum ``[D]``, its potential, and a factor ``[D, D]`` with ``L L' = H^-1``."""
+
+    place: Tensor
+    potential: float
+    factor: Tensor
+
+    @property
+    def log_mass(self) -> float:
+        """``log (exp(-U) det(H)^-1/2)``, the mass around it by Laplace's approximation."""
+        return float(self.factor.diagonal().abs().log().sum()) - self.potential
+
+
+def far_points(best: Minimum, number: int, generator: torch.Generator) -> Tensor:
+    """``number`` points ``[K, D]`` far around a minimum, in pairs on opposite sides.
+
+    >>> best = Minimum(torch.zeros(2), 0.0, torch.eye(2))
+    >>> points = far_points(best, 8, torch.Generator().manual_seed(0))
+    >>> bool((points[:4] + points[4:] == 0).all())
+    True
+    """
+    half, center = (number + 1) // 2, best.place
+    normal = torch.randn(
+        half, len(center), generator=generator, dtype=center.dtype, device=center.device
+    )
+    reach = torch.tensor([_REACH[k % len(_REACH)] for k in range(half)]).to(center)
+    offset = reach.unsqueeze(1) * (normal @ best.factor.to(center).mT)
+    return center + torch.cat([offset, -offset])[:number]
+
+
+def in_basin(points: Tensor, heights: Tensor, of: Minimum) -> Tensor:
+    """Which points ``[P, D]`` of potentials ``[P]`` lie in the basin of a minimum, ``[P]``.
+
+    A point in it that has not quite arrived is as high as it is far.
+    """
+    factor = of.factor.double()
+    offset = (points - of.place).mT.double()
+    whitened = torch.linalg.solve_triangular(factor, offset, upper=False)
+    reach = 1 + 0.5 * math.sqrt(len(of.place))
+    inside: Tensor = 0.5 * whitened.square().sum(0) <= 3 * (heights - of.potential) + 0.5 * reach**2
+    return inside
+
+
+def search(objective: Objective, best: Minimum, number: int, generator: torch.Generator) -> Descent:
+    """The ends of descents from ``number`` points far outside."""
+    points = far_points(best, number, generator)
+    finite = torch.isfinite(objective.gradient_at(points).potential)
+    points = torch.where(finite.unsqueeze(1), points, best.place)
+    return bfgs(objective.gradient_at, points, _GRADIENTS)
+
+
+def separate(objective: Objective, found: Descent, best: Minimum) -> list[Minimum]:
+    """The minima apart from the best among the ends of descents, at most four, lowest first."""
+    others: list[Minimum] = []
+    known = [best]
+    for k in found.potential.nan_to_num(nan=torch.inf).argsort().tolist():
+        point, height = found.points[k : k + 1], found.potential[k : k + 1]
+        if not float(height) <= best.potential + len(best.place) + 10 or len(others) == _MOST:
+            break
+        if any(bool(in_basin(point, height, each)) for each in known):
+            continue
+        factor = factor_of_hessian(objective.hessian(point[0]))
+        known.append(Minimum(point[0], float(height), factor))
+        slope = objective.gradient_at(point).gradient[0].double() @ factor
+        arrived = 0.5 * float(slope.square().sum()) < _FALL
+        if arrived and known[-1].log_mass > best.log_mass + _LEAST_LOG_MASS:
+            others.append(known[-1])
+    return others
