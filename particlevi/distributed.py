@@ -54,9 +54,9 @@ class Peers:
                 "in a program that torchrun started."
             )
         self.ranks: list[int] = dist.get_process_group_ranks(group or dist.group.WORLD)
-        self.size = len(self.ranks)
-        self.number = self.ranks.index(dist.get_rank())
-        self.alive = list(range(self.size))
+        self.size: int = len(self.ranks)
+        self.number: int = self.ranks.index(dist.get_rank())
+        self.alive: list[int] = list(range(self.size))
         self.patience = patience
         self.timeout = 3 * patience if timeout is None else timeout
         self._epoch = 0

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from particlevi import _html
+from particlevi.data import DataLike
 from particlevi.diagnostics import convergence, export, outputs, predictive, temperatures
 from particlevi.diagnostics.arviz import EssMethod, McseMethod
 from particlevi.diagnostics.ensemble import Ensemble, to_module
@@ -123,7 +124,7 @@ class Draws(DrawSet):
         )
 
     def log_likelihood(
-        self, data: Any, *, thin: int = 1, chunk_size: int = 64, batch_size: int = 1024
+        self, data: DataLike, *, thin: int = 1, chunk_size: int = 64, batch_size: int = 1024
     ) -> Tensor:
         """Log-likelihoods of data under every draw, ``[P, T, N]``, in nats.
 
@@ -138,7 +139,7 @@ class Draws(DrawSet):
         )
 
     def log_predictive_density(
-        self, data: Any, *, thin: int = 1, chunk_size: int = 64, batch_size: int = 1024
+        self, data: DataLike, *, thin: int = 1, chunk_size: int = 64, batch_size: int = 1024
     ) -> Tensor:
         """``log (1/S) sum_s p(y_n | x_n, theta_s)`` per datum, ``[N]``, in nats.
 
@@ -221,7 +222,7 @@ class Draws(DrawSet):
         """Integrated autocorrelation times in draws, ``P T / ESS`` of the mean; as for ``ess``."""
         return convergence.autocorrelation_time(self, of, inputs=inputs, num=num)
 
-    def temperatures(self, data: Any = None, *, thin: int = 1) -> dict[str, Temperature]:
+    def temperatures(self, data: DataLike = None, *, thin: int = 1) -> dict[str, Temperature]:
         """Kinetic and configurational temperatures, each with its Monte-Carlo standard error.
 
         For momentum methods ``"kinetic"``, and ``"kinetic[name]"`` of each tensor if there are
@@ -236,7 +237,7 @@ class Draws(DrawSet):
 
     def diagnose(
         self,
-        data: Any = None,
+        data: DataLike = None,
         *,
         inputs: Any = None,
         thin: int = 1,
@@ -271,9 +272,9 @@ class Draws(DrawSet):
     def report(
         self,
         path: str | Path,
-        data: Any = None,
+        data: DataLike = None,
         *,
-        test_data: Any = None,
+        test_data: DataLike = None,
         inputs: Any = None,
         figures: Mapping[str, Any] | None = None,
         title: str = "Posterior draws",
@@ -317,7 +318,7 @@ class Draws(DrawSet):
             thin=thin,
         )
 
-    def check_invariance(self, data: Any = None, **options: Any) -> Invariance:
+    def check_invariance(self, data: DataLike = None, **options: Any) -> Invariance:
         """Go on from the draws with an exact kernel, and test whether anything moves.
 
         R-hat is blind to chains that agree on a wrong law; this is not. It prints and returns a
@@ -335,7 +336,7 @@ class Draws(DrawSet):
 
     def to_arviz(
         self,
-        data: Any = None,
+        data: DataLike = None,
         *,
         log_likelihood: bool = False,
         posterior_predictive: bool = False,

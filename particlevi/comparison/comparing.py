@@ -24,7 +24,7 @@ from particlevi.comparison.score import Score
 from particlevi.comparison.subject import Setting, Subject
 from particlevi.comparison.table import Comparison, Row
 from particlevi.comparison.temperature_score import spectrum, temperature
-from particlevi.data import as_data
+from particlevi.data import DataLike, as_data
 from particlevi.drawset import DrawSet
 from particlevi.potentials.potential import ModelPotential
 
@@ -54,7 +54,7 @@ def default_scores(
 
 def compare(
     draws: Mapping[str, DrawSet],
-    data: Any,
+    data: DataLike,
     *,
     reference: str | None = None,
     train_data: Any = None,

@@ -18,7 +18,7 @@ def _count(subject: Subject, reference: Subject) -> Estimate:
     return Estimate(float(len(subject.parameters)), 0.0)
 
 
-count = Score("draws", "number of draws used", _count)
+count: Score = Score("draws", "number of draws used", _count)
 
 
 def costs(num_probes: int = 20) -> list[Score]:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from particlevi.data import as_data
+from particlevi.data import DataLike, as_data, as_particles
 from particlevi.data.tensors import is_tensors
 from particlevi.diagnostics import arviz, outputs
 from particlevi.diagnostics.predictive import draw_sites
 from particlevi.drawset import DrawSet
+from particlevi.drawset.lazy import LazyTensor
 from particlevi.potentials._pyro_terms import arguments
 from particlevi.potentials.prior_predictive import PriorPredictive
 
@@ -23,7 +24,7 @@ __all__ = ["to_arviz"]
 
 def to_arviz(
     draws: DrawSet,
-    data: Any = None,
+    data: DataLike = None,
     *,
     log_likelihood: bool = False,
     posterior_predictive: bool = False,
@@ -40,13 +41,13 @@ def to_arviz(
     if data is not None and model is not None and not is_tensors(data):
         data = as_data(data, model, complete=False).whole().data
     last = draws.facts.kind == "particles"
-    groups = {
-        "posterior": _quantities(draws, draws.particles),
-        "sample_stats": _stats(draws.stats, last),
-    }
-    if draws.warmup is not None:
-        groups["warmup_posterior"] = _quantities(draws, draws.warmup)
-        groups["warmup_sample_stats"] = _stats(draws.warmup_stats, last)
+    groups: dict[str, Mapping[str, Any]] = {}
+    ready: dict[str, Any] = {}
+    if isinstance(draws.particles, LazyTensor) and not last:
+        where = draws.particles.selection
+        ready = arviz.on_disk(where.source.path, where.chains, where.draws)
+    else:
+        groups = _groups(draws, last)
     if log_likelihood:
         values = outputs.log_likelihood(draws, data)
         values = values.transpose(0, 1) if last else values
@@ -69,7 +70,19 @@ def to_arviz(
         "chains": draws.chains,
         "sampling_time": draws.seconds,
     }
-    return arviz.build(groups, attrs=attrs)
+    return arviz.build(groups, attrs=attrs, ready=ready)
+
+
+def _groups(draws: DrawSet, last: bool) -> dict[str, Mapping[str, Any]]:
+    """Draws and statistics."""
+    groups = {
+        "posterior": _quantities(draws, draws.particles),
+        "sample_stats": _stats(draws.stats, last),
+    }
+    if draws.warmup is not None:
+        groups["warmup_posterior"] = _quantities(draws, draws.warmup)
+        groups["warmup_sample_stats"] = _stats(draws.warmup_stats, last)
+    return dict(groups)
 
 
 def _array(values: Tensor, last: bool) -> np.ndarray[Any, Any]:
@@ -128,7 +141,7 @@ def _target_name(draws: DrawSet) -> str:
     return str(observed[0]) if len(observed) == 1 else "y"
 
 
-def _observed(draws: DrawSet, data: Any) -> dict[str, np.ndarray[Any, Any]]:
+def _observed(draws: DrawSet, data: DataLike) -> dict[str, np.ndarray[Any, Any]]:
     """The targets of a module, or the arguments of a Pyro model that are its observations."""
     if "observed" not in draws.fingerprint:
         return {"y": _plain(pytree.tree_leaves(data)[-1])}
@@ -146,7 +159,7 @@ def _targets(draws: DrawSet, data: Any, seed: int) -> dict[str, np.ndarray[Any, 
         raise ValueError(
             "posterior_predictive needs draws of a potential made from a module or a Pyro model."
         )
-    flat = draws.parameters().to(model.device, model.dtype)
+    flat = as_particles(draws.parameters(), model, model.num_params)
     if model.predictive_fn is not None:
         sites = draw_sites(model, flat, data, seed)
     else:

@@ -21,7 +21,8 @@ from particlevi.drawset.parts import (
     what_is_missing,
 )
 from particlevi.potentials.potential import ModelPotential
-from particlevi.typing import Facts
+from particlevi.potentials.protocol import as_potential
+from particlevi.typing import Facts, Potential
 
 __all__ = ["DrawSet", "Index", "Kind"]
 
@@ -354,7 +355,7 @@ class DrawSet:
     def from_tensor(
         cls,
         particles: Tensor,
-        potential: ModelPotential | None = None,
+        potential: Potential | None = None,
         *,
         kind: Kind = "chains",
         seconds: float = math.nan,
@@ -379,20 +380,21 @@ class DrawSet:
             particles = particles.unsqueeze(0)
         known: dict[str, Any] = {}
         if potential is not None:
-            known["shapes"] = dict(potential.layout.shapes)
-            known["fingerprint"] = dict(potential.fingerprint)
+            model = as_potential(potential)
+            known["potential"] = model
+            known["shapes"] = dict(model.layout.shapes)
+            known["fingerprint"] = dict(model.fingerprint)
         return cls(
             particles.detach() if isinstance(particles, Tensor) else particles,
             seconds=seconds,
             facts=Facts(kind=kind),
-            potential=potential,
             **known,
         )
 
     @classmethod
     def from_state_dicts(
         cls,
-        potential: ModelPotential,
+        potential: Potential,
         state_dicts: Sequence[Mapping[str, Tensor]] | Sequence[Sequence[Mapping[str, Tensor]]],
         *,
         kind: Kind = "chains",
@@ -422,8 +424,9 @@ class DrawSet:
         chains = [[each] if isinstance(each, Mapping) else list(each) for each in state_dicts]
         if isinstance(state_dicts[0], Mapping):
             chains = [[state for chain in chains for state in chain]]
-        rows = [torch.stack([_raveled(potential, state) for state in chain]) for chain in chains]
-        return cls.from_tensor(torch.stack(rows), potential, kind=kind, seconds=seconds)
+        model = as_potential(potential)
+        rows = [torch.stack([_raveled(model, state) for state in chain]) for chain in chains]
+        return cls.from_tensor(torch.stack(rows), model, kind=kind, seconds=seconds)
 
 
 def _raveled(potential: ModelPotential, state: Mapping[str, Tensor]) -> Tensor:

@@ -199,12 +199,16 @@ class ModelPotential:
         """Energies ``[P]``; on a minibatch of B data the likelihood is scaled by N/B."""
         if particles.ndim != 2 or particles.shape[1] != self.num_params:
             check_particles(particles, self.num_params)
+        with pinned(self.device):
+            return self._energy(particles, batch)
+
+    def _energy(self, particles: Tensor, batch: Batch | None) -> Tensor:
         if self.energy_fn is not None:
             return self._whole(self.energy_fn, particles, batch)
-        energy = -self.log_prior(particles)
+        energy = -self.log_prior_fn(particles)
         if self.log_likelihood_fn is None:
             return energy
-        log_likelihood = self.log_likelihood(particles, batch)
+        log_likelihood = self._terms(particles, batch)
         return energy - self.scale(log_likelihood.shape[1], batch) * log_likelihood.sum(1)
 
     def prior_energy(self, particles: Tensor) -> Tensor:
@@ -226,11 +230,10 @@ class ModelPotential:
     def _whole(self, energy: Energy, particles: Tensor, batch: Batch | None) -> Tensor:
         """An energy that is given as it is; its data weighted as the batch says."""
         plain = batch if batch is None else batch._replace(scale=None)
-        with pinned(self.device):
-            values = energy(particles, plain)
+        values = energy(particles, plain)
         if batch is None or batch.scale is None:
             return values
-        prior = -self.log_prior(particles)
+        prior = -self.log_prior_fn(particles)
         return prior + batch.scale / self.scale(batch.size) * (values - prior)
 
     def scale(self, batch_size: int, batch: Batch | None = None) -> float | Tensor:
@@ -256,13 +259,16 @@ class ModelPotential:
 
     def log_likelihood(self, particles: Tensor, batch: Batch | None) -> Tensor:
         """Log-likelihoods ``[P, B]``."""
+        with pinned(self.device):
+            return self._terms(particles, batch)
+
+    def _terms(self, particles: Tensor, batch: Batch | None) -> Tensor:
         if self.log_likelihood_fn is None or batch is None:
             raise ValueError(
                 "A log-likelihood needs a potential with data and a batch: got "
                 f"{'no batch' if batch is None else 'a density without data'}."
             )
-        with pinned(self.device):
-            values = self.log_likelihood_fn(particles, batch)
+        values = self.log_likelihood_fn(particles, batch)
         if values.ndim != 2 or values.shape[0] != particles.shape[0]:
             raise ValueError(
                 "The log-likelihood must return one value per particle and datum, "

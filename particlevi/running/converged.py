@@ -10,7 +10,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from particlevi._checks import check_positive
-from particlevi.data import as_data
+from particlevi.data import DataLike, as_data
 from particlevi.draws import Draws
 from particlevi.potentials.potential import ModelPotential
 from particlevi.running.monitor import Look, has_grown
@@ -115,7 +115,7 @@ class converged:
         return Reached(options["of"], min(bulk, tail), rhat)
 
 
-def probe_inputs(potential: ModelPotential, data: Any) -> Any:
+def probe_inputs(potential: ModelPotential, data: DataLike) -> Any:
     """Some inputs of the data, evenly spread; None for a model without outputs."""
     checked = as_data(data, potential)
     if potential.model is None or checked.num_data == 0:

@@ -47,8 +47,8 @@ class Watch:
         self.sampler = sampler
         self.monitor = monitor
         self.total = total
-        self.bar = progress_bar(sampler.name, done, total, shown)
-        self.interrupt = Interrupt()
+        self.bar: Any = progress_bar(sampler.name, done, total, shown)
+        self.interrupt: Interrupt = Interrupt()
         self._listening = self.interrupt.watch()
         self._warned = False
         self._warned_of_rounding = False

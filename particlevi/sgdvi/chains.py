@@ -37,7 +37,7 @@ from particlevi._checks import (
     check_positive_int,
     is_number,
 )
-from particlevi.noise.scalings import Batching, batch_factor
+from particlevi.noise.scalings import FreshBatching, batch_factor
 from particlevi.sgdvi._checks import as_directions, as_real
 from particlevi.sgdvi._linear import (
     Array,
@@ -227,7 +227,7 @@ def sgd_chain(
     momentum: float = 0.0,
     preconditioner: Tensor | float | None = None,
     injected: Tensor | float | None = None,
-    batching: Batching = "replacement",
+    batching: FreshBatching = "replacement",
     num_data: int | None = None,
 ) -> GaussianChain:
     """The iterates of SGD, or SGLD, with momentum and preconditioner, at any stable rate.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from particlevi.data import DataLike
 from particlevi.data.reading import as_data
 from particlevi.gradients.minibatch import as_estimator
 from particlevi.streams import ParticleStreams
@@ -17,7 +18,7 @@ from particlevi.typing import Batch, Potential
 __all__ = ["check_potential"]
 
 
-def check_potential(potential: Potential, data: Any = None, *, particles: Tensor) -> None:
+def check_potential(potential: Potential, data: DataLike = None, *, particles: Tensor) -> None:
     """Run the contract on a potential: shapes, gradients, minibatches, one particle alone.
 
     Args:

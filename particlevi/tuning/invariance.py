@@ -31,7 +31,7 @@ from torch import Tensor
 
 from particlevi import _html
 from particlevi._checks import check_positive, check_positive_int, check_seed
-from particlevi.data import Data, as_data
+from particlevi.data import Data, DataLike, as_data, as_particles
 from particlevi.diagnostics.outputs import as_inputs
 from particlevi.diagnostics.views import identified
 from particlevi.drawset import DrawSet
@@ -145,7 +145,7 @@ def sign_flip_test(changes: Tensor, generator: torch.Generator) -> float:
 
 def check_invariance(
     draws: DrawSet,
-    data: Any = None,
+    data: DataLike = None,
     *,
     num_starts: int = 4,
     num_steps: int = 150,
@@ -201,7 +201,7 @@ def check_invariance(
             "chains (num_particles=8)."
         )
     generator = torch.Generator(potential.device).manual_seed(int(seed))
-    begin_at = starts.flatten(0, 1).to(potential.device, potential.dtype)
+    begin_at = as_particles(starts.flatten(0, 1), potential, potential.num_params)
     tune_at = others.to(begin_at)
     spread = torch.cat([begin_at, tune_at]).double().std(0)
     scale = torch.where(spread > 0, spread, 1.0).to(begin_at)
@@ -303,6 +303,7 @@ def _functionals(
 ) -> tuple[list[str], Tensor]:
     """Names, and values ``[S, F]`` in float64."""
     prior = potential.prior_energy(points).double()
+    apart = potential.energy_fn is None
     names, columns = ["potential"], [prior]
     if data.num_data:
         fit = torch.zeros_like(prior)
@@ -313,8 +314,8 @@ def _functionals(
                 if piece is not None
             ]
             fit = fit + torch.cat(parts)
-        names += ["log_prior", "log_likelihood"]
-        columns = [prior + fit, -prior, -fit]
+        names += ["log_prior", "log_likelihood"] if apart else []
+        columns = [prior + fit, -prior, -fit] if apart else [prior + fit]
     if probe is not None:
         with torch.no_grad():
             outputs = torch.cat(

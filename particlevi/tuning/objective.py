@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from particlevi.curvature import dense_hessian, potential_energy
-from particlevi.data import as_data
+from particlevi.data import Data, DataLike, as_data
 from particlevi.gradients.full import full_gradient
 from particlevi.potentials.potential import ModelPotential
 from particlevi.typing import Gradient
@@ -38,11 +36,11 @@ class Objective:
             [0., 6.]])
     """
 
-    def __init__(self, potential: ModelPotential, data: Any = None, chunk_size: int = 1 << 16):
+    def __init__(self, potential: ModelPotential, data: DataLike = None, chunk_size: int = 1 << 16):
         self.potential = potential
-        self.data = as_data(data, potential)
+        self.data: Data = as_data(data, potential)
         self.chunk_size = chunk_size
-        self.num_gradients = 0
+        self.num_gradients: int = 0
 
     def gradient_at(self, points: Tensor) -> Gradient:
         """Gradient ``[P, D]`` and potential ``[P]`` at points ``[P, D]``."""

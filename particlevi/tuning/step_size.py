@@ -22,7 +22,7 @@ The masks of structured dropout are noise too: of variance
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ from torch import Tensor
 from particlevi import _html
 from particlevi._checks import check_flag, check_positive
 from particlevi.curvature.largest import largest_curvature
-from particlevi.data import as_data, as_particles
+from particlevi.data import DataLike, as_data, as_particles
 from particlevi.gradients.minibatch import as_estimator
 from particlevi.noise.variance import gradient_variance
 from particlevi.potentials.potential import ModelPotential
@@ -43,6 +43,9 @@ OVERDAMPED_FRACTION = 0.025
 MOMENTUM_FRACTION = 0.25
 TEMPERATURE_EXCESS = 0.1
 FRICTION_OF_CURVATURE = 0.1
+
+
+_NUMBERS = ("overdamped", "momentum", "friction", "curvature", "gradient_noise")
 
 
 class StepSize(NamedTuple):
@@ -66,13 +69,13 @@ class StepSize(NamedTuple):
     friction: float
 
     def _repr_html_(self) -> str:
-        values = {name: f"{getattr(self, name):.4g}" for name in self._fields[:-1]}
+        values = {name: f"{getattr(self, name):.4g}" for name in _NUMBERS}
         return _html.block("Step sizes", _html.notes([("", self.reason)]), _html.pairs(values))
 
 
 def suggest_step_size(
     target: Target,
-    data: Any = None,
+    data: DataLike = None,
     *,
     batch_size: int | None = None,
     at: Tensor | None = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -151,7 +151,7 @@ class Correlated:
 
     covariance: Tensor
     fan_in: bool = False
-    scale = 1.0
+    scale: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         check_flag("fan_in", self.fan_in)
