@@ -6,22 +6,26 @@ and on nothing else: neither other particles nor the processes of a run change w
 Every particle has a generator. Its 32-bit seed is a bijection of the particle's number, so that no
 two particles of a run share one. Numbers are drawn for several calls at once, a block per particle,
 since a call costs more than the few hundred numbers that a small model needs; how many depends on
-the numbers per particle alone.
+the numbers per particle alone. A loop that makes many steps at once reads these blocks in place:
+``keys_of`` tells what a step draws, ``left`` for how many steps it is there, and ``take`` gives it,
+drawn in the order in which single steps would have drawn it.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from particlevi._checks import check_seed
 
-__all__ = ["ParticleStreams", "calls_at_once"]
+__all__ = ["Key", "ParticleStreams", "Taken", "calls_at_once", "keys_of"]
 
 _BLOCK = 8192
 _MOST_CALLS = 256
@@ -30,7 +34,7 @@ _MASK = 2**32 - 1
 Kind: TypeAlias = Literal["normal", "uniform", "integers", "gamma"]
 
 
-class _Key(NamedTuple):
+class Key(NamedTuple):
     """What is drawn at one place of a program."""
 
     kind: Kind
@@ -49,8 +53,22 @@ class _Block:
     values: Tensor
     used: int
 
-    def __post_init__(self) -> None:
-        self.views = self.values.unbind(1)
+    @cached_property
+    def views(self) -> tuple[Tensor, ...]:
+        """The numbers of each call ``[P, ...]``."""
+        return self.values.unbind(1)
+
+    @property
+    def left(self) -> int:
+        """Calls whose numbers are not given out."""
+        return self.values.shape[1] - self.used
+
+
+class Taken(NamedTuple):
+    """Numbers of several calls: those of call k are ``values[:, first + k]``."""
+
+    values: Tensor
+    first: int
 
 
 class ParticleStreams:
@@ -90,7 +108,7 @@ class ParticleStreams:
         self.device = torch.device(device)
         self._base = zlib.crc32(f"{self.seed} {purpose}".encode())
         self._generators: list[torch.Generator] = []
-        self._blocks: dict[_Key, _Block] = {}
+        self._blocks: dict[Key, _Block] = {}
         self._waiting: dict[str, Tensor] = {}
         self._shared: ParticleStreams | None = None
 
@@ -103,29 +121,51 @@ class ParticleStreams:
 
     def normal(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard normal numbers ``[P, ...]``."""
-        return self._next(_Key("normal", tuple(shape), dtype, 0))
+        return self._next(Key("normal", tuple(shape), dtype, 0))
 
     def uniform(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """Numbers in [0, 1), ``[P, ...]``."""
-        return self._next(_Key("uniform", tuple(shape), dtype, 0))
+        return self._next(Key("uniform", tuple(shape), dtype, 0))
 
     def integers(self, high: int, shape: Sequence[int]) -> Tensor:
         """Integers from 0 to below ``high``, ``[P, ...]``."""
-        return self._next(_Key("integers", tuple(shape), torch.long, high))
+        return self._next(Key("integers", tuple(shape), torch.long, high))
 
     def gamma(self, concentration: float, shape: Sequence[int]) -> Tensor:
         """Gamma variates of scale 1 in float64, ``[P, ...]``."""
-        return self._next(_Key("gamma", tuple(shape), torch.float64, concentration))
+        return self._next(Key("gamma", tuple(shape), torch.float64, concentration))
 
-    def _next(self, key: _Key) -> Tensor:
-        block = self._blocks.get(key)
-        if block is None or block.used == len(block.views):
-            block = self._blocks[key] = self._taken_up(key) or self._drawn(key)
-        view: Tensor = block.views[block.used]
+    def left(self, keys: Sequence[Key]) -> int:
+        """For how many steps, each of which draws every key once, the numbers are there.
+
+        It is at least 1: blocks that are used up are drawn, in the order of the keys.
+        """
+        blocks = [self._block(key) for key in keys]
+        return min((block.left for block in blocks), default=_MOST_CALLS)
+
+    def take(self, keys: Sequence[Key], steps: int) -> list[Taken]:
+        """The numbers of so many steps, no more than are left."""
+        taken = []
+        for key in keys:
+            block = self._blocks[key]
+            taken.append(Taken(block.values, block.used))
+            block.used += steps
+        return taken
+
+    def _next(self, key: Key) -> Tensor:
+        block = self._block(key)
+        view = block.views[block.used]
         block.used += 1
         return view
 
-    def _drawn(self, key: _Key) -> _Block:
+    def _block(self, key: Key) -> _Block:
+        """One of which at least one call is left."""
+        block = self._blocks.get(key)
+        if block is None or not block.left:
+            block = self._blocks[key] = self._taken_up(key) or self._drawn(key)
+        return block
+
+    def _drawn(self, key: Key) -> _Block:
         num_particles, rest = key.shape[0], key.shape[1:]
         calls = calls_at_once(torch.Size(rest).numel())
         values = torch.empty(num_particles, calls, *rest, dtype=key.dtype, device=self.device)
@@ -178,13 +218,18 @@ class ParticleStreams:
                 {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             )
 
-    def _taken_up(self, key: _Key) -> _Block | None:
+    def _taken_up(self, key: Key) -> _Block | None:
         """What was left of a block in the state that was restored."""
         values = self._waiting.pop(str(key), None) if self._waiting else None
         if values is None or not values.shape[1]:
             return None
-        # A copy, because how torch rounds depends on how memory is aligned.
-        return _Block(values.to(self.device, copy=True), 0)
+        # A copy, because how torch rounds depends on how memory is aligned; of the shape of every
+        # block, because compiled loops read them where they lie.
+        calls = calls_at_once(torch.Size(key.shape[1:]).numel())
+        used = calls - values.shape[1]
+        whole = torch.zeros(len(values), calls, *key.shape[1:], dtype=key.dtype, device=self.device)
+        whole[:, used:] = values
+        return _Block(whole, used)
 
 
 @dataclass(frozen=True)
@@ -215,12 +260,39 @@ class _Shared:
         return self
 
 
+class _Blank(ParticleStreams):
+    """Writes down what is drawn, and draws nothing."""
+
+    def __init__(self, device: torch.device):
+        super().__init__(0, device=device)
+        self.asked: list[tuple[Key, Tensor]] = []
+
+    def _next(self, key: Key) -> Tensor:
+        blank = torch.zeros(key.shape, dtype=key.dtype, device=self.device)
+        self.asked.append((key, blank))
+        return blank
+
+
+def keys_of(draw: Callable[[ParticleStreams], Any], device: torch.device) -> list[Key] | None:
+    """What a step draws, if ``draw(streams)`` is a tree of just these numbers, in the same order.
+
+    None if it works on them, draws from the shared stream, or draws one key twice.
+    """
+    blank = _Blank(device)
+    leaves = pytree.tree_leaves(draw(blank))
+    keys = [key for key, _ in blank.asked]
+    same = len(leaves) == len(keys) and all(
+        leaf is tensor for leaf, (_, tensor) in zip(leaves, blank.asked, strict=True)
+    )
+    return keys if same and blank._shared is None and len(set(keys)) == len(keys) else None
+
+
 def calls_at_once(size: int) -> int:
     """For how many calls of so many numbers per particle a block is drawn."""
     return min(max(1, _BLOCK // max(1, size)), _MOST_CALLS)
 
 
-def _fill(row: Tensor, key: _Key, generator: torch.Generator) -> None:
+def _fill(row: Tensor, key: Key, generator: torch.Generator) -> None:
     """Draw the numbers ``[K n]`` of one particle."""
     if key.kind == "normal":
         row.normal_(generator=generator)

@@ -372,6 +372,8 @@ class Sampler:
             ``potential``.
         record: ``(state, progress) -> state``, called between steps, outside compiled code; it
             may reuse the storage of its argument.
+        records: whether ``record`` does anything. If not, many steps may be made at once, and
+            ``draw_noise`` may look at nothing of the state but its shapes.
         schedules: scalars other than the step size that change over steps, by name.
         tunable: scalars that a tuner may choose beside the step size, with the values that they
             have where none does.
@@ -402,6 +404,7 @@ class Sampler:
     draw_noise: Callable[[SamplerState, Streams], Any]
     step: Callable[[SamplerState, Batch | None, Any, Controls], tuple[SamplerState, Any]]
     record: Callable[[SamplerState, Progress], SamplerState]
+    records: bool = True
     schedules: Mapping[str, Schedule] = field(default_factory=dict)
     tunable: Mapping[str, float] = field(default_factory=dict)
     settings: Mapping[str, JSON] = field(default_factory=dict)

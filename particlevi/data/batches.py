@@ -6,7 +6,7 @@ A source's ``state`` and the states of the streams are all that a checkpoint nee
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from particlevi.data.tensors import length_of
 from particlevi.streams import calls_at_once
 from particlevi.typing import Batch, BatchLaw, Streams
 
-__all__ = ["BatchSource", "Batching", "FullBatch", "Law", "TensorBatches"]
+__all__ = ["BatchSource", "Batching", "FullBatch", "Indexed", "Law", "TensorBatches"]
 
 Batching: TypeAlias = Literal["replacement", "subset", "epoch"]
 """How minibatches are drawn from tensors."""
@@ -91,6 +91,27 @@ class BatchSource(Protocol):
         ...
 
 
+@runtime_checkable
+class Indexed(BatchSource, Protocol):
+    """A source whose batches are rows of tensors that lie in memory.
+
+    ``next(streams)`` is ``gather(leaves, rows(streams))``.
+    """
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """The tensors, ``[N, ...]``."""
+        ...
+
+    def rows(self, streams: Streams) -> Any:
+        """The numbers of the data of the next batch: a tensor, or an empty tuple for all."""
+        ...
+
+    def gather(self, leaves: list[Tensor], rows: Any) -> Batch | None:
+        """The batch of these rows: a function of tensors."""
+        ...
+
+
 class FullBatch:
     """All data at every step, shared by all particles; of a density without data, no batch.
 
@@ -105,6 +126,19 @@ class FullBatch:
         self.law: Law = "none" if data is None else "all"
         self.num_data: int | None = None if data is None else length_of(data)
         self.batch_size: int | None = self.num_data
+        leaves, structure = pytree.tree_flatten(() if data is None else data)
+        self.leaves: list[Tensor] = leaves
+        self.structure: pytree.TreeSpec = structure
+
+    def rows(self, streams: Streams) -> tuple[()]:
+        """All of them."""
+        return ()
+
+    def gather(self, leaves: list[Tensor], rows: Any) -> Batch | None:
+        """All data."""
+        if self.batch is None:
+            return None
+        return Batch(pytree.tree_unflatten(leaves, self.structure), law="all")
 
     def next(self, streams: Streams) -> Batch | None:
         """The data."""
@@ -166,18 +200,19 @@ class TensorBatches:
 
     def next(self, streams: Streams) -> Batch:
         """Leaves ``[P, B, ...]``, or ``[B, ...]`` when shared."""
-        return self._gather(self._indices(streams))
+        return self.gather(self.leaves, self.rows(streams))
 
     def example(self) -> Batch:
         """The first B data, for every particle."""
         rows = self.num_particles or 1
-        return self._gather(torch.arange(self.size).expand(rows, -1))
+        return self.gather(self.leaves, torch.arange(self.size).expand(rows, -1))
 
     def check_targets(self, check: Callable[[Any], None]) -> None:
         """At once."""
         check(pytree.tree_unflatten(self.leaves, self.structure))
 
-    def _indices(self, streams: Streams) -> Tensor:
+    def rows(self, streams: Streams) -> Tensor:
+        """``[P, B]``, or ``[1, B]`` when shared."""
         if self.batching == "replacement":
             return random_integers(streams, self.total, self.num_particles, self.size)
         if self.batching == "subset":
@@ -189,14 +224,16 @@ class TensorBatches:
         self.cursor += self.size
         return indices
 
-    def _gather(self, indices: Tensor) -> Batch:
+    def gather(self, leaves: list[Tensor], rows: Tensor) -> Batch:
+        """Leaves ``[P, B, ...]``, or ``[B, ...]`` when shared."""
+        indices = rows
         if self.num_particles is None:
             indices = indices[0]
         # index_select copies whole rows: up to ten times as fast as indexing with [P, B] indices.
-        rows = indices.flatten()
+        flat = indices.flatten()
         parts = [
-            leaf.index_select(0, rows.to(leaf.device)).unflatten(0, indices.shape)
-            for leaf in self.leaves
+            leaf.index_select(0, flat.to(leaf.device)).unflatten(0, indices.shape)
+            for leaf in leaves
         ]
         data = tuple(parts) if self.flat else pytree.tree_unflatten(parts, self.structure)
         return Batch(data, self.num_particles is not None, law=self.batch_law)

@@ -126,6 +126,11 @@ class control_variate:
         found = likelihood_gradient(self.potential, centers, data, self.chunk_size)
         return State(centers, found.gradient, found.potential)
 
+    @property
+    def records(self) -> bool:
+        """Whether the centre moves."""
+        return self.refresh is not None
+
     def draw_noise(self, state: State, streams: Streams) -> tuple[()]:
         """No randomness beside the batch."""
         return ()

@@ -51,6 +51,7 @@ class minibatch:
     gradients: int = field(default=1, init=False)
     conservative: bool = field(default=True, init=False)
     interacting: bool = field(default=False, init=False)
+    records: bool = field(default=False, init=False)
 
     def init(self, particles: Tensor, streams: Streams) -> Stateless:
         """Nothing to remember."""

@@ -112,6 +112,7 @@ class msgd:
     name: str = field(default="msgd", init=False)
     gradients: int = field(default=1, init=False)
     interacting: bool = field(default=False, init=False)
+    records: bool = field(default=False, init=False)
 
     @property
     def settings(self) -> Mapping[str, JSON]:

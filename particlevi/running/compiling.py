@@ -12,27 +12,45 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.utils import _pytree as pytree
 
+from particlevi.running.passes import TransposedProducts
 from particlevi.typing import Batch, Sampler
 
-__all__ = ["compiled", "static_shapes"]
+__all__ = ["compiled", "compiled_as", "kind_of_batch", "static_shapes"]
+
+_WHILE_LOOP = "torch.ops.higher_order.while_loop"
+"""Torch keeps graphs with loops on disk only if told so; the key holds the bodies of the loops."""
 
 _unique = itertools.count()
 _compiled_steps: WeakKeyDictionary[Sampler, dict[str, Callable[..., Any]]] = WeakKeyDictionary()
 
 
-def compiled(sampler: Sampler, example: Batch | None) -> Callable[..., Any]:
-    """The sampler's step compiled whole, once per sampler and kind of batch.
+def compiled(
+    sampler: Sampler, example: Batch | None, controls: Iterable[str]
+) -> Callable[..., Any]:
+    """The sampler's step compiled whole, once per sampler, kind of batch and names of controls."""
+    kind = f"step {kind_of_batch(example)} {sorted(controls)}"
+    return compiled_as(sampler, kind, lambda: sampler.step)
+
+
+def kind_of_batch(example: Batch | None) -> str:
+    """All of a batch that compiled code takes for granted, beside shapes."""
+    fixed = None if example is None else (example.per_particle, example.scale is None)
+    return f"{pytree.tree_structure(example)} {fixed} {example is not None and example.law}"
+
+
+def compiled_as(
+    sampler: Sampler, kind: str, make: Callable[[], Callable[..., Any]]
+) -> Callable[..., Any]:
+    """A function of tensors compiled whole, once per sampler and kind.
 
     A graph break is an error. The code object is made anew, because torch.compile counts
     compilations per code object and gives up after a few, and all samplers share theirs. Within
     one compilation only the tensors' shapes can change, so only they are guarded. Call it inside
     ``static_shapes()``.
     """
-    fixed = None if example is None else (example.per_particle, example.scale is None)
-    kind = f"{pytree.tree_structure(example)} {fixed} {example is not None and example.law}"
     compilations = _compiled_steps.setdefault(sampler, {})
     if kind not in compilations:
-        step = sampler.step
+        step = make()
         assert isinstance(step, types.FunctionType)
         code = step.__code__.replace(co_name=f"step_{next(_unique)}")
         fresh = types.FunctionType(
@@ -42,6 +60,8 @@ def compiled(sampler: Sampler, example: Batch | None) -> Callable[..., Any]:
             "guard_filter_fn": _shapes_only,
             "size_asserts": False,
             "cpp_wrapper": sampler.potential.device.type == "cpu",
+            "unsafe_marked_cacheable_functions": {_WHILE_LOOP: "1"},
+            "post_grad_custom_pre_pass": TransposedProducts(),
         }
         compilations[kind] = torch.compile(fresh, fullgraph=True, options=options)
     return compilations[kind]

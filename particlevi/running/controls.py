@@ -10,6 +10,7 @@ from torch import Tensor
 
 from particlevi._checks import check_nonnegative
 from particlevi.samplers.precision import check_step_size
+from particlevi.schedules import constant
 from particlevi.typing import JSON, Controls, Progress, Schedule, Tuner, World
 
 __all__ = ["ControlRoom"]
@@ -32,6 +33,9 @@ class ControlRoom:
         self._scheduled: dict[str, float] = {}
         self._controls: dict[str, Tensor] = {}
         self._chosen: dict[str, Tensor] = {}
+        self._rows: dict[str, Tensor] = {}
+        self._constants: dict[str, float | None] = {}
+        self._made: dict[str, float] = {}
 
     def begin(self, position: Tensor) -> None:
         """The tuner's first state, at the starting points ``[P, D]``.
@@ -58,6 +62,28 @@ class ControlRoom:
         self._from_schedules(step, like)
         self._controls.update(self._chosen)
         return self._controls
+
+    def of_block(self, step: int, steps: int, size: int, like: Tensor) -> dict[str, Tensor]:
+        """The scheduled controls ``[size]`` of steps from ``step`` on; the first rows count."""
+        rows = {}
+        for name, schedule in self.schedules.items():
+            if type(schedule) is constant:
+                values = [self._value(name, schedule, step, like)]
+            else:
+                values = [self._value(name, schedule, step + k, like) for k in range(steps)]
+            if name in self._chosen:
+                continue
+            if len(values) > 1 or self._constants.get(name) != values[0]:
+                padded = values + values[-1:] * (size - len(values))
+                self._rows[name] = torch.tensor(padded, dtype=like.dtype, device=like.device)
+                self._constants[name] = values[0] if type(schedule) is constant else None
+            rows[name] = self._rows[name]
+        return rows
+
+    @property
+    def chosen(self) -> Controls:
+        """What the tuner chose."""
+        return self._chosen
 
     def scalars(self) -> Mapping[str, float]:
         """The 0-d controls of the last step as numbers, for the record of a draw."""
@@ -89,14 +115,21 @@ class ControlRoom:
 
     def _from_schedules(self, step: int, like: Tensor) -> Controls:
         for name, schedule in self.schedules.items():
-            value = schedule(step)
-            if type(value) is not float or self._scheduled.get(name) != value:
-                check_nonnegative(f"the schedule of {name} at step {step}", value)
-                if name == "step_size":
-                    check_step_size(value, like.dtype)
-                self._scheduled[name] = value
+            value = self._value(name, schedule, step, like)
+            if self._made.get(name) != value:
+                self._made[name] = value
                 self._controls[name] = torch.tensor(value, dtype=like.dtype, device=like.device)
         return self._controls
+
+    def _value(self, name: str, schedule: Schedule, step: int, like: Tensor) -> float:
+        """Of a schedule at a step, checked."""
+        value = schedule(step)
+        if type(value) is not float or self._scheduled.get(name) != value:
+            check_nonnegative(f"the schedule of {name} at step {step}", value)
+            if name == "step_size":
+                check_step_size(value, like.dtype)
+            self._scheduled[name] = value
+        return value
 
 
 def _differ(one: Tensor | None, other: Tensor | None) -> bool:

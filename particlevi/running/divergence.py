@@ -47,16 +47,17 @@ class DivergenceWatch:
         self.divergent: Tensor = torch.zeros(num_particles, dtype=torch.bool, device=like.device)
         self.lost: dict[int, int] = {}
         self.causes: dict[int, Cause] = {}
+        self._bound: Tensor | None = None
         self._window: list[Tensor] = []
         self._errors: list[Tensor] = []
 
-    def observe(self, potential: Tensor) -> None:
-        """The potentials ``[P]`` that particles felt in one step."""
-        self._window.append(potential)
+    def observe(self, potentials: Tensor) -> None:
+        """The potentials ``[K, P]`` that particles felt in K steps."""
+        self._window.append(potentials)
 
-    def observe_energy(self, error: Tensor) -> None:
-        """The errors of the energy ``[P]`` over one transition."""
-        self._errors.append(error)
+    def observe_energy(self, errors: Tensor) -> None:
+        """The errors of the energy ``[K, P]`` over K transitions."""
+        self._errors.append(errors)
 
     def take_divergent(self) -> Tensor:
         """Whether a transition of each chain diverged since this was last asked, ``[P]``."""
@@ -66,7 +67,7 @@ class DivergenceWatch:
 
     def _judge_errors(self) -> None:
         if self._errors:
-            sound = torch.stack(self._errors) <= LARGEST_ENERGY_ERROR
+            sound = torch.cat(self._errors) <= LARGEST_ENERGY_ERROR
             self.divergent = self.divergent | ~sound.all(0)
             self._errors.clear()
 
@@ -77,7 +78,7 @@ class DivergenceWatch:
         """
         if not self._window:
             return {}
-        recent = torch.stack(self._window)
+        recent = torch.cat(self._window)
         self._window.clear()
         first, ended = self.seen, ~torch.isfinite(position).all(1)
         high = self.above_since >= 0
@@ -129,9 +130,14 @@ class DivergenceWatch:
 
     def bound(self) -> Tensor:
         """The potential ``[P]`` above which a chain that stays there has run away."""
+        if self._bound is not None:
+            return self._bound
         seen = self.early[: max(1, min(self.seen, EARLY))]
         usual = seen.median(0).values
-        return usual + 1000 * (usual.abs() + self.num_params + 1)
+        bound = usual + 1000 * (usual.abs() + self.num_params + 1)
+        if self.seen >= EARLY:
+            self._bound = bound
+        return bound
 
     def tensors(self) -> dict[str, Tensor]:
         """What ``restore`` needs, once all observed steps have been checked."""
@@ -148,7 +154,7 @@ class DivergenceWatch:
         """Go on from a checkpoint."""
         device = self.early.device
         self.early = tensors["early"].to(device, copy=True)
-        self.seen = int(tensors["seen"])
+        self.seen, self._bound = int(tensors["seen"]), None
         self.above_since = tensors["above_since"].to(device, copy=True)
         self.above_from = tensors["above_from"].to(device, copy=True)
         self.divergent = tensors["divergent"].to(device, copy=True)

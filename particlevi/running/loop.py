@@ -26,10 +26,11 @@ from particlevi.running.probes import Probes
 from particlevi.running.result import draws_of
 from particlevi.running.saving import Saved, Saver
 from particlevi.running.spread import Archive, cut, gathered
+from particlevi.running.steps import Block, Mover
 from particlevi.running.watch import Watch, divergence_message
 from particlevi.storage.store import Store
 from particlevi.streams import ParticleStreams
-from particlevi.typing import JSON, Controls, Progress, SamplerState
+from particlevi.typing import JSON, Progress, SamplerState
 
 __all__ = ["Loop"]
 
@@ -184,17 +185,16 @@ class Loop:
 
     def _run(self, monitor: Monitor, progress: bool) -> None:
         plan, num_steps = self.plan, self.plan.num_steps
-        move = plan.step()
         saver = Saver(plan.folder, plan.settings.checkpoint_every)
         began = time.perf_counter() - self.seconds
         shapes = static_shapes() if plan.settings.compile else nullcontext()
         shown = progress and plan.world.leads
         watching = Watch(plan.sampler, monitor, self.step, num_steps, shown, self.draws_seen)
-        info: Any = None
-        controls: Controls = {}
+        block: Block | None = None
         with shapes, watching as watch:
+            mover = plan.mover(self.state, self.step, *self.streams, self.control_room)
             while self.step < num_steps:
-                info, controls = self._advance(move)
+                block = self._advance(mover, self._until_seen(watch, saver))
                 ended, due = self.step == num_steps, watch.due(self.step)
                 stop, save = plan.world.agree(
                     watch.interrupt.requested,
@@ -205,8 +205,8 @@ class Loop:
                 if not (last or due or save):
                     continue
                 self.seconds = time.perf_counter() - began
-                self._check(watch, info, controls)
-                reason = None if last else self._ask(watch, info, controls)
+                self._check(watch, block)
+                reason = None if last else self._ask(watch, block)
                 if reason is not None:
                     self.ended_by, last = reason, True
                 if plan.folder is not None and (last or save):
@@ -220,28 +220,42 @@ class Loop:
         elif not self.ended_by:
             self.ended_by = "interruption"
             return
-        self.missed = self._targets_missed(monitor, self._look(info, controls))
+        self.missed = self._targets_missed(monitor, self._look(block))
 
-    def _advance(self, move: Callable[..., Any]) -> tuple[Any, Controls]:
-        """One step."""
+    def _advance(self, mover: Mover, most: int) -> Block:
+        """The next steps: ``most``, or fewer."""
         plan, sampler = self.plan, self.plan.sampler
-        batch = plan.source.next(self.streams.batches)
-        noise = sampler.draw_noise(self.state, self.streams.noise)
-        controls = self.control_room.at(self.step, self.state.position)
-        self._before = self.state.position
         with shared_by(plan.world.crew), exchanged_by(plan.world.exchange):
-            self.state, info = move(self.state, batch, noise, controls)
-        self.step += 1
+            block = mover.advance(self.state, self.step, most)
+        self.state = block.state
+        self.step += block.steps
         progress = Progress(self.step, plan.settings.num_warmup, plan.num_steps)
-        self.state = sampler.record(self.state, progress)
-        self.divergence.observe(sampler.watched(info, controls))
-        if sampler.energy_error is not None:
-            self.divergence.observe_energy(sampler.energy_error(info))
+        if sampler.records:
+            self.state = sampler.record(self.state, progress)
+        self.divergence.observe(block.potentials)
+        if block.energy_errors is not None:
+            self.divergence.observe_energy(block.energy_errors)
         if self.step - 1 == plan.kept_steps[self.store.count]:
-            self._keep(info)
+            self._keep(block.info)
         if self.step <= plan.settings.num_warmup:
-            self._tune(info, progress)
-        return info, controls
+            self._tune(block.info, progress)
+        return block
+
+    def _until_seen(self, watch: Watch, saver: Saver) -> int:
+        """Steps to the next draw, look, checkpoint or end of the warm-up."""
+        plan, step = self.plan, self.step
+        num_warmup = plan.settings.num_warmup
+        if step < num_warmup and plan.tuner is not None:
+            return 1
+        look = min(watch.next_look(step), plan.num_steps)
+        if look > max(step + 1, num_warmup) and watch.compares(look, num_warmup):
+            look -= 1  # The position before the last step is known of a block of one step.
+        stops = [look, plan.kept_steps[self.store.count] + 1]
+        if step < num_warmup:
+            stops.append(num_warmup)
+        if saver.every is not None:
+            stops.append(saver.next(step))
+        return min(stops) - step
 
     def _keep(self, info: Any) -> None:
         """Put a draw into the store."""
@@ -262,7 +276,7 @@ class Loop:
         if progress.step == progress.num_warmup:
             self.divergence.take_divergent()
 
-    def _check(self, watch: Watch, info: Any, controls: Controls) -> None:
+    def _check(self, watch: Watch, block: Block) -> None:
         """Look for chains that are lost; end the run if none is left, else tell."""
         sampler, lost = self.plan.sampler, self.divergence.lost
         new = self.divergence.check(self.state.position)
@@ -275,25 +289,25 @@ class Loop:
                 sampler,
                 {first + chain: step for chain, step in told.items()},
                 {first + chain: cause for chain, cause in self.divergence.causes.items()},
-                float(controls["step_size"]),
+                float(block.controls["step_size"]),
             )
             if over:
                 raise DivergenceError(message, self._draws_before(told))
             warnings.warn(message, stacklevel=5)
         if self.step > self.plan.settings.num_warmup:
-            watch.warn(info, controls)
-            watch.warn_of_rounding(self._before, self.state.position, controls)
-        watch.show(self.step, info, [c for c in range(num_particles) if c not in lost])
+            watch.warn(block.info, block.controls)
+            watch.warn_of_rounding(block.before, self.state.position, block.controls)
+        watch.show(self.step, block.info, [c for c in range(num_particles) if c not in lost])
 
-    def _ask(self, watch: Watch, info: Any, controls: Controls) -> str | None:
+    def _ask(self, watch: Watch, block: Block) -> str | None:
         """The verdict of the rules that are due."""
         if not watch.asks(self.step):
             return None
         return self.plan.world.verdict(
-            lambda draws: watch.ask(replace(self._look(info, controls), draws=draws)), self.draws
+            lambda draws: watch.ask(replace(self._look(block), draws=draws)), self.draws
         )
 
-    def _look(self, info: Any, controls: Controls) -> Look:
+    def _look(self, block: Block | None) -> Look:
         return Look(
             step=self.step,
             num_warmup=self.plan.settings.num_warmup,
@@ -301,8 +315,8 @@ class Loop:
             seconds=self.seconds,
             num_draws=self._num_draws(),
             position=self.state.position,
-            info=info,
-            controls=controls,
+            info=None if block is None else block.info,
+            controls={} if block is None else block.controls,
             draws=self.draws,
             data=self.plan.data,
         )

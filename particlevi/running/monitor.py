@@ -220,7 +220,7 @@ class Monitor:
     """
 
     rules: Sequence[Rule | Every] = ()
-    every: int = 50
+    every: int = 100
     timed: tuple[Every, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -234,9 +234,9 @@ class Monitor:
         return tuple(timed.rule for timed in self.timed if isinstance(timed.rule, Target))
 
     @property
-    def stride(self) -> int:
-        """A number of steps of which every look is a multiple."""
-        return math.gcd(self.every, *(rule.steps for rule in self.timed))
+    def periods(self) -> tuple[int, ...]:
+        """Steps between looks, of each kind of look."""
+        return (self.every, *(rule.steps for rule in self.timed))
 
 
 def as_monitor(value: Monitor | Rule | Every | Sequence[Rule | Every] | None) -> Monitor:

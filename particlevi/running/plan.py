@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,18 +11,22 @@ import torch
 from torch import Tensor
 
 from particlevi.data import BatchSource, Data
+from particlevi.data.batches import Indexed
 from particlevi.potentials.chunks import chunks
+from particlevi.running.blocks import Blocks
 from particlevi.running.compiling import compiled
 from particlevi.running.controls import ControlRoom
 from particlevi.running.kept import kept_steps
 from particlevi.running.memory import step_nbytes
 from particlevi.running.settings import Settings, identity, identity_of_sampler
+from particlevi.running.steps import Mover, SingleSteps
 from particlevi.running.world import RunWorld
 from particlevi.samplers.requirements import check_batch
 from particlevi.schedules import describe
 from particlevi.storage.recording import Recorder, check_memory, describe_keep
 from particlevi.storage.store import Recording, Storage, Store
-from particlevi.typing import JSON, Sampler, Schedule, Tuner
+from particlevi.streams import ParticleStreams
+from particlevi.typing import JSON, Sampler, SamplerState, Schedule, Tuner
 
 __all__ = ["Plan"]
 
@@ -158,11 +161,29 @@ class Plan:
         """The particles whose states are draws."""
         return list(range(self.settings.num_particles)[self.sampler.draws])
 
-    def step(self) -> Callable[..., Any]:
-        """The step, compiled if that is wanted."""
-        if self.settings.compile:
-            return compiled(self.sampler, self.source.example())
-        return self.sampler.step
+    def mover(
+        self,
+        state: SamplerState,
+        step: int,
+        noise: ParticleStreams,
+        batches: ParticleStreams,
+        control_room: ControlRoom,
+    ) -> Mover:
+        """What makes the steps: many at once where that is compiled and nothing sees between."""
+        sampler, source = self.sampler, self.source
+        if not self.settings.compile:
+            return SingleSteps(sampler, sampler.step, source, noise, batches, control_room)
+        if (
+            self.world.alone
+            and not (sampler.records or sampler.potential.random)
+            and isinstance(source, Indexed)
+            and sampler.potential.device.type == "cpu"
+        ):
+            blocks = Blocks(sampler, source, state, noise, batches, control_room)
+            if blocks.works(state, step):
+                return blocks
+        one = compiled(sampler, source.example(), {*self.schedules, *control_room.chosen})
+        return SingleSteps(sampler, one, source, noise, batches, control_room)
 
     def open_store(self, num_particles: int | None = None, receipt: JSON = None) -> Store:
         """The store of the run, empty or with the draws of a receipt.

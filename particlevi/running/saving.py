@@ -46,6 +46,11 @@ class Saver:
             return step % self.every == 0
         return time.perf_counter() - self._noted > _SECONDS_BETWEEN
 
+    def next(self, step: int) -> int:
+        """The first step after this one at which it is time by the count of steps."""
+        assert self.every is not None
+        return (step // self.every + 1) * self.every
+
     def regular(self, step: int) -> bool:
         """Whether it is time by the number of steps, and not by the clock."""
         return self.every is not None and self.due(step)

@@ -46,6 +46,7 @@ class Watch:
     ):
         self.sampler = sampler
         self.monitor = monitor
+        self.total = total
         self.bar: Any = progress_bar(sampler.name, done, total, shown)
         self.interrupt: Interrupt = Interrupt()
         self._listening = self.interrupt.watch()
@@ -68,7 +69,21 @@ class Watch:
 
     def due(self, step: int) -> bool:
         """Whether it is time to look."""
-        return step % self.monitor.stride == 0
+        return any(step % period == 0 for period in self.monitor.periods)
+
+    def next_look(self, step: int) -> int:
+        """The first step after this one at which it is time to look."""
+        return min((step // period + 1) * period for period in self.monitor.periods)
+
+    def compares(self, look: int, first: int) -> bool:
+        """Whether positions before and after this step are worth a block of their own.
+
+        They are at the end, at the ``first`` look after the warm-up, and every ten looks.
+        """
+        if self._warned_of_rounding or "temperature" not in self.sampler.schedules:
+            return False
+        every = self.monitor.every
+        return look == self.total or look % (10 * every) == 0 or look - first <= every
 
     def asks(self, step: int) -> bool:
         """Whether a rule is to be asked after so many steps."""
@@ -83,9 +98,9 @@ class Watch:
             self._warned = True
             warnings.warn(message, stacklevel=6)
 
-    def warn_of_rounding(self, before: Tensor, after: Tensor, controls: Controls) -> None:
+    def warn_of_rounding(self, before: Tensor | None, after: Tensor, controls: Controls) -> None:
         """Steps that are smaller than the spacing of the particles' numbers, once."""
-        if self._warned_of_rounding:
+        if before is None or self._warned_of_rounding:
             return
         rejects = self.sampler.requires.all_data
         message = rounding_warning(before, after, controls, may_reject=rejects)
@@ -96,6 +111,8 @@ class Watch:
     def show(self, step: int, info: Any, alive: list[int]) -> None:
         """Move the bar, with means over the chains that are left."""
         self.bar.update(step - self.bar.n)
+        if self.bar.disable:
+            return
         values = info._asdict()
         shown = {"potential": f"{float(info.potential[alive].mean()):.4g}"}
         for name, label in self.sampler.shown.items():

@@ -226,6 +226,7 @@ def assemble(
         draw_noise=draw_noise,
         step=step,
         record=record,
+        records=remember is not None or getattr(estimator, "records", True),
         schedules=scheduled,
         settings={
             **(settings or {}),

@@ -18,7 +18,7 @@ def watched(potentials, every=1, params=1):
     watch = DivergenceWatch(torch.zeros(potentials.shape[1], params, dtype=F64))
     position = torch.zeros(potentials.shape[1], params, dtype=F64)
     for step, row in enumerate(potentials, 1):
-        watch.observe(row)
+        watch.observe(row[None])
         if step % every == 0 or step == len(potentials):
             watch.check(position)
     return watch
@@ -120,8 +120,8 @@ def test_an_overflow_after_a_flight_is_blamed_on_the_step_size():
 
 def test_divergent_transitions_are_taken_once():
     watch = DivergenceWatch(torch.zeros(3, 1))
-    watch.observe_energy(torch.tensor([0.0, 1001.0, torch.nan]))
-    watch.observe_energy(torch.tensor([1.0, 0.0, 0.0]))
+    watch.observe_energy(torch.tensor([[0.0, 1001.0, torch.nan]]))
+    watch.observe_energy(torch.tensor([[1.0, 0.0, 0.0]]))
     assert watch.take_divergent().tolist() == [False, True, True]
     assert watch.take_divergent().tolist() == [False, False, False]
 
@@ -172,7 +172,7 @@ def test_divergences_between_draws_are_not_lost():
 
 def test_the_bound_is_a_thousand_times_the_usual_potential():
     watch = DivergenceWatch(torch.zeros(1, 4))
-    watch.observe(torch.tensor([3.0]))
+    watch.observe(torch.tensor([[3.0]]))
     watch.check(torch.zeros(1, 4))
     assert watch.bound().tolist() == [3 + 1000 * (3 + 4 + 1)]
 
@@ -180,5 +180,5 @@ def test_the_bound_is_a_thousand_times_the_usual_potential():
 @pytest.mark.parametrize(("error", "diverging"), [(1000.0, False), (1000.5, True)])
 def test_a_transition_diverges_beyond_a_thousand_nats(error, diverging):
     watch = DivergenceWatch(torch.zeros(1, 1))
-    watch.observe_energy(torch.tensor([error]))
+    watch.observe_energy(torch.tensor([[error]]))
     assert watch.take_divergent().tolist() == [diverging]

@@ -1,0 +1,90 @@
+"""One step at a time, and what is told of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from particlevi.data import BatchSource
+from particlevi.running.controls import ControlRoom
+from particlevi.streams import ParticleStreams
+from particlevi.typing import Controls, Sampler, SamplerState
+
+__all__ = ["Block", "Mover", "SingleSteps", "told"]
+
+
+class Block(NamedTuple):
+    """K steps.
+
+    Attributes:
+        steps: K.
+        state: after the last.
+        info: of the last.
+        controls: of the last.
+        potentials: watched, ``[K, P]``.
+        energy_errors: ``[K, P]``, if the method has them.
+        before: positions ``[P, D]`` before the last step, if they are known.
+    """
+
+    steps: int
+    state: SamplerState
+    info: Any
+    controls: Controls
+    potentials: Tensor
+    energy_errors: Tensor | None
+    before: Tensor | None
+
+
+def told(sampler: Sampler, info: Any, controls: Controls) -> tuple[Any, ...]:
+    """Of a step: info, the potential that is watched ``[P]``, and any error of the energy."""
+    watched = (info, sampler.watched(info, controls))
+    return watched if sampler.energy_error is None else (*watched, sampler.energy_error(info))
+
+
+class Mover(Protocol):
+    """Makes steps."""
+
+    def advance(self, state: SamplerState, step: int, most: int) -> Block:
+        """Go on from ``step``, counted from 0, for 1 to ``most`` steps."""
+        ...
+
+
+class SingleSteps:
+    """Blocks of one step.
+
+    Args:
+        sampler: that runs.
+        move: its step, compiled or not.
+        source: of the batches.
+        noise, batches: the streams of the run.
+        control_room: of the run.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        move: Callable[..., Any],
+        source: BatchSource,
+        noise: ParticleStreams,
+        batches: ParticleStreams,
+        control_room: ControlRoom,
+    ):
+        self.sampler = sampler
+        self.move = move
+        self.source = source
+        self.noise = noise
+        self.batches = batches
+        self.control_room = control_room
+
+    def advance(self, state: SamplerState, step: int, most: int) -> Block:
+        """One step."""
+        batch = self.source.next(self.batches)
+        noise = self.sampler.draw_noise(state, self.noise)
+        controls = self.control_room.at(step, state.position)
+        before = state.position
+        state, info = self.move(state, batch, noise, controls)
+        _, potential, *error = told(self.sampler, info, controls)
+        errors = error[0].unsqueeze(0) if error else None
+        return Block(1, state, info, controls, potential.unsqueeze(0), errors, before)
