@@ -17,13 +17,18 @@ the reference, in posterior standard deviations, and of the ratio of standard de
 error is about ``1 / sqrt(ESS)``. The reference of the logistic regression is importance sampling
 around the mode on all the data; that of the net the run on all the data by ``randomized_hmc``.
 
-    python benchmarks/minibatch.py [--model logistic] [--sizes 1000 10000 100000] [--chains 8]
+``--model digits`` asks instead whether ``k tr(S) / 2`` (``particlevi.tuning.heat``), found by the
+tuner's probes at draws of the posterior, is what the log-likelihood of the digits net loses under
+minibatch SGHMC without compensation: 2000 steps from those draws, the mean over the second half.
+
+    python -m benchmarks.minibatch [--model logistic] [--sizes 1000 10000 100000] [--chains 8]
         [--draws 200] [--figure docs/figures/minibatch.png] [--page docs/tuning.md]
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
 import warnings
 from pathlib import Path
@@ -37,6 +42,8 @@ import particlevi as pvi
 from benchmarks._page import markdown, write
 from particlevi.data import as_data
 from particlevi.diagnostics import arviz
+from particlevi.gradients.minibatch import minibatch
+from particlevi.tuning.bounded_heat import bounded_heat
 from particlevi.tuning.metric import factor_of_hessian
 from particlevi.tuning.objective import Objective
 from particlevi.tuning.start import find_start
@@ -212,6 +219,53 @@ def by_hand(task: Problem, truth: tuple[Tensor, Tensor], chains: int, num_draws:
     return max(right, key=lambda row: row.speed) if right else min(rows, key=lambda row: row.bias)
 
 
+SETTINGS = [(64, 10.0, 0.01), (64, 10.0, 0.003), (64, 100.0, 0.003), (256, 10.0, 0.01)]
+
+
+def log_likelihood(potential: Any, data: Any, points: Tensor) -> Tensor:
+    """On all the data, ``[P]``, in nats."""
+    found = torch.zeros(len(points), dtype=torch.float64)
+    for batch in as_data(data, potential).chunks(4096):
+        found -= potential.data_energy(points, batch).double()
+    return found
+
+
+def explained(chains: int) -> str:
+    """Nats that the log-likelihood of the digits net loses, foretold and measured."""
+    from examples.compare_sgd_to_posterior import digits
+
+    task = digits()
+    potential, data = task.potential, task.train
+    exact = pvi.sample(potential, data, num_particles=chains, num_draws=100, thin=2, progress=False)
+    start = exact.particles[:, -1]
+    here = torch.stack([log_likelihood(potential, data, each) for each in exact.particles[:, ::10]])
+    tuner = bounded_heat(minibatch(potential), data, SETTINGS[0][0])
+    trace = float(tuner.init(start, {}).heat.moving.sum()) * SETTINGS[0][0]
+    rows = []
+    for size, friction, h in SETTINGS:
+        factor = h**2 / (4 * math.tanh(0.5 * friction * h))
+        draws = pvi.sample(
+            pvi.sghmc(potential, friction=friction),
+            data,
+            step_size=h,
+            batch_size=size,
+            initial=start,
+            num_warmup=1000,
+            num_draws=20,
+            thin=50,
+            progress=False,
+        )
+        there = torch.stack([log_likelihood(potential, data, each) for each in draws.particles])
+        lost = here.mean() - there.mean()
+        error = (there.mean(1).std() ** 2 + here.mean(1).std() ** 2).sqrt() / chains**0.5
+        told = 0.5 * factor * trace / size
+        rows.append(
+            [f"{size}", f"{friction:g}", f"{h:g}", f"{told:.3g}", f"{lost:.3g} +- {error:.2g}"]
+        )
+        print(rows[-1], flush=True)
+    return markdown(["B", "friction", "h", "k tr(S) / 2, nats", "lost, nats"], rows)
+
+
 def draw(rows: list[Row], model: str, path: Path) -> None:
     """ESS per second over N."""
     import matplotlib
@@ -251,7 +305,7 @@ def table(rows: list[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--model", choices=["logistic", "net"], default="logistic")
+    parser.add_argument("--model", choices=["logistic", "net", "digits"], default="logistic")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--chains", type=int, default=8)
     parser.add_argument("--draws", type=int, default=200)
@@ -259,6 +313,12 @@ def main() -> None:
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    if options.model == "digits":
+        text = explained(options.chains)
+        print(text)
+        if options.page is not None:
+            write(options.page, {"minibatch_digits": text})
+        return
     rows: list[Row] = []
     for size in options.sizes:
         rows += runs(problem(options.model, size), options.chains, options.draws)

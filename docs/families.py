@@ -121,7 +121,9 @@ def write_pages(folder: Path) -> None:
 
 def _entry(path: str, value: object) -> str:
     if isinstance(value, type):
-        return f".. autoclass:: {path}\n   :members:\n"
+        # scikit-learn makes these, with links into its own documentation.
+        left_out = ", ".join(f"set_{name}_request" for name in ("fit", "predict", "score"))
+        return f".. autoclass:: {path}\n   :members:\n   :exclude-members: {left_out}\n"
     if callable(value):
         return f".. autofunction:: {path}\n"
     return f".. autodata:: {path}\n"

@@ -37,13 +37,13 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
     if not body:
         return ""
     cell = "padding:.15em .7em;text-align:left;vertical-align:top;border-top:1px solid #8884"
+    titled = any(str(each) for each in head)
     first = "".join(f'<th style="{cell}">{_text(each)}</th>' for each in head)
     cells = ["".join(f'<td style="{cell}">{_text(each)}</td>' for each in row) for row in body]
     lines = "".join(f"<tr>{row}</tr>" for row in cells)
-    return (
-        f'<table style="border-collapse:collapse;font-size:.92em"><thead><tr>{first}</tr></thead>'
-        f"<tbody>{lines}</tbody></table>"
-    )
+    top = f"<thead><tr>{first}</tr></thead>" if titled else ""
+    style = "border-collapse:collapse;font-size:.92em"
+    return f'<table style="{style}">{top}<tbody>{lines}</tbody></table>'
 
 
 def details(summary: str, *parts: str) -> str:

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -43,7 +44,8 @@ Kind = Literal["hessian", "gauss_newton", "empirical_fisher"]
 """The matrices."""
 
 Product = Callable[[Tensor, bool], Tensor]
-_COLUMNS = 16
+# With more parameters, columns at once take longer than one by one.
+_BATCHED = 2048
 
 
 class CurvatureOperator:
@@ -149,27 +151,39 @@ class CurvatureOperator:
 
         return product
 
-    def _apply(self, vectors: Tensor, many: bool) -> Tensor:
-        """``A v`` for ``v [D]``, or for rows ``[K, D]``."""
+    def _apply(self, rows: Tensor) -> Tensor:
+        """``A v`` for rows ``v [K, D]``; of the data of a chunk the graph is built once for all."""
+        together = len(rows) > 1 and self.num_params <= _BATCHED
+        total = torch.zeros_like(rows)
         with second_order():
-            if self._chunk_size >= self.num_data:
-                if self._kept is None:
-                    self._kept = self._graph(*next(self._chunks()))
-                total = self._kept(vectors, many)
-            else:
-                total = torch.zeros_like(vectors)
-                for inputs, targets in self._chunks():
-                    total += self._graph(inputs, targets)(vectors, many)
+            for product in self._products():
+                if together:
+                    try:
+                        total += product(rows, True)
+                        continue
+                    except RuntimeError:
+                        together = False
+                for k, row in enumerate(rows):
+                    total[k] += product(row, False)
         if self.kind != "empirical_fisher" and self._decay:
-            total = total + self._decay * vectors
+            total += self._decay * rows
         return total
+
+    def _products(self) -> Iterator[Product]:
+        """The products of each chunk; of data in one chunk the same every time."""
+        if self._chunk_size < self.num_data:
+            yield from (self._graph(*chunk) for chunk in self._chunks())
+            return
+        if self._kept is None:
+            self._kept = self._graph(*next(self._chunks()))
+        yield self._kept
 
     def matvec(self, vector: Tensor) -> Tensor:
         """``A v [D]`` in the dtype of the parameters."""
         if not isinstance(vector, Tensor) or vector.shape != self._theta.shape:
             got = list(vector.shape) if isinstance(vector, Tensor) else type(vector).__name__
             raise ValueError(f"A vector has shape [{self.num_params}], got {got}.")
-        return self._apply(vector.to(self._theta), False)
+        return self._apply(vector.to(self._theta)[None])[0]
 
     def matmat(self, vectors: Tensor) -> Tensor:
         """``A V [D, K]`` for columns ``V [D, K]``."""
@@ -177,13 +191,7 @@ class CurvatureOperator:
             got = list(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
             raise ValueError(f"vectors must be columns [{self.num_params}, K], got {got}.")
         rows = vectors.to(self._theta).T
-        parts = []
-        for part in rows.split(_COLUMNS):
-            try:
-                parts.append(self._apply(part.contiguous(), True))
-            except RuntimeError:
-                parts.append(torch.stack([self._apply(row, False) for row in part]))
-        return torch.cat(parts).T if parts else vectors.to(self._theta)
+        return self._apply(rows.contiguous()).T
 
     def dense(self) -> Tensor:
         """The matrix ``[D, D]`` in float64, for small D."""
@@ -260,6 +268,8 @@ def curvature_operator(
         raise ValueError(f"{type(module).__name__} has no parameters with requires_grad=True.")
     if not isinstance(data, (tuple, list)) or len(data) < 2:
         raise ValueError("data must be a tuple (inputs, ..., targets) of tensors.")
+    if not all(isinstance(leaf, (Tensor, np.ndarray)) for leaf in data):
+        raise ValueError(f"data must be tensors or arrays, got {[type(d).__name__ for d in data]}.")
     device = next(module.parameters()).device
     leaves = tuple(torch.as_tensor(leaf).detach().to(device) for leaf in data)
     lengths = [len(leaf) for leaf in leaves]

@@ -15,6 +15,7 @@ from particlevi.data.tensors import is_tensors
 from particlevi.diagnostics import arviz, outputs
 from particlevi.diagnostics.predictive import draw_sites
 from particlevi.drawset import DrawSet
+from particlevi.drawset.lazy import LazyTensor
 from particlevi.potentials._pyro_terms import arguments
 from particlevi.potentials.prior_predictive import PriorPredictive
 
@@ -40,13 +41,13 @@ def to_arviz(
     if data is not None and model is not None and not is_tensors(data):
         data = as_data(data, model, complete=False).whole().data
     last = draws.facts.kind == "particles"
-    groups = {
-        "posterior": _quantities(draws, draws.particles),
-        "sample_stats": _stats(draws.stats, last),
-    }
-    if draws.warmup is not None:
-        groups["warmup_posterior"] = _quantities(draws, draws.warmup)
-        groups["warmup_sample_stats"] = _stats(draws.warmup_stats, last)
+    groups: dict[str, Mapping[str, Any]] = {}
+    ready: dict[str, Any] = {}
+    if isinstance(draws.particles, LazyTensor) and not last:
+        where = draws.particles.selection
+        ready = arviz.on_disk(where.source.path, where.chains, where.draws)
+    else:
+        groups = _groups(draws, last)
     if log_likelihood:
         values = outputs.log_likelihood(draws, data)
         values = values.transpose(0, 1) if last else values
@@ -69,7 +70,19 @@ def to_arviz(
         "chains": draws.chains,
         "sampling_time": draws.seconds,
     }
-    return arviz.build(groups, attrs=attrs)
+    return arviz.build(groups, attrs=attrs, ready=ready)
+
+
+def _groups(draws: DrawSet, last: bool) -> dict[str, Mapping[str, Any]]:
+    """Draws and statistics."""
+    groups = {
+        "posterior": _quantities(draws, draws.particles),
+        "sample_stats": _stats(draws.stats, last),
+    }
+    if draws.warmup is not None:
+        groups["warmup_posterior"] = _quantities(draws, draws.warmup)
+        groups["warmup_sample_stats"] = _stats(draws.warmup_stats, last)
+    return dict(groups)
 
 
 def _array(values: Tensor, last: bool) -> np.ndarray[Any, Any]:

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from particlevi._checks import check_choice, check_finite
 from particlevi.curvature.second_order import second_order
+from particlevi.curvature.squares import GradientSquares, gradient_squares
 from particlevi.data import DataLike
 from particlevi.data.tensors import as_tensors
 from particlevi.noise.reductions import check_reduction
@@ -45,6 +46,8 @@ class PerSample:
             its own, the same at every evaluation.
         looping: whether gradients are taken one datum at a time, because an operation of the model
             (LSTM, GRU) cannot be vectorised over data.
+        squares: ``theta`` and some data to the sums of their gradients and of the squares of these,
+            at about the cost of one gradient; None where that is not known.
     """
 
     one: Loss
@@ -55,6 +58,7 @@ class PerSample:
     device: torch.device
     random: bool = False
     looping: bool = False
+    squares: Callable[[Tensor, Any], GradientSquares] | None = None
 
     @property
     def num_data(self) -> int:
@@ -86,8 +90,16 @@ class PerSample:
         def whole(part: Tensor) -> Tensor:
             return theta.index_copy(0, columns, part)
 
+        squares = self.squares
+
+        def some(part: Tensor, data: Any) -> GradientSquares:
+            assert squares is not None
+            found = squares(whole(part), data)
+            return GradientSquares(found.gradient[columns], found.squares[columns])
+
         return replace(
             self,
+            squares=None if squares is None else some,
             one=lambda part, datum: self.one(whole(part), datum),
             many=lambda part, data: self.many(whole(part), data),
             layout=layout,
@@ -193,6 +205,7 @@ def of_module(
         dtype=like.dtype,
         device=like.device,
         random=mode == "train",
+        squares=None if mode == "train" else partial(_squares, module, layout, loss_fn),
     )
     with torch.no_grad(), seeded(0):
         for start in range(0, lengths[0], _CHECKED):
@@ -208,6 +221,16 @@ def of_module(
     if _vectorises(found, point):
         return found
     return replace(found, looping=True, many=partial(_stacked, one))
+
+
+def _squares(
+    module: nn.Module,
+    layout: Layout,
+    loss_fn: Callable[[Tensor, Tensor], Tensor],
+    theta: Tensor,
+    data: Any,
+) -> GradientSquares:
+    return gradient_squares(module, layout, loss_fn, theta, tuple(data))
 
 
 def _stacked(one: Loss, theta: Tensor, data: Any) -> Tensor:

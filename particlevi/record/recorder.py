@@ -85,6 +85,9 @@ class Recorder:
     ``probe``, from time to time, the gradient noise (``gradient_noise``) and the largest curvature
     (``top_curvature``) at the present weights.
 
+    The gradient of a step is the one that is there when the step begins: an optimiser that
+    evaluates a closure, such as ``LBFGS``, has another.
+
     By default it takes at most a tenth of the time: probes wait until their cost fits the
     ``budget``, and records become rarer. ``every`` and ``probe_every`` set fixed intervals. On an
     accelerator the time counted is that of the host.
@@ -255,7 +258,8 @@ class Recorder:
     def _slope(self) -> Tensor:
         zero = torch.zeros_like
         found = [zero(p) if p.grad is None else p.grad for p in self.parameters.values()]
-        return torch.cat([each.detach().reshape(-1) for each in found])
+        dense = [each.to_dense() if each.is_sparse else each for each in found]
+        return torch.cat([each.detach().reshape(-1) for each in dense])
 
     def _rate(self) -> float:
         return max(float(group["lr"]) for group in self.optimizer.param_groups)

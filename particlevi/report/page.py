@@ -44,7 +44,7 @@ polyline{fill:none;stroke-width:1.3}.grid{stroke:var(--faint);fill:none}
 .c5{stroke:#56b4e9}circle.c5{fill:#56b4e9}.key.c5::before{color:#56b4e9}
 .c6{stroke:#7f7f00}circle.c6{fill:#7f7f00}.key.c6::before{color:#7f7f00}
 .c7{stroke:#888}circle.c7{fill:#888}.key.c7::before{color:#888}
-.wide{overflow-x:auto}
+.wide{overflow-x:auto}pre{white-space:pre-wrap!important}
 @media print{nav{display:none}body{max-width:none;font-size:11pt}details{display:block}}
 """
 

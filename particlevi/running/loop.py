@@ -76,7 +76,7 @@ class Loop:
         self.ended_by = ""
         self.run_name = uuid4().hex
         self.draws_seen: dict[int, int] = {}
-        self.missed: list[str] = []
+        self.missed: str | None = None
 
     @classmethod
     def start(cls, plan: Plan, initial: Tensor) -> Self:
@@ -117,11 +117,11 @@ class Loop:
             control_room.restore(saved.tree("tuner", control_room.tuner_state))
         streams.noise.restore(saved.part("streams.noise"))
         streams.batches.restore(saved.part("streams.batches"))
-        store, divergence = plan.open_store(), DivergenceWatch(position)
-        archive = _archive(plan)
+        divergence, archive = DivergenceWatch(position), _archive(plan)
         if archive is None:
-            store.restore(saved.meta["receipt"])
+            store = plan.open_store(receipt=saved.meta["receipt"])
         else:
+            store = plan.open_store()
             archive.restore(saved.meta["receipt"], store)
         divergence.restore(saved.part("divergence"), saved.lost)
         plan.source.restore(saved.part("source"))
@@ -170,7 +170,7 @@ class Loop:
         except DivergenceError:
             raise
         except BaseException as error:
-            error.draws = self.draws()  # type: ignore[attr-defined]
+            error.draws = self._finished()  # type: ignore[attr-defined]
             error.add_note(
                 f"It came at step {self.step + 1}; the {self._num_draws()} of "
                 f"{self.plan.settings.num_draws} draws made before it are in this error's .draws."
@@ -178,9 +178,9 @@ class Loop:
             raise
         if self.ended_by == "interruption":
             self._warn_of_interruption()
-        for missed in self.missed:
-            warnings.warn(missed, NotConvergedWarning, stacklevel=3)
-        return self.draws()
+        if self.missed is not None and self.plan.world.leads:
+            warnings.warn(self.missed, NotConvergedWarning, stacklevel=3)
+        return self._finished()
 
     def _run(self, monitor: Monitor, progress: bool) -> None:
         plan, num_steps = self.plan, self.plan.num_steps
@@ -321,6 +321,12 @@ class Loop:
         """What was drawn so far."""
         return self._result(self.store.count, self.divergence.lost)
 
+    def _finished(self) -> Draws:
+        """What was drawn, also written down in the store."""
+        draws = self.draws()
+        self.store.describe(draws)
+        return draws
+
     def _result(self, count: int, left_out: Mapping[int, int]) -> Draws:
         return draws_of(
             self.plan,
@@ -341,12 +347,17 @@ class Loop:
         everyone = self.plan.sampler.draws == slice(None)
         return None if everyone else self.state.position.clone()
 
-    def _targets_missed(self, monitor: Monitor, look: Look) -> list[str]:
+    def _targets_missed(self, monitor: Monitor, look: Look) -> str | None:
         """What the run was to reach and did not."""
-        if self.plan.sampler.interacting:
-            return []
-        found = (target.missed(look) for target in monitor.targets)
-        return [missed for missed in found if missed is not None]
+        if self.plan.sampler.interacting or not monitor.targets:
+            return None
+
+        def ask(draws: Callable[[], Draws]) -> str | None:
+            seen = replace(look, draws=draws)
+            found = [target.missed(seen) for target in monitor.targets]
+            return " ".join(missed for missed in found if missed is not None) or None
+
+        return self.plan.world.verdict(ask, self.draws)
 
     def _warn_of_interruption(self) -> None:
         folder, num_draws = self.plan.folder, self.plan.settings.num_draws

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -32,9 +32,10 @@ from particlevi.running.world import RunWorld
 from particlevi.schedules import as_schedule, describe, restore
 from particlevi.storage import checkpoint as files
 from particlevi.storage.lock import locked
+from particlevi.storage.ondisk import as_storage
 from particlevi.storage.recording import describe_keep
 from particlevi.storage.sealed import remove_left_over
-from particlevi.storage.store import InMemory, Storage
+from particlevi.storage.store import Storage
 from particlevi.tuning.automatic import Setup, prepare
 from particlevi.tuning.memory import recall
 from particlevi.tuning.stability import check_before_run
@@ -72,7 +73,7 @@ def sample(
     progress: bool = True,
     checkpoint: str | Path | files.Checkpoint | None = None,
     batching: Batching | Minibatches = "replacement",
-    storage: Storage | None = None,
+    store: Storage | str | Path | None = None,
     monitor: Watcher | None = None,
     tuner: Tuner | None = None,
     processes: Processes = "all",
@@ -121,8 +122,9 @@ def sample(
         batching: ``"replacement"`` (independent indices), ``"subset"`` (a fresh random subset per
             step) or ``"epoch"`` (random order, reshuffled every epoch); whether particles share
             their minibatches is told by ``pvi.data.Minibatches(law, shared=...)``.
-        storage: what is kept of a draw and where, ``pvi.storage.InMemory(keep=...)``; all
-            parameters in memory if absent.
+        store: what is kept of a draw and where: a path for all parameters on disk, such as
+            ``"draws.zarr"``, ``pvi.storage.OnDisk(path, keep=...)`` or
+            ``pvi.storage.InMemory(keep=...)``; all parameters in memory if absent.
         monitor: functions that look at the run now and then and may end it, such as
             ``pvi.running.max_seconds(60)`` and ``pvi.running.target_ess(400)``, or a
             ``pvi.running.Monitor``. A run that ends before it reached a target among them warns.
@@ -141,7 +143,10 @@ def sample(
             estimator under which the method does not sample what it says, or a potential that is
             not finite at the start or, if asked to, cannot be compiled.
         MemoryError: the draws and the estimator's state would not fit in memory.
-        FileExistsError: the checkpoint folder already holds a run.
+        FileExistsError: the checkpoint folder already holds a run, or the path of the store is
+            there.
+        OSError: nothing can be written to the store; a full disk ends the run, and what was
+            written before stays.
         RuntimeError: another process runs in the checkpoint folder.
         DivergenceError: every chain, or an interacting particle, diverged. This and any other
             error on the way has an attribute ``draws`` that holds what was drawn before.
@@ -159,14 +164,15 @@ def sample(
         True
     """
     check_seed("seed", seed)
-    what = _sampled(sampler)
+    what, storage = _sampled(sampler), as_storage(store)
+    storage.check()
     if isinstance(what, ModelPotential) or (step_size is None and tuner is None):
         setup = _prepared(
             what, data, step_size, tuner, num_particles, initial, batch_size, int(seed)
         )
         wanted = isinstance(what, ModelPotential) and num_draws is None
         monitor = _until_converged(monitor) if wanted else monitor
-        tuner = replace(setup.tuner, until_converged=wanted)
+        tuner = dataclasses.replace(setup.tuner, until_converged=wanted)
         what, initial, num_particles = setup.sampler, setup.initial, None
         num_warmup = setup.num_warmup if num_warmup is None else num_warmup
         num_draws = setup.num_draws if num_draws is None else num_draws
@@ -183,7 +189,7 @@ def sample(
         check_choice(name, flag, [True, False])
     schedule = None if step_size is None else as_schedule("step_size", step_size)
     tuner = _tuner(what, schedule, tuner, int(num_warmup))
-    watcher, storage, batches = as_monitor(monitor), storage or InMemory(), as_minibatches(batching)
+    watcher, batches = as_monitor(monitor), as_minibatches(batching)
     if compile:
         _check_compilable(what)
     start = _start(what.potential, num_particles, initial, int(seed))
@@ -234,7 +240,7 @@ def resume(
     *,
     step_size: float | Schedule | None = None,
     num_draws: int | None = None,
-    storage: Storage | None = None,
+    store: Storage | str | Path | None = None,
     monitor: Watcher | None = None,
     tuner: Tuner | None = None,
     processes: Processes = "all",
@@ -252,7 +258,7 @@ def resume(
         data: as in the first run.
         step_size: needed again only if it was a function of the caller's own.
         num_draws: T of the whole, where a run is to be made longer than was first asked for.
-        storage: as in the first run.
+        store: as in the first run; needed again only if it is no path.
         monitor: looks at what is left of the run; it need not be that of the first run.
         tuner: as in the first run.
         processes: as for ``sample``; there may be more or fewer than in the first run.
@@ -268,29 +274,40 @@ def resume(
     what = _sampled(sampler, "resume")
     if num_draws is not None:
         check_positive_int("num_draws", num_draws)
-    folder, storage = Path(checkpoint), storage or InMemory()
+    folder = Path(checkpoint)
     if not (folder / STATE_FILE).is_file():
         raise FileNotFoundError(f"There is no file {folder / STATE_FILE}.")
     saved = Saved.read(folder)
-    chosen = saved.meta["chosen"]
-    if chosen is not None and tuner is None:
-        what, tuner = recall(what, saved.part("chosen"), chosen)
-        # An end that was set by the caller is the caller's to set again.
-        if chosen["until_converged"] and num_draws is None:
-            monitor = _until_converged(monitor)
-    elif not isinstance(what, Sampler):
-        raise ValueError(
-            f"The run in {folder} was given its sampler, so resume needs it too, made again."
-        )
-    settings, watcher = Settings(**saved.meta["settings"]), as_monitor(monitor)
-    if num_draws is not None:
-        settings = _extended(settings, int(num_draws))
-    world = world_of(processes, what, settings.num_particles)
-    settings = replace(settings, num_particles=len(world.mine))
+    storage = as_storage(_place(saved) if store is None else store)
+    runs, tuner, chosen = _as_it_was(folder, saved, what, data, tuner)
+    # An end that was set by the caller is the caller's to set again.
+    goes_on = chosen and saved.meta["chosen"]["until_converged"] and num_draws is None
+    watcher = _until_converged(monitor) if goes_on else as_monitor(monitor)
+    world = world_of(processes, runs, Settings(**saved.meta["settings"]).num_particles)
     with world.guard(), _run_that_is_there(folder, world):
         return _resumed(
-            folder, what, data, step_size, settings, storage, watcher, tuner, progress, world
+            folder, runs, data, step_size, num_draws, storage, watcher, tuner, progress, world
         )
+
+
+def _as_it_was(
+    folder: Path, saved: Saved, what: Sampler | ModelPotential, data: Any, tuner: Tuner | None
+) -> tuple[Sampler, Tuner | None, bool]:
+    """Sampler and tuner of a run, and whether they were chosen by it."""
+    chosen = saved.meta["chosen"]
+    if chosen is not None and tuner is None:
+        return *recall(what, data, saved.part("chosen"), chosen), True
+    if isinstance(what, Sampler):
+        return what, tuner, False
+    raise ValueError(
+        f"The run in {folder} was given its sampler, so resume needs it too, made again."
+    )
+
+
+def _place(saved: Saved) -> str | None:
+    """Where the draws of a run are, if they are not in its checkpoint."""
+    path: str | None = saved.meta["receipt"].get("path")
+    return path
 
 
 @contextmanager
@@ -307,7 +324,7 @@ def _resumed(
     sampler: Sampler,
     data: DataLike,
     step_size: float | Schedule | None,
-    settings: Settings,
+    num_draws: int | None,
     storage: Storage,
     watcher: Monitor,
     tuner: Tuner | None,
@@ -316,6 +333,9 @@ def _resumed(
 ) -> Draws:
     """Go on with the run in a folder that nobody else uses."""
     saved = Saved.read(folder)
+    settings = dataclasses.replace(
+        Settings(**saved.meta["settings"]), num_particles=len(world.mine)
+    )
     schedule = _schedule_of(saved.meta["step_size"], step_size)
     tuner = _tuner(sampler, schedule, tuner, settings.num_warmup)
     found = files.differences(saved.meta["sampler"], identity(sampler, tuner), "the run's")
@@ -336,6 +356,8 @@ def _resumed(
             + "\n  ".join(others)
         )
     with torch.no_grad(), global_seed(0), pinned(sampler.potential.device):
+        if num_draws is not None:
+            settings = _extended(settings, int(num_draws))
         plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder, world)
         if not world.alone:
             world.check_same(plan.summary)
@@ -349,7 +371,7 @@ def _extended(settings: Settings, num_draws: int) -> Settings:
             f"The run was to have {settings.num_draws} draws; num_draws={num_draws} would be "
             "fewer. End it by monitor=, or take a part of its draws."
         )
-    return replace(settings, num_draws=num_draws)
+    return dataclasses.replace(settings, num_draws=num_draws)
 
 
 def _until_converged(monitor: Watcher | None) -> Monitor:
@@ -357,7 +379,7 @@ def _until_converged(monitor: Watcher | None) -> Monitor:
     watcher = as_monitor(monitor)
     if watcher.targets:
         return watcher
-    return replace(watcher, rules=(*watcher.rules, converged()))
+    return dataclasses.replace(watcher, rules=(*watcher.rules, converged()))
 
 
 def _sampled(what: Sampler | Potential, caller: str = "sample") -> Sampler | ModelPotential:

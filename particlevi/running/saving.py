@@ -75,9 +75,7 @@ class Saved:
         """All that a run needs to go on exactly."""
         tensors = files.flatten(state, "state")
         if tuner_state is not None:
-            # Two names of a tuner's state may stand for one tensor, which a file cannot hold.
-            parts = files.flatten(tuner_state, "tuner").items()
-            tensors |= {name: value.clone() for name, value in parts}
+            tensors |= files.flatten(tuner_state, "tuner")
         tensors |= {f"source.{name}": value for name, value in plan.source.state().items()}
         tensors |= {f"divergence.{name}": v for name, v in divergence.tensors().items()}
         for name, each in streams.items():

@@ -103,8 +103,8 @@ class Archive:
 
     def restore(self, receipt: JSON, store: Store) -> None:
         """Hold the draws of a receipt, and put those of the particles here into ``store``."""
-        everyone = self.total or self.plan.open_store(self.plan.world.total)
-        everyone.restore(receipt)
+        everyone = self.plan.open_store(self.plan.world.total, receipt)
+        self.total = everyone if self.plan.world.leads else None
         mine = self.plan.world.mine
         rows = slice(mine.start, mine.stop)
         values, stats = everyone.read(0, everyone.count)

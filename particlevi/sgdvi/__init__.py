@@ -1,6 +1,8 @@
 """SGD as variational inference: the effective potential that SGD minimises, and its circulation."""
 
 from particlevi.errors import NotStationaryWarning
+from particlevi.sgdvi.adaptive import AdamLaw, adam_law
+from particlevi.sgdvi.alignment import Alignment, alignment
 from particlevi.sgdvi.chains import (
     GaussianChain,
     epoch_chain,
@@ -12,6 +14,7 @@ from particlevi.sgdvi.currents import Current, DriftParts, decompose_drift, prob
 from particlevi.sgdvi.designs import Design, design
 from particlevi.sgdvi.effective_potential import GaussianPotential, gaussian_potential
 from particlevi.sgdvi.epochs import EpochLaw, epoch_law
+from particlevi.sgdvi.escape import Escape, escape_time, eyring_kramers_time
 from particlevi.sgdvi.fitted_potential import FittedPotential, fit_potential
 from particlevi.sgdvi.free_energy import (
     FreeEnergy,
@@ -55,11 +58,14 @@ from particlevi.sgdvi.swag import iterate_average, swag
 from particlevi.sgdvi.verification import Verification
 
 __all__ = [
+    "AdamLaw",
+    "Alignment",
     "Circulation",
     "Current",
     "Design",
     "DriftParts",
     "EpochLaw",
+    "Escape",
     "FittedPotential",
     "FreeEnergy",
     "GaussianChain",
@@ -74,6 +80,8 @@ __all__ = [
     "StationaryLaw",
     "Subspace",
     "Verification",
+    "adam_law",
+    "alignment",
     "circulation",
     "compare_potentials",
     "decompose_drift",
@@ -82,7 +90,9 @@ __all__ = [
     "entropy_production",
     "epoch_chain",
     "epoch_law",
+    "escape_time",
     "exact_law",
+    "eyring_kramers_time",
     "fit_potential",
     "free_energy_along",
     "gaussian_kl",

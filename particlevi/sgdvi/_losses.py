@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +29,17 @@ def module_losses(
     return losses
 
 
-def doubled(leaf: Any) -> Any:
-    """A floating-point tensor in float64; others as they are."""
-    tensor = torch.as_tensor(leaf)
-    return tensor.double() if tensor.is_floating_point() else tensor
+def doubled(data: Any) -> tuple[Tensor, ...]:
+    """``(inputs, ..., targets)`` as tensors, floating-point ones in float64.
+
+    Raises:
+        ValueError: anything but a tuple of tensors or arrays.
+    """
+    right = isinstance(data, (tuple, list)) and len(data) >= 2
+    if not right or not all(isinstance(leaf, (Tensor, np.ndarray)) for leaf in data):
+        kinds = [type(leaf).__name__ for leaf in data] if right else type(data).__name__
+        raise ValueError(f"data must be a tuple (inputs, ..., targets) of tensors, got {kinds}.")
+    leaves = [torch.as_tensor(leaf).detach() for leaf in data]
+    if any(leaf.ndim == 0 for leaf in leaves):
+        raise ValueError("data must have a first dimension N, got a number.")
+    return tuple(leaf.double() if leaf.is_floating_point() else leaf for leaf in leaves)

@@ -32,7 +32,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from particlevi._checks import (
     check_choice,
@@ -191,7 +190,7 @@ def local_learning_coefficient(
     if scheme == "hmc" and batch_size is not None:
         raise ValueError('scheme="hmc" takes all the data at every step: leave batch_size out.')
     module = copy.deepcopy(module).double()
-    data = tuple(pytree.tree_map(doubled, tuple(data))) if _is_tuple(data) else data
+    data = doubled(data)
     noise = measure(module, data, loss_fn)
     count = noise.num_data
     beta = 1 / math.log(max(count, 3)) if inverse_temperature is None else inverse_temperature
@@ -237,10 +236,6 @@ def _step_of(draws: Draws) -> float:
     tuning = draws.attrs.get("tuning")
     found = tuning.get("step_size") if isinstance(tuning, dict) else None
     return math.nan if found is None else float(found)
-
-
-def _is_tuple(data: Any) -> bool:
-    return isinstance(data, (tuple, list))
 
 
 class _Around:

@@ -31,7 +31,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from particlevi._checks import (
     check_choice,
@@ -332,7 +331,7 @@ def _problem(
     """The noise, the mean loss as an energy at any point, its potential and the data."""
     if isinstance(model, nn.Module):
         model = copy.deepcopy(model).double()
-        data = pytree.tree_map(doubled, data)
+        data = doubled(data)
     noise = measure(model, data, loss_fn, position=position)
     if noise.samples.random:
         raise ValueError("The loss draws random masks: plan in eval mode, without dropout.")

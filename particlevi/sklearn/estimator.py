@@ -15,7 +15,7 @@ from torch import Tensor
 
 from particlevi._checks import check_choice, check_positive, check_positive_int
 from particlevi.draws import Draws
-from particlevi.errors import ParticleviWarning
+from particlevi.errors import NotConvergedWarning, ParticleviWarning
 from particlevi.potentials.likelihoods import Likelihood
 from particlevi.potentials.module import from_module
 from particlevi.potentials.potential import ModelPotential
@@ -24,6 +24,7 @@ from particlevi.running.converged import converged, probe_inputs
 from particlevi.running.monitor import Look, Rule, max_seconds
 from particlevi.running.sampling import sample
 from particlevi.sklearn.net import ACTIVATIONS, Activation, make_net, outputs_of
+from particlevi.sklearn.start import trained
 
 try:
     from sklearn.base import BaseEstimator
@@ -39,6 +40,7 @@ __all__ = ["Array", "BayesianMLP", "PosteriorWarning"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
+_FEW_PARAMETERS = 100
 _MOST_DRAWS = 1000
 _ROWS = 256
 
@@ -117,22 +119,30 @@ class BayesianMLP(BaseEstimator):  # type: ignore[misc,unused-ignore]
         data = (inputs, target)
         probe = probe_inputs(potential, data)
         limit = self.max_seconds if budget is None else budget
+        initial = None
+        if potential.num_params > _FEW_PARAMETERS:
+            weights = None if weight is None else target["weight"]
+            chains = int(self.num_chains)
+            initial = trained(potential, inputs, targets, weights, chains, limit, seed)
         rules: list[Rule] = [] if self.num_draws is not None else [converged(probe=probe)]
         deadline: _Deadline | None = None
         if limit is not None:
             spent = time.perf_counter() - began
             deadline = _Deadline(max(limit - spent, 0.05 * limit))
             rules.append(deadline)
-        draws = sample(
-            potential,
-            data,
-            num_particles=int(self.num_chains),
-            num_warmup=self.num_warmup,
-            num_draws=self.num_draws,
-            seed=seed,
-            monitor=rules,
-            progress=False,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotConvergedWarning)  # the verdict tells it below
+            draws = sample(
+                potential,
+                data,
+                num_particles=int(self.num_chains) if initial is None else None,
+                initial=initial,
+                num_warmup=self.num_warmup,
+                num_draws=self.num_draws,
+                seed=seed,
+                monitor=rules,
+                progress=False,
+            )
         if not draws.particles.shape[1] and deadline is not None and deadline.position is not None:
             ends = deadline.position.unsqueeze(1)
             kept = Draws.from_tensor(ends, potential, kind="independent", seconds=draws.seconds)

@@ -8,13 +8,16 @@ The rule, with D parameters:
 2. Up to that number ``randomized_hmc`` moves, with a dense metric. If at least four in five chains
    lie in the basin of the lowest minimum, it begins with the inverse Hessian there; if they found
    different minima, with its diagonal.
-3. With more parameters, ``mclmc`` moves, unadjusted, with a stated energy error.
+3. With more parameters, ``mclmc`` moves, unadjusted, with a stated energy error; with 64 chains or
+   more of a density, these are brought near the posterior together, unadjusted, and ``mams`` goes
+   on from there, exact.
 
 Every step takes all the data.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 import warnings
@@ -28,12 +31,14 @@ from particlevi.data import DataLike
 from particlevi.errors import ParticleviWarning
 from particlevi.potentials.potential import ModelPotential
 from particlevi.potentials.protocol import as_potential
+from particlevi.samplers.mams import mams
 from particlevi.samplers.mclmc import mclmc
 from particlevi.samplers.randomized_hmc import randomized_hmc
 from particlevi.streams import ParticleStreams
 from particlevi.tuning.bounded_heat import bounded_for
 from particlevi.tuning.chosen import because, constant
 from particlevi.tuning.energy_error import energy_error, harmless
+from particlevi.tuning.ensemble import approach
 from particlevi.tuning.objective import Objective
 from particlevi.tuning.pilot import taken
 from particlevi.tuning.start import Start, find_start
@@ -45,6 +50,7 @@ __all__ = ["Setup", "prepare"]
 
 _MOST_BYTES = 2**28
 _DECOHERENCE_OF_A_NET = 4.0
+_FEWEST_OF_AN_ENSEMBLE = 64
 _FRACTION = {"overdamped": 0.1, "momentum": 0.25}
 
 
@@ -103,15 +109,14 @@ def prepare(
             stacklevel=4,
         )
     reasons = [start.reason]
-    if keep_start:
-        start = start._replace(points=initial)
     sampler_chosen = not isinstance(what, Sampler)
-    chosen = taken(
-        what if isinstance(what, Sampler) else potential, start, objective.data, batch_size
-    )
+    what = what if isinstance(what, Sampler) else potential
+    chosen = taken(what, start, objective.data, batch_size)
     if chosen is not None:
         what, batch_size, start = chosen.what, chosen.batch_size, chosen.start
         reasons.append(chosen.reason)
+    if isinstance(what, ModelPotential) and _is_ensemble(start):
+        start = _approached(objective, start, generator, reasons)
     sampler = what if isinstance(what, Sampler) else _choose(potential, start, reasons)
     tuner, num_warmup, thin = _tuner_of(sampler, start, objective, batch_size, reasons)
     size = len(initial) * initial.shape[1] * initial.element_size()
@@ -127,6 +132,25 @@ def prepare(
     return Setup(sampler, told, start.points, num_warmup, num_draws, thin, batch_size)
 
 
+def _is_ensemble(start: Start) -> bool:
+    """Many chains of many parameters with a scale each: means over chains tell all there is."""
+    many = len(start.points) >= _FEWEST_OF_AN_ENSEMBLE
+    return many and start.metric is not None and start.metric.ndim == 1
+
+
+def _approached(
+    objective: Objective, start: Start, generator: torch.Generator, reasons: list[str]
+) -> Start:
+    """The ensemble brought near the posterior together, with its own scale."""
+    assert start.metric is not None
+    found = approach(objective.gradient_at, start.points, start.metric, generator)
+    reasons.append(
+        f"{found.num_steps} unadjusted steps of all chains together brought them near: the mean "
+        f"square deviation from equipartition is {found.bias:.2g}."
+    )
+    return start._replace(points=found.points, metric=found.scale)
+
+
 def _choose(potential: ModelPotential, start: Start, reasons: list[str]) -> Sampler:
     dense = start.metric is not None and start.metric.ndim == 2
     if dense or potential.num_params == 1:
@@ -135,6 +159,12 @@ def _choose(potential: ModelPotential, start: Start, reasons: list[str]) -> Samp
             "by a metric the fastest for few parameters."
         )
         return randomized_hmc(potential)
+    if _is_ensemble(start):
+        reasons.append(
+            f"mams: {potential.num_params} parameters are too many for a dense metric; it is "
+            "adjusted, so exact for any step."
+        )
+        return mams(potential)
     reasons.append(
         f"mclmc: {potential.num_params} parameters are too many for a dense metric; it is not "
         "adjusted, and its energy error bounds its bias."
@@ -157,6 +187,7 @@ def _tuner_of(
         first = 0.5 if length is None else length(0) / math.pi
         tuner = windows(
             "dense" if dense else "diagonal",
+            target_acceptance=0.9 if sampler.name == "mams" else 0.8,
             step_size=first,
             trajectory_length=None if length is None else length(0),
             start=metric,
@@ -188,7 +219,7 @@ def _tuner_of(
     bounded = bounded_for(sampler, start.metric, objective.data, batch_size)
     if bounded is not None:
         reasons.append(bounded.rule)
-        return bounded, 400, 5
+        return dataclasses.replace(bounded, at=start.points), 400, 5
     return _stable(sampler, start, objective, batch_size, reasons), 400, 5
 
 

@@ -65,6 +65,7 @@ __all__ = ["Dynamics", "bounded_for", "bounded_heat", "step_and_friction"]
 Dynamics = Literal["momentum", "overdamped"]
 
 _MOST_TRIALS = 40
+_MEMORY = 10.0
 _MOST_FRICTION = 3.0
 _LEAST_FRICTION = 0.01
 _SHARPER = 5.0
@@ -189,6 +190,7 @@ class bounded_heat:
         decoherence: c of the friction.
         every: steps between probes.
         first_probes: made before the first step, beside those that look for the step size.
+        at: starting points of all processes, for a run in several; the run's own if absent.
         seed: of the probes' batches and momenta.
 
     Raises:
@@ -208,6 +210,7 @@ class bounded_heat:
     decoherence: float = 2.0
     every: int = 4
     first_probes: int = 40
+    at: Tensor | None = None
     seed: int = 0
     name: str = field(default="bounded_heat", init=False)
 
@@ -262,6 +265,16 @@ class bounded_heat:
 
     def init(self, position: Tensor, controls: Controls) -> State:
         """The first state, after probes at the starting points."""
+        if self.at is None or len(self.at) == len(position):
+            return self._begun(position, controls)
+        # Other processes hold the others: all probe them all, and each goes on with its own.
+        state = self._begun(self.at.to(position), controls)
+        steepest = no_curvature(position, self.seed)
+        level = state.steepest.largest.expand(len(position)).clone()
+        steepest = steepest._replace(curvature=level, largest=state.steepest.largest)
+        return state._replace(steepest=steepest)
+
+    def _begun(self, position: Tensor, controls: Controls) -> State:
         zero = torch.zeros((), dtype=torch.float64, device=position.device)
         temperature = zero + float(controls.get("temperature", 1.0))
         state = State(
@@ -341,7 +354,8 @@ class bounded_heat:
         """The state after a probe where the chains are."""
         temperature, size = float(state.temperature), position.shape[1]
         step, directions = float(step_of(state.law)), state.steepest.directions
-        found = self._prober.probe(int(state.probes), position, step, directions, temperature)
+        streams = self._prober.streams(int(state.probes), position, world)
+        found = self._prober.probe(streams, position, step, directions, temperature)
         told = torch.isfinite(found.change)
         square = torch.where(told, found.change, 0.0).square()
         # All that is known where no chain made a step is that the step is too long.
@@ -349,7 +363,7 @@ class bounded_heat:
         moving = found.noise if self.dynamics == "momentum" else found.slope
         return self._chosen(
             state._replace(
-                law=follow(state.law, found.change, size, self.target, world),
+                law=follow(state.law, found.change, size, self.target, world, _MEMORY),
                 error=running_mean(state.error, new),
                 heat=learn(state.heat, moving, found.noise, world),
                 steepest=turn(state.steepest, found.images, world),

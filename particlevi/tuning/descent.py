@@ -43,16 +43,23 @@ class Descent(NamedTuple):
         points: ``[P, D]``.
         potential: ``[P]``.
         num_gradients: gradients per chain that it took.
+        path: points ``[P, D]`` on the way, where they are kept.
     """
 
     points: Tensor
     potential: Tensor
     num_gradients: int
+    path: tuple[Tensor, ...] = ()
 
     @property
     def best(self) -> Tensor:
         """The lowest point, ``[D]``."""
-        return self.points[self.potential.nan_to_num(nan=torch.inf).argmin()]
+        return self.points[self.lowest]
+
+    @property
+    def lowest(self) -> int:
+        """The number of the lowest chain."""
+        return int(self.potential.nan_to_num(nan=torch.inf).argmin())
 
 
 class Curvatures(Protocol):
@@ -168,7 +175,7 @@ def bfgs(
     fresh = torch.ones(len(x), dtype=torch.bool, device=x.device)
     length = 1 / (1 + g.norm(dim=-1))
     still = torch.zeros_like(value)
-    used = 1
+    used, path = 1, [x]
     while used < max_gradients:
         direction = -curvatures.times(g)
         slope = (direction * g).sum(-1)
@@ -190,7 +197,8 @@ def bfgs(
         x = torch.where(down.unsqueeze(-1), trial, x)
         g = torch.where(down.unsqueeze(-1), new_g, g)
         value = torch.where(down, new_value, value)
-    return Descent(x, value, used)
+        path.append(x)
+    return Descent(x, value, used, tuple(path))
 
 
 def adam(

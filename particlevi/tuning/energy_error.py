@@ -76,10 +76,20 @@ def step_of(law: StepLaw) -> Tensor:
     return step * (1 + 63 * law.lost) ** (-1 / 6)
 
 
-def follow(law: StepLaw, change: Tensor, num_params: int, target: float, world: World) -> StepLaw:
-    """The law after a step with energy changes ``[P]``, not finite where a step was taken back."""
+def follow(
+    law: StepLaw,
+    change: Tensor,
+    num_params: int,
+    target: float,
+    world: World,
+    memory: float = _MEMORY,
+) -> StepLaw:
+    """The law after a step with energy changes ``[P]``, not finite where a step was taken back.
+
+    ``memory`` is the number of steps that count.
+    """
     change = change.double()
-    step, decay = step_of(law), (_MEMORY - 1) / (_MEMORY + 1)
+    step, decay = step_of(law), (memory - 1) / (memory + 1)
     finite = torch.isfinite(change)
     ratio = torch.where(finite, change, 0.0).square() / (num_params * target) + 1e-8
     # A step that only evaluated changes nothing and tells nothing.

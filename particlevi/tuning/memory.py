@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from particlevi.gradients.control_variate import control_variate
 from particlevi.potentials.potential import ModelPotential
 from particlevi.samplers.mams import mams
 from particlevi.samplers.mclmc import mclmc
 from particlevi.samplers.randomized_hmc import randomized_hmc
+from particlevi.samplers.sghmc import sghmc
+from particlevi.tuning.bounded_heat import bounded_heat
 from particlevi.tuning.chosen import because, constant
 from particlevi.tuning.energy_error import energy_error
 from particlevi.tuning.windows import windows
@@ -22,6 +26,7 @@ _SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "mams": mams,
     "mclmc": mclmc,
     "randomized_hmc": randomized_hmc,
+    "sghmc": partial(sghmc, gradient_noise="online"),
 }
 _TUNERS: dict[str, Callable[..., Tuner]] = {"energy_error": energy_error, "windows": windows}
 
@@ -39,8 +44,11 @@ def remember(sampler: Sampler, tuner: Tuner | None) -> Remembered | None:
         return None
     inner = tuner.tuner
     chosen = dict(inner.chosen) if isinstance(inner, constant) else {}
-    if isinstance(inner, (energy_error, windows)) and inner.start is not None:
+    if isinstance(inner, (bounded_heat, energy_error, windows)) and inner.start is not None:
         chosen["start"] = inner.start
+    estimator = sampler.estimator
+    if isinstance(estimator, control_variate) and estimator.center is not None:
+        chosen["center"] = estimator.center
     words: dict[str, JSON] = {
         "sampler": sampler.name,
         "sampler_chosen": tuner.sampler_chosen,
@@ -55,33 +63,44 @@ def remember(sampler: Sampler, tuner: Tuner | None) -> Remembered | None:
 
 
 def recall(
-    what: Sampler | ModelPotential, tensors: Mapping[str, Tensor], words: Mapping[str, Any]
+    what: Sampler | ModelPotential,
+    data: Any,
+    tensors: Mapping[str, Tensor],
+    words: Mapping[str, Any],
 ) -> tuple[Sampler, because]:
     """The sampler and the tuner of a choice that was remembered.
 
     Args:
         what: the potential of the run, or its sampler, where that was the caller's.
+        data: as given to ``sample``.
         tensors: from ``remember``.
         words: the same.
 
     Raises:
         ValueError: a potential where the sampler was the caller's.
     """
+    potential = what.potential if isinstance(what, Sampler) else what
+    chosen = {name: value.to(potential.device) for name, value in tensors.items()}
+    center = chosen.pop("center", None)
     if isinstance(what, Sampler):
         sampler = what
     elif words["sampler_chosen"]:
         sampler = _SAMPLERS[words["sampler"]](what)
+        if center is not None and sampler.on is not None:
+            sampler = sampler.on(control_variate(what, data, center))
     else:
         raise ValueError(
             f"The sampler of this run, {words['sampler']}, was given to sample: give it to resume."
         )
-    device = sampler.potential.device
-    chosen = {name: value.to(device) for name, value in tensors.items()}
-    inner: Tuner = (
-        constant(chosen)
-        if words["tuner"] == "constant"
-        else _TUNERS[words["tuner"]](**words["tuner_settings"], **chosen)
-    )
+    settings = words["tuner_settings"]
+    inner: Tuner
+    if words["tuner"] == "constant":
+        inner = constant(chosen)
+    elif words["tuner"] == "bounded_heat":
+        start = chosen.get("start")
+        inner = bounded_heat(sampler.estimator, data, start=start, **settings)
+    else:
+        inner = _TUNERS[words["tuner"]](**settings, **chosen)
     return sampler, because(
         inner,
         tuple(words["reasons"]),

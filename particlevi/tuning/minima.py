@@ -20,13 +20,14 @@ from particlevi.tuning.descent import Descent, bfgs
 from particlevi.tuning.metric import factor_of_hessian
 from particlevi.tuning.objective import Objective
 
-__all__ = ["Minimum", "far_points", "in_basin", "search", "separate"]
+__all__ = ["Minimum", "far_points", "in_basin", "on_the_way", "search", "separate"]
 
 _REACH = (3.0, 10.0, 30.0, 100.0)
 _LEAST_LOG_MASS = -7.0
 _FALL = 0.1
 _MOST = 4
 _GRADIENTS = 100
+_MOST_ON_THE_WAY, _HESSIANS, _FAR_MORE = 16, 1000, 3.0
 
 
 class Minimum(NamedTuple):
@@ -78,6 +79,35 @@ def search(objective: Objective, best: Minimum, number: int, generator: torch.Ge
     finite = torch.isfinite(objective.gradient_at(points).potential)
     points = torch.where(finite.unsqueeze(1), points, best.place)
     return bfgs(objective.gradient_at, points, _GRADIENTS)
+
+
+def on_the_way(objective: Objective, found: Descent, mode: Minimum) -> Minimum | None:
+    """A point on the way to a mode around which there is far more mass than at the mode.
+
+    Where scales are learned, the density may rise without end, or nearly so, into a spike that
+    holds nothing: effects equal to each other and their scale zero. The descent passes where the
+    mass is. Of some points on the path of the lowest chain, that of the largest Laplace mass is
+    returned, if it holds at least ``e^3`` times that of the mode.
+
+    Source: Zhang, Carpenter, Gelman and Vehtari, "Pathfinder", 2022, for choosing a point of the
+    path of an optimiser; by the mass, which takes no draws, it is ours.
+    """
+    chain, number = found.lowest, min(_MOST_ON_THE_WAY, _HESSIANS // len(mode.place))
+    path = torch.stack([points[chain] for points in found.path])
+    moved = torch.ones(len(path), dtype=torch.bool, device=path.device)
+    moved[1:] = (path.diff(dim=0) != 0).any(1)
+    path = path[moved]
+    rows = torch.linspace(0, len(path) - 1, min(number, len(path)) + 1).round().long().unique()[:-1]
+    if not len(rows):
+        return None
+    heights = objective.gradient_at(path[rows]).potential
+    known = [
+        Minimum(place, float(height), factor_of_hessian(objective.hessian(place)))
+        for place, height in zip(path[rows], heights, strict=True)
+        if bool(torch.isfinite(height))
+    ]
+    best = max(known, key=lambda each: each.log_mass, default=mode)
+    return best if best.log_mass > mode.log_mass + _FAR_MORE else None
 
 
 def separate(objective: Objective, found: Descent, best: Minimum) -> list[Minimum]:

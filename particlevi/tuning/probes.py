@@ -62,18 +62,28 @@ class Prober:
         """Of the estimator; only fixed centres have one."""
         return self.estimator.init(self.estimator.potential.init(1), ParticleStreams(self.seed))
 
+    def streams(self, number: int, position: Tensor, world: World) -> ParticleStreams:
+        """The random numbers of a probe, which belong to particles."""
+        total = round(float(world.sum(torch.ones_like(position[:, 0], dtype=torch.float64))))
+        first = world.share(total).start
+        return ParticleStreams(self.seed, f"probe {number}", first, position.device)
+
     def whiten(self, position: Tensor) -> Tensor:
         """The coordinates of the method."""
         return position if self.metric is None else self.metric.whiten(position)
 
     def probe(
-        self, number: int, position: Tensor, step: float, directions: Tensor, temperature: float
+        self,
+        streams: ParticleStreams,
+        position: Tensor,
+        step: float,
+        directions: Tensor,
+        temperature: float,
     ) -> Probe:
         """At particles ``[P, D]`` with a leapfrog step of that length.
 
         The images are differences of gradients a tenth of the step apart.
         """
-        streams = ParticleStreams(self.seed, f"probe {number}", device=position.device)
         noise = self.estimator.draw_noise(self._state, streams)
         batch = self._batch(len(position), streams)
         gradient_at = GradientAt(self.estimator, self._state, batch, noise, self.metric)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from particlevi.tuning.descent import GradientAt, Limited, adam, bfgs, newton
 from particlevi.tuning.metric import factor_of_hessian
-from particlevi.tuning.minima import Minimum, in_basin, search, separate
+from particlevi.tuning.minima import Minimum, in_basin, on_the_way, search, separate
 from particlevi.tuning.objective import Objective
 
 __all__ = ["Start", "find_start", "spread"]
@@ -145,6 +145,9 @@ def _among_few(objective: Objective, initial: Tensor, generator: torch.Generator
     size = initial.shape[1]
     found = bfgs(objective.gradient_at, initial)
     best = _minimum(objective, found.best)
+    inside = on_the_way(objective, found, best)
+    if inside is not None:
+        return _around(objective, initial, inside, best, generator)
     outside = search(objective, best, max(8, min(16, len(initial))), generator)
     if float(outside.potential.nan_to_num(nan=torch.inf).min()) < best.potential - 1:
         other = _minimum(objective, outside.best)
@@ -177,6 +180,30 @@ def _among_few(objective: Objective, initial: Tensor, generator: torch.Generator
         f"{best.potential:.6g}; {int((~near).sum())} that ended far above it begin there.",
         best.place,
         len(others),
+    )
+
+
+def _around(
+    objective: Objective,
+    initial: Tensor,
+    inside: Minimum,
+    mode: Minimum,
+    generator: torch.Generator,
+) -> Start:
+    """Chains around a point of the descent, since the mode is a spike that holds little."""
+    normal = torch.randn(
+        initial.shape, generator=generator, dtype=initial.dtype, device=initial.device
+    )
+    centers = inside.place.expand_as(initial)
+    return Start(
+        spread(objective.gradient_at, centers, inside.factor, normal, inside.potential),
+        inside.factor,
+        inside.potential,
+        f"{len(initial)} chains start around a point on the way to the lowest potential, "
+        f"{mode.potential:.6g}, which is a spike: by Laplace's approximation there is "
+        f"e^{inside.log_mass - mode.log_mass:.0f} times as much mass around that point, of "
+        f"potential {inside.potential:.6g}.",
+        inside.place,
     )
 
 

@@ -45,6 +45,9 @@ TEMPERATURE_EXCESS = 0.1
 FRICTION_OF_CURVATURE = 0.1
 
 
+_NUMBERS = ("overdamped", "momentum", "friction", "curvature", "gradient_noise")
+
+
 class StepSize(NamedTuple):
     """Step sizes and what they rest on.
 
@@ -66,7 +69,7 @@ class StepSize(NamedTuple):
     friction: float
 
     def _repr_html_(self) -> str:
-        values = {name: f"{getattr(self, name):.4g}" for name in self._fields[:-1]}
+        values = {name: f"{getattr(self, name):.4g}" for name in _NUMBERS}
         return _html.block("Step sizes", _html.notes([("", self.reason)]), _html.pairs(values))
 
 

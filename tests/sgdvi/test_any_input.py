@@ -39,6 +39,8 @@ def bowl(x):
 
 
 CALLS = {
+    sgdvi.adam_law: LINEAR | {"beta1": 0.5, "epsilon": 1e-8, "batching": "subset", "num_data": 6},
+    sgdvi.alignment: {"noise": NOISE, "top": 2, "num_probes": 4, "seed": 0},
     sgdvi.circulation: {
         "draws": X,
         "time_per_draw": 0.1,
@@ -82,6 +84,23 @@ CALLS = {
     sgdvi.epoch_chain: LINEAR | {"num_data": 6, "preconditioner": EYE},
     sgdvi.epoch_law: LINEAR
     | {"num_data": 6, "momentum": 0.5, "weight_decay": 0.1, "minimum": X[0, 0], "drop_last": True},
+    sgdvi.escape_time: {
+        "slope": lambda x: x**3 - x,
+        "noise": torch.ones_like,
+        "temperature": 0.1,
+        "minimum": -1.0,
+        "saddle": 0.0,
+        "end": 1.0,
+        "wall": -3.0,
+        "num_grid": 201,
+    },
+    sgdvi.eyring_kramers_time: {
+        "minimum_hessian": EYE,
+        "saddle_hessian": torch.diag(torch.tensor([-1.0, 1.0])),
+        "barrier": 1.0,
+        "temperature": 0.2,
+        "diffusion": EYE,
+    },
     sgdvi.exact_law: LINEAR
     | {
         "num_data": 6,

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 import particlevi as pvi
+from particlevi.tuning.bounded_heat import bounded_heat
+from particlevi.tuning.chosen import because
 from tests.registry import SAMPLERS
 
 SCALE = torch.tensor([1e-3, 0.2, 3.0, 1e3], dtype=torch.float64)
@@ -187,6 +189,31 @@ def test_a_tuned_run_of_a_given_sampler_resumes_with_it_alone(name, tmp_path):
         pvi.resume(tmp_path, TARGET, progress=False)
     resumed = pvi.resume(tmp_path, TUNED[name](TARGET), progress=False)
     assert torch.equal(resumed.particles, whole.particles)
+
+
+def test_a_run_that_took_minibatches_resumes_with_the_potential_alone(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 2, generator=generator, dtype=torch.float64)
+    y = x.sum(1) + torch.randn(300, generator=generator, dtype=torch.float64)
+
+    def log_likelihood(theta, batch):
+        return -0.5 * (batch[1] - (theta.unsqueeze(-2) * batch[0]).sum(-1)).square()
+
+    target = pvi.from_log_likelihood(
+        lambda theta: -0.5 * theta.square().sum(-1), log_likelihood, 2, 300, dtype=torch.float64
+    )
+    # what the pilot takes where minibatches are worth it, whatever the clock says here
+    varied = pvi.control_variate(target, (x, y), torch.ones(2, dtype=torch.float64))
+    sampler = pvi.sghmc(varied, gradient_noise="online")
+    bounded = bounded_heat(varied, (x, y), 30, start=0.1 * torch.ones(2, dtype=torch.float64))
+    tuner = because(bounded, ("a pilot",), 0, 0.0, sampler_chosen=True)
+    options = {"num_particles": 4, "num_warmup": 20, "num_draws": 6, "progress": False}
+    run = {"sampler": sampler, "data": (x, y), "batch_size": 30, "tuner": tuner, **options}
+    whole = pvi.sample(**run)
+    pvi.sample(**run, monitor=stopped_at(23), checkpoint=tmp_path)
+    resumed = pvi.resume(tmp_path, target, (x, y), progress=False)
+    assert torch.equal(resumed.particles, whole.particles)
+    assert resumed.attrs["tuning"]["reasons"] == ["a pilot"]
 
 
 def test_a_finished_run_is_made_longer(tmp_path):

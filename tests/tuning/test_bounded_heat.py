@@ -174,3 +174,29 @@ def test_bad_arguments_are_refused():
         bounded_heat(minibatch(TARGET), DATA, 1)
     with pytest.raises(ValueError, match="dynamics"):
         bounded_heat(minibatch(TARGET), DATA, 10, dynamics="other")
+
+
+@pytest.mark.slow
+def test_a_learned_noise_scale_that_sharpens_the_posterior_loses_no_chain():
+    """From far away the curvature rises a thousandfold while the chains warm up."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(100, 2, generator=generator, dtype=torch.float64)
+    y = x @ torch.tensor([[1.0], [-2.0]], dtype=torch.float64)
+    y = y + 3e-3 * torch.randn(100, 1, generator=generator, dtype=torch.float64)
+    net = torch.nn.Linear(2, 1).double()
+    target = pvi.from_module(net, pvi.Gaussian(scale="learned"), pvi.Normal(3.0), num_data=100)
+    far = 0.1 * torch.randn(16, 4, generator=generator, dtype=torch.float64)
+    with pytest.warns(StabilityWarning, match="curvature rose"):
+        draws = pvi.sample(
+            pvi.sghmc(target),
+            (x, y),
+            initial=far,
+            tuner=bounded_heat(minibatch(target), (x, y)),
+            num_warmup=2000,
+            num_draws=100,
+            thin=5,
+            progress=False,
+        )
+    assert draws.diverged == {}
+    mean = draws.flat().mean(0)
+    assert float((mean[:3] - torch.tensor([1.0, -2.0, 0.0]).double()).abs().max()) < 0.01

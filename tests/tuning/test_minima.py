@@ -8,8 +8,15 @@ import pytest
 import torch
 
 import particlevi as pvi
-from particlevi.tuning.descent import Limited, bfgs
-from particlevi.tuning.minima import Minimum, far_points, in_basin, search, separate
+from particlevi.tuning.descent import Descent, Limited, bfgs
+from particlevi.tuning.minima import (
+    Minimum,
+    far_points,
+    in_basin,
+    on_the_way,
+    search,
+    separate,
+)
 from particlevi.tuning.objective import Objective
 from particlevi.tuning.start import find_start
 from tests.tuning.test_descent import bowl, normal, rosenbrock
@@ -139,3 +146,43 @@ def test_many_parameters_have_a_scale_from_the_start():
     )
     start = find_start(Objective(target), normal(4, 600), generator())
     torch.testing.assert_close(start.metric, scale, rtol=1e-6, atol=0)
+
+
+def funnel(size=10, scale=3.0):
+    def log_density(x):
+        v, rest = x[:, 0], x[:, 1:]
+        inner = -0.5 * rest.square().sum(-1) * (-v).exp() - 0.5 * (size - 1) * v
+        return -0.5 * (v / scale).square() + inner
+
+    return Objective(pvi.from_log_density(log_density, size, vectorized=True, dtype=F64))
+
+
+def test_chains_begin_where_the_mass_is_and_not_in_a_spike():
+    # The mode lies at v = -40.5, thirteen standard deviations below the mean of v.
+    start = find_start(funnel(), normal(16, 10), generator())
+    assert "which is a spike" in start.reason
+    assert float(start.points[:, 0].abs().max()) < 12
+
+
+def test_the_mass_on_the_way_is_that_of_the_closed_form():
+    # With the others at rest H = diag(1 / 9, e^-v, ...): their nine scales cancel their heights.
+    path = torch.zeros(5, 1, 10, dtype=F64)
+    path[:, 0, 0] = torch.tensor([20.0, 5.0, -1.0, -20.0, -40.5])
+    height = funnel().gradient_at(path[-1]).potential
+    found = Descent(path[-1], height, 5, tuple(path))
+    factor = torch.diag(torch.tensor([3.0, *[math.exp(-20.25)] * 9], dtype=F64))
+    mode = Minimum(path[-1, 0], float(height), factor)
+    assert mode.log_mass == pytest.approx(math.log(3) - 40.5**2 / 18)
+    inside = on_the_way(funnel(), found, mode)
+    assert float(inside.place[0]) == -1
+    assert inside.log_mass == pytest.approx(math.log(3) - 1 / 18)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_on_the_way_to_a_mode_that_holds_its_mass_there_is_nothing_better(scale):
+    def log_density(x):
+        return -2 * torch.log1p((x / scale).square() / 3).sum(-1)
+
+    target = Objective(pvi.from_log_density(log_density, 3, vectorized=True, dtype=F64))
+    start = find_start(target, 1e3 * scale * normal(8, 3), generator())
+    assert "spike" not in start.reason
