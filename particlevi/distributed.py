@@ -58,9 +58,9 @@ class Peers:
         self.number: int = self.ranks.index(dist.get_rank())
         self.alive: list[int] = list(range(self.size))
         self.patience = patience
-        self.timeout = 3 * patience if timeout is None else timeout
+        self.timeout: float = 3 * patience if timeout is None else timeout
         self._epoch = 0
-        self.num_sent = 0
+        self.num_sent: int = 0
         self._meeting = _next_meeting(self.ranks)
         self._borrowed = borrowed
         self._group: Any = group if borrowed else self._new_group()

@@ -102,10 +102,10 @@ class ParticleStreams:
         device: torch.device | str = "cpu",
     ):
         check_seed("seed", seed)
-        self.seed = int(seed)
+        self.seed: int = int(seed)
         self.purpose = purpose
         self.first = first
-        self.device = torch.device(device)
+        self.device: torch.device = torch.device(device)
         self._base = zlib.crc32(f"{self.seed} {purpose}".encode())
         self._generators: list[torch.Generator] = []
         self._blocks: dict[Key, _Block] = {}

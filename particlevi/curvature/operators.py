@@ -72,9 +72,9 @@ class CurvatureOperator:
         self._decay, self._chunk_size = weight_decay, chunk_size
         own = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
         self._fixed = {name: p for name, p in own.items() if name not in names}
-        self.layout = Layout({name: tuple(own[name].shape) for name in names})
+        self.layout: Layout = Layout({name: tuple(own[name].shape) for name in names})
         self._theta = self.layout.ravel({name: own[name] for name in names})
-        self.num_data = len(data[0])
+        self.num_data: int = len(data[0])
         self._kept: Product | None = None
 
     @property

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from particlevi._checks import check_positive_int
 from particlevi.drawset import DrawSet
+from particlevi.potentials.layout import Layout
 from particlevi.potentials.likelihoods import Likelihood
 from particlevi.potentials.potential import ModelPotential
 
@@ -47,12 +48,12 @@ class Ensemble(nn.Module):
         function: Any = outputs.function
         self.chunk_size = chunk_size
         self.likelihood: Likelihood = outputs.likelihood
-        self.layout = potential.layout
-        self.random = potential.random
-        self.run = function.run
-        self.inner = function.layout
+        self.layout: Layout = potential.layout
+        self.random: bool = potential.random
+        self.run: Any = function.run
+        self.inner: Any = function.layout
         # A copy: the potential's own module stays where it is.
-        self.base = function.fresh_copy()
+        self.base: Any = function.fresh_copy()
         self.register_buffer("particles", particles)
         self.particles: Tensor
 

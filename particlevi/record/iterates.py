@@ -35,8 +35,8 @@ class Iterates:
     def __init__(self, every: int, max_bytes: int):
         check_positive_int("every", every)
         check_positive_int("max_bytes", max_bytes)
-        self.every = int(every)
-        self.max_bytes = int(max_bytes)
+        self.every: int = int(every)
+        self.max_bytes: int = int(max_bytes)
         self.steps: list[int] = []
         self.rows: list[Tensor] = []
 

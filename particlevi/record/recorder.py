@@ -144,16 +144,21 @@ class Recorder:
                 "loss and probe belong together: loss(probe) is the mean training loss on a batch "
                 f"of data, got {'no loss' if loss is None else 'no probe'}."
             )
-        self.module, self.optimizer = module, optimizer
-        self.parameters = trainable(module)
-        self.loss, self.probe = loss, probe
-        self.probe_every, self.budget, self.paced = probe_every, float(budget), every is None
+        self.module: nn.Module = module
+        self.optimizer: torch.optim.Optimizer = optimizer
+        self.parameters: dict[str, nn.Parameter] = trainable(module)
+        self.loss: Loss | None = loss
+        self.probe: Any = probe
+        self.probe_every: int | None = probe_every
+        self.budget: float = float(budget)
+        self.paced: bool = every is None
         size = sum(p.numel() for p in self.parameters.values())
         generator = torch.Generator().manual_seed(0)
         order = torch.randperm(size, generator=generator)
-        self.coordinates = None if keep is None or keep >= size else order[:keep].sort().values
-        self.watched = order[:_WATCHED].sort().values
-        self.iterates = Iterates(10 if every is None else every, max_bytes)
+        some = keep is not None and keep < size
+        self.coordinates: Tensor | None = order[:keep].sort().values if some else None
+        self.watched: Tensor = order[:_WATCHED].sort().values
+        self.iterates: Iterates = Iterates(10 if every is None else every, max_bytes)
         self.series: dict[str, list[float]] = {
             name: []
             for name in ("step", "rate", "weight_norm", "gradient_norm", "update_norm", "seconds")
@@ -161,9 +166,10 @@ class Recorder:
         self.probes: dict[str, list[float]] = {
             name: [] for name in ("step", "trace", "error", "gradient", "curvature", "edge")
         }
-        self.pairs = Iterates(self.iterates.every, _PAIR_BYTES)
-        self.num_steps = 0
-        self.spent = self.spent_on_probes = 0.0
+        self.pairs: Iterates = Iterates(self.iterates.every, _PAIR_BYTES)
+        self.num_steps: int = 0
+        self.spent: float = 0.0
+        self.spent_on_probes: float = 0.0
         self.began: float | None = None
         self.before: tuple[Tensor, Tensor] | None = None
         self._handles = [

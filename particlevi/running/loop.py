@@ -66,16 +66,16 @@ class Loop:
         archive: Archive | None = None,
     ):
         self.plan = plan
-        self.state = state
+        self.state: Any = state
         self.control_room = control_room
         self.streams = streams
         self.store = store
         self.divergence = divergence
         self.archive = archive
-        self.step = 0
-        self.seconds = 0.0
-        self.ended_by = ""
-        self.run_name = uuid4().hex
+        self.step: int = 0
+        self.seconds: float = 0.0
+        self.ended_by: str = ""
+        self.run_name: str = uuid4().hex
         self.draws_seen: dict[int, int] = {}
         self.missed: str | None = None
 

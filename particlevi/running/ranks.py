@@ -110,9 +110,9 @@ class Ranks:
         self.coupled = coupled
         self.exchange = exchange
         self.alone = False
-        self.leads = everyone.number == 0
-        self.spread = particles is not None and not coupled
-        self.mine = self.share(total) if self.spread else range(total)
+        self.leads: bool = everyone.number == 0
+        self.spread: bool = particles is not None and not coupled
+        self.mine: range = self.share(total) if self.spread else range(total)
 
     def share(self, num_particles: int) -> range:
         """The particles of this process."""
@@ -301,9 +301,10 @@ class Transposed:
 
     def __init__(self, peers: Peers, num_particles: int, num_params: int):
         self.peers = peers
-        self.rows = [len(share(num_particles, peers, number)) for number in range(peers.size)]
-        self.cols = [len(share(num_params, peers, number)) for number in range(peers.size)]
-        self.mine = share(num_particles, peers)
+        numbers = range(peers.size)
+        self.rows: list[int] = [len(share(num_particles, peers, number)) for number in numbers]
+        self.cols: list[int] = [len(share(num_params, peers, number)) for number in numbers]
+        self.mine: range = share(num_particles, peers)
 
     def to_columns(self, rows: Sequence[Tensor]) -> list[Tensor]:
         """``[P, D_r]`` from ``[P_r, D]``."""

@@ -85,7 +85,7 @@ class Archive:
 
     def __init__(self, plan: Plan):
         self.plan = plan
-        self.count = 0
+        self.count: int = 0
         self.total: Store | None = plan.open_store(plan.world.total) if plan.world.leads else None
 
     def flush(self, store: Store) -> JSON:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_choice, check_positive, check_positive_int
+from particlevi.diagnostics.verdict import Verdict
 from particlevi.draws import Draws
 from particlevi.errors import NotConvergedWarning, ParticleviWarning
 from particlevi.potentials.likelihoods import Likelihood
@@ -152,8 +153,8 @@ class BayesianMLP(BaseEstimator):  # type: ignore[misc,unused-ignore]
 
     def _judge(self, probe: Any) -> None:
         """Warn where the posterior was not reached."""
-        self.verdict_ = self.draws_.diagnose(inputs=probe, verbose=False)
-        self.ended_by_ = self.draws_.attrs.get("ended_by", "")
+        self.verdict_: Verdict = self.draws_.diagnose(inputs=probe, verbose=False)
+        self.ended_by_: Any = self.draws_.attrs.get("ended_by", "")
         found = [f for f in self.verdict_.findings if f.severity in ("wrong", "uncertain")]
         if self.draws_.facts.kind == "independent":
             text = "The time was over before the first draw: predictions are those of the starts."

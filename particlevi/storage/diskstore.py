@@ -48,18 +48,18 @@ class DiskStore:
         self.hierarchy = hierarchy
         self.recording = recording
         self.run = run
-        self.count = count
-        self.committed = count
-        self.failed = False
-        self.noted = time.monotonic()
+        self.count: int = count
+        self.committed: int = count
+        self.failed: bool = False
+        self.noted: float = time.monotonic()
         width = recording.recorder.size
-        self.rounding = Rounding(recording.dtype, max(1, width // _LOOKED_AT))
+        self.rounding: Rounding = Rounding(recording.dtype, max(1, width // _LOOKED_AT))
         draw = recording.num_particles * width * recording.dtype.itemsize
-        self.length = block_length(draw, recording.num_draws)
+        self.length: int = block_length(draw, recording.num_draws)
         self.values: dict[str, dict[str, Series]] = {}
         self.stats: dict[str, dict[str, Series]] = {}
-        self.names = group_names(recording.known["facts"].kind)
-        self.own = Own(recording)
+        self.names: Names = group_names(recording.known["facts"].kind)
+        self.own: Own = Own(recording)
 
     @classmethod
     def create(cls, path: Path, recording: Recording, compress: bool) -> DiskStore:

@@ -63,7 +63,7 @@ class Hierarchy:
     """
 
     def __init__(self, path: Path, attributes: Mapping[str, JSON] | None = None):
-        self.zarr = check_zarr()
+        self.zarr: ModuleType = check_zarr()
         self.path = path
         self.nodes: dict[str, Any] = {}
         self.counts: dict[str, int] = {}

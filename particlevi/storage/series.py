@@ -36,11 +36,13 @@ class Series:
         self.dtype = dtype
         self.axis = axis
         self.length = length
-        self.written = start
+        self.written: int = start
         first = start - start % length
         shape = list(array.shape)
         shape[axis] = length
-        self.buffer = np.empty(shape, array.dtype) if length > 1 else None
+        self.buffer: np.ndarray[Any, np.dtype[np.float64]] | None = (
+            np.empty(shape, array.dtype) if length > 1 else None
+        )
         if self.buffer is not None and start > first:
             self.buffer[self._at(slice(0, start - first))] = array[self._at(slice(first, start))]
 

@@ -78,9 +78,9 @@ class Dense:
     """H as a matrix ``[P, D, D]``, by the update of Broyden, Fletcher, Goldfarb and Shanno."""
 
     def __init__(self, like: Tensor):
-        self.eye = torch.eye(like.shape[1], dtype=like.dtype, device=like.device)
-        self.inverse = self.eye.repeat(len(like), 1, 1)
-        self.fresh = torch.ones(len(like), dtype=torch.bool, device=like.device)
+        self.eye: Tensor = torch.eye(like.shape[1], dtype=like.dtype, device=like.device)
+        self.inverse: Tensor = self.eye.repeat(len(like), 1, 1)
+        self.fresh: Tensor = torch.ones(len(like), dtype=torch.bool, device=like.device)
 
     def times(self, g: Tensor) -> Tensor:
         """``H g``."""
@@ -113,11 +113,11 @@ class Limited:
 
     def __init__(self, like: Tensor, first: Tensor | None = None):
         num, size = like.shape
-        self.first = torch.ones_like(like[0]) if first is None else first
-        self.s = like.new_zeros(num, self.pairs, size)
-        self.y = torch.zeros_like(self.s)
-        self.c = like.new_full((num, self.pairs), torch.inf)
-        self.scale = like.new_ones(num, 1)
+        self.first: Tensor = torch.ones_like(like[0]) if first is None else first
+        self.s: Tensor = like.new_zeros(num, self.pairs, size)
+        self.y: Tensor = torch.zeros_like(self.s)
+        self.c: Tensor = like.new_full((num, self.pairs), torch.inf)
+        self.scale: Tensor = like.new_ones(num, 1)
 
     def times(self, g: Tensor) -> Tensor:
         """``H g`` by the two loops of Nocedal."""

@@ -270,3 +270,20 @@ def test_values_may_differ_by_rounding_and_no_more(relative, same, tmp_path):
     else:
         with pytest.raises(ValueError, match="not what they were: the potential"):
             pvi.resume(tmp_path, sampler(1 + relative), progress=False)
+
+
+def test_schedules_are_compared_all_over_the_run_and_not_beyond(tmp_path):
+    """Many steps apart from the ends: at least one between a tenth and half of the run."""
+    num_steps, asked = 200, set()
+
+    def step_size(step):
+        asked.add(step)
+        return 0.1
+
+    target = density(normal(1.0))
+    options = {"num_particles": 2, "num_draws": num_steps, "progress": False}
+    pvi.sample(pvi.sgld(target), step_size=step_size, checkpoint=tmp_path, **options)
+    asked.clear()
+    pvi.resume(tmp_path, pvi.sgld(target), step_size=step_size, progress=False)
+    assert max(asked) < num_steps
+    assert any(0.1 * num_steps < step < 0.5 * num_steps for step in asked)

@@ -128,3 +128,12 @@ def test_a_run_that_was_refused_leaves_no_folder(tmp_path):
     with pytest.raises(ValueError, match="not finite at the start"):
         pvi.sample(pvi.sgld(bad), step_size=0.1, num_particles=1, checkpoint=folder)
     assert not folder.exists()
+
+
+def test_a_process_is_told_from_a_later_one_of_its_number_by_when_it_began():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as later:
+        began = lock._began(later.pid)
+        later.communicate(b"\n")
+    assert began is not None
+    assert began != lock._began(os.getpid())
+    assert lock._began(os.getpid()) == lock._began(os.getpid())
