@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from particlevi._checks import as_path, check_flag
 from particlevi.diagnostics import convergence, export, outputs, predictive, temperatures
 from particlevi.diagnostics.arviz import EssMethod, McseMethod
 from particlevi.diagnostics.groups import recombine
@@ -237,6 +238,7 @@ class Draws(DrawSet):
         Returns:
             The verdict, with ``.ok``, ``.findings`` and ``.facts``.
         """
+        check_flag("verbose", verbose)
         verdict = diagnose(self, data, inputs=inputs, thin=thin)
         if verbose:
             print(verdict)
@@ -292,7 +294,7 @@ class Draws(DrawSet):
 
     def save(self, path: str | Path) -> None:
         """Write the draws to one safetensors file; ``pvi.load`` reads it and runs no code."""
-        drawfile.write(self, Path(path))
+        drawfile.write(self, as_path("path", path))
 
     def recombine(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from particlevi._checks import as_path, check_is
 from particlevi.draws import Draws
 from particlevi.potentials.potential import ModelPotential
 from particlevi.storage import drawfile
@@ -22,4 +23,6 @@ def load(path: str | Path, potential: ModelPotential | None = None) -> Draws:
         FileNotFoundError: no such file.
         ValueError: the potential is another one; the difference is named.
     """
-    return drawfile.read(Draws, Path(path), potential)
+    if potential is not None:
+        check_is("potential", potential, ModelPotential, "a potential, as from_module makes")
+    return drawfile.read(Draws, as_path("path", path), potential)

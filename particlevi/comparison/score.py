@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from particlevi._checks import check_flag, check_function, check_is
 from particlevi.comparison.estimates import Estimate
 from particlevi.comparison.subject import Subject
 
@@ -35,3 +36,9 @@ class Score:
     meaning: str
     compute: Callable[[Subject, Subject], Estimate | None]
     rank: bool = False
+
+    def __post_init__(self) -> None:
+        check_is("name", self.name, str, "text, the head of the column")
+        check_is("meaning", self.meaning, str, "text, one line")
+        check_function("compute", self.compute, "a subject and the reference")
+        check_flag("rank", self.rank)

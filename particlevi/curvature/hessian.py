@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from particlevi._checks import check_finite, check_is
 from particlevi.curvature.second_order import second_order
 from particlevi.data import as_data
 from particlevi.potentials.potential import ModelPotential
@@ -53,6 +54,11 @@ def potential_energy(
     Raises:
         ValueError: data missing, superfluous, or not all of them.
     """
+    check_is("potential", potential, ModelPotential, "a potential, as from_module makes")
+    if not isinstance(position, Tensor) or position.shape != (potential.num_params,):
+        got = list(position.shape) if isinstance(position, Tensor) else type(position).__name__
+        raise ValueError(f"position must be a tensor [{potential.num_params}], got {got}.")
+    check_finite("position", position, "Take a point that has not diverged.")
     held = as_data(data, potential).held()
     theta = position.detach().to(potential.device, potential.dtype)
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from particlevi._checks import check_flag, check_seed
 from particlevi.data import as_data
 from particlevi.data.tensors import is_tensors
 from particlevi.diagnostics import arviz, outputs
 from particlevi.diagnostics.predictive import draw_sites
-from particlevi.drawset import DrawSet
+from particlevi.drawset import DrawSet, check_draws
 from particlevi.potentials._pyro_terms import arguments
 
 __all__ = ["to_arviz"]
@@ -29,6 +30,10 @@ def to_arviz(
     seed: int = 0,
 ) -> Any:
     """See ``Draws.to_arviz``."""
+    check_draws(draws)
+    check_flag("log_likelihood", log_likelihood)
+    check_flag("posterior_predictive", posterior_predictive)
+    check_seed("seed", seed)
     model = draws.potential
     without_data = model is not None and model.predictive_fn is not None and model.num_data is None
     if (log_likelihood or (posterior_predictive and not without_data)) and data is None:
@@ -141,7 +146,7 @@ def _targets(draws: DrawSet, data: Any, seed: int) -> dict[str, np.ndarray[Any, 
         values = outputs.outputs(draws, data[:-1]).flatten(0, 1)
         law = model.likelihood.distribution(values, model.likelihood_parameters(flat))
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
+            torch.manual_seed(int(seed))
             sites = {"y": law.sample()}
     chains, last = len(draws), draws.facts.kind == "particles"
     return {

@@ -30,7 +30,7 @@ from torch import Tensor
 from particlevi._checks import check_fraction, check_positive, check_positive_int
 from particlevi.data import as_data
 from particlevi.diagnostics import arviz
-from particlevi.drawset import DrawSet
+from particlevi.drawset import DrawSet, check_draws
 from particlevi.gradients.full import full_gradient
 
 __all__ = [
@@ -135,6 +135,8 @@ def slopes(
 
     Arguments and errors as for ``configurational``.
     """
+    check_draws(draws)
+    check_positive_int("thin", thin)
     if draws.interacting:
         raise ValueError(
             "A temperature is a statement about Markov chains, and these particles interact."
@@ -142,7 +144,7 @@ def slopes(
     model = draws.model()
     draws.check_complete()
     checked = as_data(data, model)
-    kept = draws.particles[:, ::thin].to(model.device, model.dtype)
+    kept = draws.particles[:, :: int(thin)].to(model.device, model.dtype)
     parts = kept.flatten(0, 1).split(chunk_size)
     gradients = [full_gradient(model, part, checked, batch_size).gradient for part in parts]
     return kept, torch.cat(gradients).view(kept.shape)

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_choice, check_positive_int, check_seed
+from particlevi._checks import as_path, check_choice, check_has, check_positive_int, check_seed
 from particlevi.data import Batching, Minibatches, as_data, as_particles
 from particlevi.data.minibatches import as_minibatches
 from particlevi.draws import Draws
@@ -172,7 +172,7 @@ def sample(
         check_choice(name, flag, [True, False])
     schedule = None if step_size is None else as_schedule("step_size", step_size)
     tuner = _tuner(sampler, schedule, tuner, int(num_warmup))
-    watcher, storage, batches = as_monitor(monitor), storage or InMemory(), as_minibatches(batching)
+    watcher, storage, batches = as_monitor(monitor), _storage(storage), as_minibatches(batching)
     if compile:
         _check_compilable(sampler)
     start = _start(sampler.potential, num_particles, initial, int(seed))
@@ -245,11 +245,13 @@ def resume(
             that is damaged or of another run.
         RuntimeError: another process runs in that folder.
     """
+    check_choice("progress", progress, [True, False])
     if not isinstance(sampler, Sampler):
         raise TypeError(
             f"resume() takes the sampler of the run, made again, got {type(sampler).__name__}."
         )
-    folder, watcher, storage = Path(checkpoint), as_monitor(monitor), storage or InMemory()
+    folder, watcher = as_path("checkpoint", checkpoint), as_monitor(monitor)
+    storage = _storage(storage)
     if not (folder / STATE_FILE).is_file():
         raise FileNotFoundError(f"There is no file {folder / STATE_FILE}.")
     with locked(folder):
@@ -312,7 +314,7 @@ def _prepared(
         )
     potential = what if isinstance(what, ModelPotential) else what.potential
     points = _start(potential, num_particles, initial, seed)
-    generator = torch.Generator(points.device).manual_seed(seed)
+    generator = torch.Generator(points.device).manual_seed(int(seed))
     keep = not (initial is None or isinstance(initial, str))
     with torch.no_grad(), global_seed(seed), pinned(points.device):
         return prepare(what, data, points, generator, batch_size, keep_start=keep)
@@ -341,6 +343,16 @@ def _schedule_of(saved: Any, given: float | Schedule | None) -> Schedule | None:
     return schedule
 
 
+def _storage(storage: Storage | None) -> Storage:
+    """What keeps the draws; memory if absent."""
+    if storage is None:
+        return InMemory()
+    check_has(
+        "storage", storage, ["keep", "nbytes", "open"], "a storage, as pvi.storage.InMemory()"
+    )
+    return storage
+
+
 def _tuner(
     sampler: Sampler, step_size: Schedule | None, tuner: Tuner | None, num_warmup: int
 ) -> Tuner | None:
@@ -350,6 +362,8 @@ def _tuner(
             "The run has no step size: give step_size (pvi.suggest_step_size proposes one), or a "
             "tuner, which chooses it during the warm-up."
         )
+    if tuner is not None:
+        check_has("tuner", tuner, ["name", "settings", "init"], "a tuner, as pvi.tuning.windows()")
     if tuner is not None and num_warmup == 0:
         raise ValueError(
             f"The tuner {tuner.name} works during the warm-up, but num_warmup is 0: give it steps."

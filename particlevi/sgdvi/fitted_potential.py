@@ -153,7 +153,7 @@ def fit_potential(
     flat, size = series.flatten(0, 1), series.shape[-1]
     numbers = _numbers(num_centers, len(flat), size)
     stationary = is_stationary(series)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     center, scale = flat.mean(0), flat.std(0)
     if (scale == 0).any():
         raise ValueError("The draws do not move in some coordinates: leave those out.")

@@ -400,7 +400,7 @@ def test_the_promised_dimensions(size, limit):
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "runs"), [(1, 30), (2, 16)])
 def test_the_bands_cover(size, runs):
-    """The standardised error has a root mean square of about 1: 1.0 to 1.1 in 1-d, 1.2 to 1.3 in 2-d."""
+    """The standardised error has a root mean square of about 1."""
     scores = []
     for seed in range(runs):
         draws, wanted, _ = rotated_wells(size, 4000, seed, barrier=1.0)
