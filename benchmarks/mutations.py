@@ -4,7 +4,7 @@ A random sample of places in the rooms given is changed, one at a time: an opera
 number, a condition. The fast tests that belong to the file run on each change, in a copy of the
 tree, and a change that they all let pass is listed.
 
-    python benchmarks/mutations.py --rooms samplers gradients kernels --num 60 --seed 0 --write FILE
+    python benchmarks/mutations.py --num 120 --seed 0 --write FILE
 """
 
 from __future__ import annotations
@@ -50,8 +50,17 @@ TESTS = {
     "samplers": ["tests/samplers", "tests/stationarity", "tests/test_equivalences.py"],
     "gradients": ["tests/gradients", "tests/samplers/test_online_noise.py"],
     "kernels": ["tests/kernels", "tests/samplers/test_requirements.py"],
+    "storage": ["tests/storage", "tests/drawset", "tests/running/test_sampling.py"],
+    "running": ["tests/running", "tests/tuning/test_automatic.py", "tests/test_streams.py"],
 }
-CONTRACT = ["tests/contract/test_step.py", "tests/contract/test_temperature.py"]
+STEP = ["tests/contract/test_step.py", "tests/contract/test_temperature.py"]
+RESUME = ["tests/contract/test_resume.py", "tests/contract/test_substitutions.py"]
+SHARED = ("full", "halves", "history", "precision", "requirements")
+CONTRACTS = {
+    "kernels": [*STEP, "-k", "svgd or nvgd"],
+    "storage": [*RESUME, "-k", "sghmc"],
+    "running": [*RESUME, "-k", "sghmc"],
+}
 
 
 class Mutant(NamedTuple):
@@ -115,12 +124,13 @@ def apply(mutant: Mutant, tree: Path) -> None:
 
 
 def stages(mutant: Mutant) -> list[list[str]]:
-    """Arguments of pytest: tests named like the file, then the contract, then the room."""
+    """Arguments of pytest: tests named like the file, then the room, then the contract."""
     room = mutant.file.relative_to(ROOT / "particlevi").parts[0]
     stem = mutant.file.stem.strip("_")
     own = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests").rglob(f"test_{stem}*.py"))
-    key = ["-k", stem] if (ROOT / "particlevi/samplers" / f"{stem}.py").exists() else []
-    return [part for part in (own, [*CONTRACT, *key], TESTS[room]) if part]
+    registered = not mutant.file.stem.startswith("_") and stem not in SHARED
+    contract = CONTRACTS.get(room, [*STEP, "-k", stem if registered else "minibatch"])
+    return [part for part in (own, TESTS[room], contract) if part]
 
 
 def verdict(mutant: Mutant, tree: Path, seconds: int) -> str:

@@ -86,7 +86,9 @@ ROOMS = {
     "curvature": "Curvature",
     "sgdvi": "SGD as variational inference",
     "optim": "Optimisers",
+    "record": "Recording a training loop",
     "plots": "Pictures",
+    "sklearn": "Estimators of scikit-learn",
     "typing": "The concepts as types",
 }
 
@@ -119,7 +121,9 @@ def write_pages(folder: Path) -> None:
 
 def _entry(path: str, value: object) -> str:
     if isinstance(value, type):
-        return f".. autoclass:: {path}\n   :members:\n"
+        # scikit-learn makes these, with links into its own documentation.
+        left_out = ", ".join(f"set_{name}_request" for name in ("fit", "predict", "score"))
+        return f".. autoclass:: {path}\n   :members:\n   :exclude-members: {left_out}\n"
     if callable(value):
         return f".. autofunction:: {path}\n"
     return f".. autodata:: {path}\n"

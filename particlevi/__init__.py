@@ -65,7 +65,7 @@ from particlevi.storage.recording import outputs_at
 from particlevi.tuning import suggest_step_size
 
 if TYPE_CHECKING:
-    from particlevi import comparison, optim, plots, sgdvi, testing
+    from particlevi import comparison, optim, plots, record, sgdvi, sklearn, testing
     from particlevi.comparison import check_collapse, compare
 
 __version__ = "0.1.0"
@@ -121,6 +121,7 @@ __all__ = [
     "psghmc",
     "psgld",
     "randomized_hmc",
+    "record",
     "repulsive_langevin",
     "resume",
     "running",
@@ -132,6 +133,7 @@ __all__ = [
     "sghmc",
     "sgld",
     "sgnht",
+    "sklearn",
     "storage",
     "structured",
     "structured_dropout",
@@ -149,7 +151,9 @@ _LAZY = {
     "comparison": "comparison",
     "optim": "optim",
     "plots": "plots",
+    "record": "record",
     "sgdvi": "sgdvi",
+    "sklearn": "sklearn",
     "testing": "testing",
 }
 

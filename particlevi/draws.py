@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -9,9 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from particlevi import _html
 from particlevi._checks import as_path, check_flag
+from particlevi.data import DataLike
 from particlevi.diagnostics import convergence, export, outputs, predictive, temperatures
 from particlevi.diagnostics.arviz import EssMethod, McseMethod
+from particlevi.diagnostics.ensemble import Ensemble, to_module
 from particlevi.diagnostics.groups import recombine
 from particlevi.diagnostics.predictive import Prediction
 from particlevi.diagnostics.summary import summary
@@ -19,9 +24,16 @@ from particlevi.diagnostics.temperatures import Temperature
 from particlevi.diagnostics.verdict import Verdict, diagnose
 from particlevi.diagnostics.views import View
 from particlevi.drawset import DrawSet
+from particlevi.drawset.data import Kind
+from particlevi.errors import ParticleviWarning
 from particlevi.potentials.layout import Groups
+from particlevi.potentials.potential import ModelPotential
+from particlevi.potentials.prior_predictive import PriorPredictive
+from particlevi.report import write_draws
 from particlevi.storage import drawfile
+from particlevi.storage.weights import checkpoint_files, read_weights
 from particlevi.tuning import invariance
+from particlevi.tuning.alarm import add_alarm
 from particlevi.tuning.invariance import Invariance
 
 __all__ = ["Draws", "Prediction"]
@@ -113,7 +125,7 @@ class Draws(DrawSet):
         )
 
     def log_likelihood(
-        self, data: Any, *, thin: int = 1, chunk_size: int = 64, batch_size: int = 1024
+        self, data: DataLike, *, thin: int = 1, chunk_size: int = 64, batch_size: int = 1024
     ) -> Tensor:
         """Log-likelihoods of data under every draw, ``[P, T, N]``, in nats.
 
@@ -128,7 +140,7 @@ class Draws(DrawSet):
         )
 
     def log_predictive_density(
-        self, data: Any, *, thin: int = 1, chunk_size: int = 64, batch_size: int = 1024
+        self, data: DataLike, *, thin: int = 1, chunk_size: int = 64, batch_size: int = 1024
     ) -> Tensor:
         """``log (1/S) sum_s p(y_n | x_n, theta_s)`` per datum, ``[N]``, in nats.
 
@@ -211,7 +223,7 @@ class Draws(DrawSet):
         """Integrated autocorrelation times in draws, ``P T / ESS`` of the mean; as for ``ess``."""
         return convergence.autocorrelation_time(self, of, inputs=inputs, num=num)
 
-    def temperatures(self, data: Any = None, *, thin: int = 1) -> dict[str, Temperature]:
+    def temperatures(self, data: DataLike = None, *, thin: int = 1) -> dict[str, Temperature]:
         """Kinetic and configurational temperatures, each with its Monte-Carlo standard error.
 
         For momentum methods ``"kinetic"``, and ``"kinetic[name]"`` of each tensor if there are
@@ -225,7 +237,13 @@ class Draws(DrawSet):
         return temperatures.every(self, data, thin=thin)
 
     def diagnose(
-        self, data: Any = None, *, inputs: Any = None, thin: int = 1, verbose: bool = True
+        self,
+        data: DataLike = None,
+        *,
+        inputs: Any = None,
+        thin: int = 1,
+        alarm: bool | None = None,
+        verbose: bool = True,
     ) -> Verdict:
         """Print a verdict on the run: what is wrong, by how much, and what to change.
 
@@ -233,14 +251,21 @@ class Draws(DrawSet):
             data: as given to ``sample``; adds the configurational temperature, on all the data.
             inputs: probe inputs: convergence is then that of the outputs there.
             thin: for the configurational temperature, use every ``thin``-th draw.
+            alarm: go on from the draws with an exact kernel on all the data and test whether they
+                move, as ``check_invariance`` does, by 4 x 150 gradients per chain; what it took is
+                in the verdict. If absent, that is done where data are given, there are eight
+                chains or more, and it takes no more than the run did.
             verbose: print it.
 
         Returns:
             The verdict, with ``.ok``, ``.findings`` and ``.facts``.
         """
         check_flag("verbose", verbose)
+        if alarm is not None:
+            check_flag("alarm", alarm)
         verdict = diagnose(self, data, inputs=inputs, thin=thin)
-        if verbose:
+        add_alarm(self, data, inputs, alarm, verdict)
+        if verbose and not _html.in_notebook():
             print(verdict)
         return verdict
 
@@ -248,7 +273,56 @@ class Draws(DrawSet):
         """A run in a few lines: what was chosen and why, ESS and R-hat, energy error, seconds."""
         return summary(self)
 
-    def check_invariance(self, data: Any = None, **options: Any) -> Invariance:
+    def report(
+        self,
+        path: str | Path,
+        data: DataLike = None,
+        *,
+        test_data: DataLike = None,
+        inputs: Any = None,
+        figures: Mapping[str, Any] | None = None,
+        title: str = "Posterior draws",
+        thin: int = 1,
+    ) -> Path:
+        """Write one HTML page about the draws that needs nothing else, to send to a colleague.
+
+        Verdict first; what was sampled and how; convergence; temperatures; with ``test_data``
+        predictions and calibration. It holds its style and its charts, works without a network,
+        and reads on a phone and in print.
+
+        Args:
+            path: of the page.
+            data: as given to ``sample``; for the verdict and the configurational temperature.
+            test_data: held-out data of a module, ``(inputs, ..., targets)``.
+            inputs: probe inputs: convergence is then that of the outputs there.
+            figures: matplotlib figures or axes by title, such as those of ``pvi.plots`` of an
+                effective potential or of gradient noise.
+            title: of the page.
+            thin: for temperatures and predictions, use every ``thin``-th draw.
+
+        Returns:
+            The path.
+
+        Examples:
+            >>> import tempfile, torch, particlevi as pvi
+            >>> draws = pvi.Draws.from_tensor(torch.randn(4, 100, 2))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     page = draws.report(f"{folder}/report.html")
+            ...     page.stat().st_size < 100_000
+            True
+        """
+        return write_draws(
+            self,
+            path,
+            data,
+            test_data=test_data,
+            inputs=inputs,
+            figures=figures,
+            title=title,
+            thin=thin,
+        )
+
+    def check_invariance(self, data: DataLike = None, **options: Any) -> Invariance:
         """Go on from the draws with an exact kernel, and test whether anything moves.
 
         R-hat is blind to chains that agree on a wrong law; this is not. It prints and returns a
@@ -260,15 +334,17 @@ class Draws(DrawSet):
                 ``num_steps`` of the kernel, the ``tolerance``, ``inputs``, ``seed``.
         """
         found = invariance.check_invariance(self, data, **options)
-        print(found)
+        if not _html.in_notebook():
+            print(found)
         return found
 
     def to_arviz(
         self,
-        data: Any = None,
+        data: DataLike = None,
         *,
         log_likelihood: bool = False,
         posterior_predictive: bool = False,
+        prior: PriorPredictive | None = None,
         seed: int = 0,
     ) -> Any:
         """An ArviZ InferenceData (a DataTree on ArviZ 1.x).
@@ -282,6 +358,8 @@ class Draws(DrawSet):
             data: as given to ``sample``, for the groups that need it and ``observed_data``.
             log_likelihood: add the log-likelihood of each datum under each draw.
             posterior_predictive: add one target drawn per datum and draw (and observed site).
+            prior: from ``potential.prior_predictive(inputs)``; adds the groups ``prior`` and
+                ``prior_predictive``.
             seed: of those targets.
         """
         return export.to_arviz(
@@ -289,12 +367,99 @@ class Draws(DrawSet):
             data,
             log_likelihood=log_likelihood,
             posterior_predictive=posterior_predictive,
+            prior=prior,
             seed=seed,
         )
 
     def save(self, path: str | Path) -> None:
         """Write the draws to one safetensors file; ``pvi.load`` reads it and runs no code."""
         drawfile.write(self, as_path("path", path))
+
+    def to_module(self, num: int | None = None, chunk_size: int | None = None) -> Ensemble:
+        """The draws as one ``nn.Module`` that predicts, for code that knows nothing of them.
+
+        Called on inputs it gives a dict with ``mean``, and for labels ``entropy`` and
+        ``mutual_information``, else ``std`` and ``epistemic_std``; ``.members(inputs)`` are the
+        outputs of every draw. ``torch.export`` takes it.
+
+        Args:
+            num: so many draws, evenly spaced over all chains; all of them if absent.
+            chunk_size: draws evaluated at once.
+
+        Raises:
+            ValueError: draws of a potential that was not made by ``from_module``, or of a part of
+                its parameters.
+
+        Examples:
+            >>> import torch, particlevi as pvi
+            >>> net = torch.nn.Linear(2, 3)
+            >>> model = pvi.from_module(net, pvi.Categorical(), pvi.Normal(1.0), num_data=10)
+            >>> ensemble = pvi.Draws.from_tensor(torch.randn(4, 5, 9), model).to_module()
+            >>> sorted((name, list(v.shape)) for name, v in ensemble(torch.ones(7, 2)).items())
+            [('entropy', [7]), ('mean', [7, 3]), ('mutual_information', [7])]
+        """
+        return to_module(self, num, chunk_size)
+
+    @classmethod
+    def from_checkpoints(
+        cls,
+        potential: ModelPotential,
+        source: str | Path | Iterable[str | Path],
+        *,
+        pattern: str = "*",
+        prefix: str = "",
+        kind: Kind = "chains",
+        seconds: float = float("nan"),
+    ) -> Draws:
+        """Draws from checkpoints of the module that the potential was made from.
+
+        Args:
+            potential: from ``from_module``.
+            source: a folder of ``.safetensors`` files or files by ``torch.save``, in the order of
+                the numbers in their names; or a list of files. Several runs are
+                ``Draws.concat([...], along="chains")``.
+            pattern: of the files that count, such as ``"epoch*.pt"``.
+            prefix: before the names of the module's tensors, such as ``"net."``.
+            kind: as in ``from_tensor``; ``"independent"`` for an ensemble of trained nets.
+            seconds: that they took.
+
+        Raises:
+            FileNotFoundError: no checkpoint there.
+            ValueError: a file that holds more than tensors, or lacks some that are sampled.
+
+        Examples:
+            >>> import tempfile, torch, particlevi as pvi
+            >>> net = torch.nn.Linear(2, 1)
+            >>> model = pvi.from_module(net, pvi.Gaussian(0.1), pvi.Normal(1.0), num_data=10)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     for step in range(3):
+            ...         torch.save(net.state_dict(), f"{folder}/step{step}.pt")
+            ...     pvi.Draws.from_checkpoints(model, folder).particles.shape
+            torch.Size([1, 3, 3])
+        """
+        paths = checkpoint_files(source, pattern)
+        states = []
+        for path in paths:
+            state = read_weights(path, prefix)
+            missing = [name for name in potential.layout.shapes if name not in state]
+            if missing:
+                raise ValueError(
+                    f"{path} lacks {missing}, which are sampled; it has {list(state)[:20]}. Other "
+                    "names take prefix=..., other files pattern=...."
+                )
+            states.append(state)
+        changed = getattr(potential.model and potential.model.function, "changed_buffers", None)
+        differing = sorted({name for state in states for name in changed(state)} if changed else ())
+        if differing:
+            warnings.warn(
+                f"The buffers {differing} of these checkpoints are not those of the potential's "
+                "module, which are used for all of them. For predictions of one checkpoint with "
+                "its own running statistics, make its potential from the module with that "
+                'checkpoint loaded; batch_norm="batch" needs none.',
+                ParticleviWarning,
+                stacklevel=2,
+            )
+        return cls.from_state_dicts(potential, states, kind=kind, seconds=seconds)
 
     def recombine(
         self,

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["DivergenceError", "NotStationaryWarning", "ParticleviError", "ParticleviWarning"]
+__all__ = [
+    "DivergenceError",
+    "NotConvergedWarning",
+    "NotStationaryWarning",
+    "ParticleviError",
+    "ParticleviWarning",
+]
 
 
 class ParticleviError(Exception):
@@ -17,6 +23,10 @@ class ParticleviWarning(UserWarning):
 
 class NotStationaryWarning(ParticleviWarning):
     """A run's halves have different laws, or it is hardly longer than its memory."""
+
+
+class NotConvergedWarning(ParticleviWarning):
+    """A run ended before it reached what was asked of it."""
 
 
 class DivergenceError(ParticleviError, RuntimeError):

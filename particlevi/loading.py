@@ -1,28 +1,32 @@
-"""Draws from a file."""
+"""Draws from a file, or from a folder that a run writes to."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from particlevi._checks import as_path, check_is
+from particlevi._checks import as_path
 from particlevi.draws import Draws
-from particlevi.potentials.potential import ModelPotential
-from particlevi.storage import drawfile
+from particlevi.potentials.protocol import as_potential
+from particlevi.storage import drawfile, zarrfile
+from particlevi.typing import Potential
 
 __all__ = ["load"]
 
 
-def load(path: str | Path, potential: ModelPotential | None = None) -> Draws:
-    """Draws that ``Draws.save`` wrote.
+def load(path: str | Path, potential: Potential | None = None) -> Draws:
+    """Draws that ``Draws.save`` wrote, or those that a run with ``store=path`` has written so far.
+
+    Draws of a store stay on disk, also while the run goes on: see ``pvi.storage.OnDisk``.
 
     Args:
-        path: the file.
+        path: the file, or the folder.
         potential: the potential they are of, made again, for predictions.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: the potential is another one; the difference is named.
     """
-    if potential is not None:
-        check_is("potential", potential, ModelPotential, "a potential, as from_module makes")
-    return drawfile.read(Draws, as_path("path", path), potential)
+    place, model = as_path("path", path), None if potential is None else as_potential(potential)
+    if place.is_dir():
+        return zarrfile.read(Draws, place, model)
+    return drawfile.read(Draws, place, model)

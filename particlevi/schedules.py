@@ -267,6 +267,8 @@ def as_schedule(name: str, value: float | Schedule) -> Schedule:
     """``value`` itself if it is callable, else a constant; only a step size must not be 0."""
     check_is("name", name, str, "text, the name of what changes")
     if callable(value):
+        if hasattr(value, "num_params"):
+            raise TypeError(f"{name} must be a number or a function of the step, got a potential.")
         return value
     (check_positive if name == "step_size" else check_nonnegative)(name, value)
     return constant(float(value))

@@ -39,7 +39,7 @@ class _Key(NamedTuple):
     parameter: float
 
     def __str__(self) -> str:
-        return f"{self.kind} {list(self.shape)} {self.dtype} {self.parameter!r}"
+        return f"{self.kind} {list(self.shape[1:])} {self.dtype} {self.parameter!r}"
 
 
 @dataclass

@@ -7,6 +7,8 @@ Shape letters used everywhere: P particles or chains, D parameters, N data, B ba
 
 from __future__ import annotations
 
+import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
@@ -14,6 +16,8 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checka
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+
+from particlevi import _html
 
 __all__ = [
     "JSON",
@@ -282,6 +286,14 @@ class World(Protocol):
         """The particles of this process."""
         ...
 
+    def grid(self, values: Tensor, bits: int = ...) -> Tensor:
+        """``[P, ...]`` in float64, rounded so that sums are exact in any order.
+
+        So many bits are left below the largest over particles. With 20, sums of products of two of
+        them are exact as well.
+        """
+        ...
+
     def sum(self, values: Tensor) -> Tensor:
         """The sum over particles of ``[P, ...]``, ``[...]``."""
         ...
@@ -361,6 +373,8 @@ class Sampler:
         record: ``(state, progress) -> state``, called between steps, outside compiled code; it
             may reuse the storage of its argument.
         schedules: scalars other than the step size that change over steps, by name.
+        tunable: scalars that a tuner may choose beside the step size, with the values that they
+            have where none does.
         settings: the arguments of the method, for the record.
         requires: what its law rests on.
         watched: ``(info, controls) -> [P]``, the potential that the particles feel, by which the
@@ -378,6 +392,8 @@ class Sampler:
         warning: ``(info, controls) -> str | None``, what is wrong with a step, if something is; the
             loop asks now and then after the warm-up, and warns once.
         facts: what its draws are.
+        most_spread: up to how many particles that see each other can lie in different processes.
+        on: ``estimator -> Sampler``, the same method with another estimate of the gradient.
     """
 
     name: str
@@ -387,6 +403,7 @@ class Sampler:
     step: Callable[[SamplerState, Batch | None, Any, Controls], tuple[SamplerState, Any]]
     record: Callable[[SamplerState, Progress], SamplerState]
     schedules: Mapping[str, Schedule] = field(default_factory=dict)
+    tunable: Mapping[str, float] = field(default_factory=dict)
     settings: Mapping[str, JSON] = field(default_factory=dict)
     requires: Requirements = Requirements()
     watched: Callable[[Any, Controls], Tensor] = _potential
@@ -399,6 +416,8 @@ class Sampler:
     max_step_size: Callable[[float], float] | None = None
     warning: Callable[[Any, Controls], str | None] | None = None
     facts: Facts = Facts()
+    most_spread: int = 0
+    on: Callable[[GradientEstimator], Sampler] | None = None
 
     @property
     def interacting(self) -> bool:
@@ -410,6 +429,28 @@ class Sampler:
         return f"{self.name}({settings}) on {self.estimator.name} of {self.potential}"
 
     @property
+    def equation(self) -> str:
+        """The equations of a step, as the method's own file writes them; empty for others' own."""
+        module = sys.modules.get(f"particlevi.samplers.{self.name}")
+        return _first_block((module and module.__doc__) or "")
+
+    def _repr_html_(self) -> str:
+        facts = {"estimator": self.estimator.name, "potential": self.potential, **self.settings}
+        return _html.block(
+            f"Sampler {self.name}", _html.preformatted(self.equation), _html.pairs(facts)
+        )
+
+    @property
     def potential(self) -> Any:
         """What is sampled."""
         return self.estimator.potential
+
+
+def _first_block(text: str) -> str:
+    """The first literal block of a docstring, after ``::``, without its indentation."""
+    lines: list[str] = []
+    for line in text.partition("::\n")[2].splitlines():
+        if line.strip() and not line.startswith(" "):
+            break
+        lines.append(line)
+    return textwrap.dedent("\n".join(lines)).strip("\n")

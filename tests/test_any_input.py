@@ -56,7 +56,7 @@ def in_objects(options):
     names = {"keep": "keep", "storage_dtype": "dtype"}
     storage = {names[name]: options.pop(name) for name in names if name in options}
     if storage:
-        options["storage"] = pvi.storage.InMemory(**storage)
+        options["store"] = pvi.storage.InMemory(**storage)
     if "check_every" in options:
         options["monitor"] = pvi.running.Monitor(every=options.pop("check_every"))
     return options

@@ -134,7 +134,7 @@ CASES = {
         "takes a sampler.*got Linear",
     ),
     "no potential": (lambda: pvi.sgld(nn.Linear(1, 1)), TypeError, "takes a potential.*got Linear"),
-    "resume no sampler": (lambda: pvi.resume("x", NORMAL), TypeError, "takes the sampler"),
+    "resume no sampler": (lambda: pvi.resume("x", nn.Linear(1, 1)), TypeError, "takes the sampler"),
     # starting points
     "initial shape": (
         lambda: run(initial=torch.zeros(2), num_particles=None),
@@ -483,21 +483,21 @@ CASES = {
         "12.*got 8",
     ),
     # what is kept
-    "keep unknown": (lambda: run(storage=kept(["b*"])), ValueError, r"\['b\*'\] match none"),
+    "keep unknown": (lambda: run(store=kept(["b*"])), ValueError, r"\['b\*'\] match none"),
     "keep in part unknown": (
-        lambda: run(storage=kept(["theta", "b"])),
+        lambda: run(store=kept(["theta", "b"])),
         ValueError,
         r"\['b'\] match none",
     ),
-    "keep numbers": (lambda: run(storage=kept([0, 1])), TypeError, r"keep .* got \[0, 1\]"),
-    "keep outside": (lambda: run(storage=kept(torch.tensor([2]))), ValueError, "0 ... 1"),
+    "keep numbers": (lambda: run(store=kept([0, 1])), TypeError, r"keep .* got \[0, 1\]"),
+    "keep outside": (lambda: run(store=kept(torch.tensor([2]))), ValueError, "0 ... 1"),
     "keep outputs of a density": (
-        lambda: run(storage=kept(pvi.outputs_at(torch.zeros(3)))),
+        lambda: run(store=kept(pvi.outputs_at(torch.zeros(3)))),
         ValueError,
         "no outputs",
     ),
     "keep outputs at bad inputs": (
-        lambda: run(regression(), data(), storage=kept(pvi.outputs_at(torch.zeros(2, 5)))),
+        lambda: run(regression(), data(), store=kept(pvi.outputs_at(torch.zeros(2, 5)))),
         ValueError,
         "Linear failed",
     ),

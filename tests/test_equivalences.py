@@ -262,6 +262,20 @@ def test_a_loop_gives_what_vmap_gives(shared):
         torch.testing.assert_close(found.gradient, expected.gradient, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_loop_takes_more_particles_than_data(shared):
+    def log_likelihood(theta, x):
+        assert float(theta[0].detach()) < 1e9
+        return -(x - theta).square()
+
+    potential = pvi.from_log_likelihood(lambda theta: theta.sum(), log_likelihood, 1, 3, dtype=F64)
+    theta, x = torch.arange(5, dtype=F64)[:, None], torch.tensor([1.0, 2.0, 4.0], dtype=F64)
+    batch = Batch(x if shared else x.expand(5, 3), per_particle=not shared)
+    with pytest.warns(UserWarning, match="cannot be vectorised"):
+        found = potential(theta, batch)
+    torch.testing.assert_close(found, (x - theta).square().sum(1) - theta.sum(1))
+
+
 def test_a_vectorized_function_gives_what_a_plain_one_gives():
     regression = targets.conjugate_regression(num_data=20)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from particlevi._checks import check_positive, check_positive_int
 from particlevi.curvature import largest_curvature
-from particlevi.data import Data, as_data
+from particlevi.data import Data, DataLike, as_data, as_particles
 from particlevi.diagnostics.predictive import epistemic_series
 from particlevi.drawset import DrawSet
 from particlevi.errors import ParticleviWarning
@@ -72,12 +72,6 @@ class Collapse:
         return float(self.ratios.median())
 
     @property
-    def variance_error(self) -> float:
-        """Standard error of ``variance_ratio``, if directions are independent."""
-        one = self.variance_ratio * math.sqrt(2 / max(self.num_particles - 1, 1))
-        return one * (math.sqrt(math.pi / 2 / len(self.ratios)) if len(self.ratios) > 2 else 1.0)
-
-    @property
     def collapsed_share(self) -> float:
         """Share of directions below half the reference's variance by more than chance.
 
@@ -102,7 +96,7 @@ class Collapse:
 
 def check_collapse(
     draws: DrawSet,
-    data: Any = None,
+    data: DataLike = None,
     *,
     inputs: Any = None,
     kernel: Kernel | None = None,
@@ -147,7 +141,7 @@ def check_collapse(
         raise TypeError(f"check_collapse takes the draws of sample(), got {type(draws).__name__}.")
     potential = draws.model()
     checked = as_data(data, potential).held()
-    particles = _particles(draws).to(potential.device, potential.dtype)
+    particles = as_particles(_particles(draws), potential, potential.num_params)
     source = checked.batches(batch_size=batch_size, num_particles=len(particles), shared=True)
     batch = source.next(ParticleStreams(seed, "batches", device=potential.device))
     chosen = as_kernel(kernel).bind(potential)

@@ -24,7 +24,7 @@ from particlevi.comparison.score import Score
 from particlevi.comparison.subject import Setting, Subject
 from particlevi.comparison.table import Comparison, Row
 from particlevi.comparison.temperature_score import spectrum, temperature
-from particlevi.data import as_data
+from particlevi.data import DataLike, as_data
 from particlevi.drawset import DrawSet, check_draws
 from particlevi.potentials.potential import ModelPotential
 
@@ -54,7 +54,7 @@ def default_scores(
 
 def compare(
     draws: Mapping[str, DrawSet],
-    data: Any,
+    data: DataLike,
     *,
     reference: str | None = None,
     train_data: Any = None,
@@ -113,6 +113,7 @@ def compare(
     reference = names[-1] if reference is None else reference
     check_choice("reference", reference, names)
     check_positive_int("thin", thin)
+    check_positive_int("max_hessian", max_hessian, minimum=0)
     check_seed("seed", seed)
     columns = _checked(
         default_scores() if scores is None else as_list("scores", scores, "a list of Score")

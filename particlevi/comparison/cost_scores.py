@@ -18,7 +18,7 @@ def _count(subject: Subject, reference: Subject) -> Estimate:
     return Estimate(float(len(subject.parameters)), 0.0)
 
 
-count = Score("draws", "number of draws used", _count)
+count: Score = Score("draws", "number of draws used", _count)
 
 
 def costs(num_probes: int = 20) -> list[Score]:
@@ -50,7 +50,7 @@ def costs(num_probes: int = 20) -> list[Score]:
         return Estimate(subject.draws.seconds, 0.0)
 
     return [
-        Score("ess", "median effective sample size of the outputs", size),
-        Score("ess_per_second", "the same over the seconds of the run", per_second),
+        Score("ess", "median effective sample size of the outputs", size, best="highest"),
+        Score("ess_per_second", "the same over the seconds of the run", per_second, best="highest"),
         Score("seconds", "that the run took", seconds),
     ]

@@ -10,6 +10,7 @@ from torch import Tensor
 from particlevi.comparison.estimates import Estimate, root_of
 from particlevi.comparison.score import Score
 from particlevi.comparison.subject import Subject
+from particlevi.data import as_particles
 from particlevi.gradients.full import full_gradient
 from particlevi.kernels.discrepancies import ksd, mmd, sliced_wasserstein
 from particlevi.kernels.kernels import imq, rbf
@@ -93,7 +94,7 @@ def distances(num_directions: int = 200, num_points: int = 500) -> list[Score]:
             return None
         units = Whitening.of(reference.parameters)
         width = float(torch.pdist(units.points(others)).square().median())
-        parts = some.to(model.device, model.dtype).split(64)
+        parts = as_particles(some, model, model.num_params).split(64)
         slopes = [full_gradient(model, part, train).gradient for part in parts]
         scores = -torch.cat(slopes).double().cpu()
         estimate = ksd(units.points(some), units.scores(scores), imq(width) if width > 0 else imq())
@@ -104,12 +105,14 @@ def distances(num_directions: int = 200, num_points: int = 500) -> list[Score]:
             "sliced_wasserstein",
             "between draws and the reference's: root of the mean over directions",
             sliced,
+            best="lowest",
         ),
         Score(
             "mmd",
             "squared maximum mean discrepancy between draws and the reference's, unbiased; "
             "Gaussian kernel, its bandwidth the median squared distance within the reference",
             mean_discrepancy,
+            best="lowest",
         ),
         Score(
             "ksd",
@@ -117,5 +120,6 @@ def distances(num_directions: int = 200, num_points: int = 500) -> list[Score]:
             "the reference's covariance; IMQ kernel, bandwidth as for mmd",
             stein,
             rank=True,
+            best="lowest",
         ),
     ]

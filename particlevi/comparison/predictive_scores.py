@@ -102,34 +102,48 @@ def _distance(subject: Subject, reference: Subject) -> Estimate | None:
 
 
 SCORES = [
-    Score("nll", "mean negative log predictive density per datum, in nats", _nll),
-    Score("accuracy", "share of right classes", _accuracy),
-    Score("rmse", "root mean squared error of the predictive mean", _rmse),
+    Score("nll", "mean negative log predictive density per datum, in nats", _nll, best="lowest"),
+    Score("accuracy", "share of right classes", _accuracy, best="highest"),
+    Score("rmse", "root mean squared error of the predictive mean", _rmse, best="lowest"),
     Score(
         "ece_width",
         "expected calibration error: gap of confidence to share right, 15 bins of equal width",
         partial(_calibration, binning="width"),
+        best="lowest",
     ),
     Score(
         "ece_mass",
         "the same with 15 bins of equal numbers of data",
         partial(_calibration, binning="mass"),
+        best="lowest",
     ),
     Score(
         "coverage_error",
         "mean gap of the levels of central intervals, .05 to .95, to the share of targets inside",
         _interval_error,
+        best="lowest",
     ),
     Score(
         "epistemic_std",
         "standard deviation of the model's mean between draws, root mean square over inputs",
         _epistemic,
     ),
-    Score("agreement", "share of inputs with the reference's most likely class", _agreement),
+    Score(
+        "agreement",
+        "share of inputs with the reference's most likely class",
+        _agreement,
+        best="highest",
+    ),
     Score(
         "total_variation",
         "between predictive distributions and the reference's, mean over inputs",
         _variation,
+        best="lowest",
     ),
-    Score("function_distance", "RMS difference of the mean output to the reference's", _distance),
+    Score(
+        "function_distance",
+        "RMS difference of the mean output to the reference's",
+        _distance,
+        best="lowest",
+    ),
 ]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
-from particlevi._checks import check_flag, check_function, check_is
+from particlevi._checks import check_choice, check_flag, check_function, check_is
 from particlevi.comparison.estimates import Estimate
 from particlevi.comparison.subject import Subject
 
@@ -21,6 +22,7 @@ class Score:
         meaning: one line, with units.
         compute: ``(subject, reference) -> Estimate``, with its standard error, or None where it
             does not apply. In the reference's row the two are one object.
+        best: which end is the better one, for the marks in a table; None if neither is.
         rank: whether the column is left out where no set's value exceeds two of its errors.
 
     Examples:
@@ -36,9 +38,12 @@ class Score:
     meaning: str
     compute: Callable[[Subject, Subject], Estimate | None]
     rank: bool = False
+    best: Literal["lowest", "highest"] | None = None
 
     def __post_init__(self) -> None:
         check_is("name", self.name, str, "text, the head of the column")
         check_is("meaning", self.meaning, str, "text, one line")
         check_function("compute", self.compute, "a subject and the reference")
         check_flag("rank", self.rank)
+        if self.best is not None:
+            check_choice("best", self.best, ["lowest", "highest"])

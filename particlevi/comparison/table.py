@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from particlevi import _html
 from particlevi.comparison.estimates import Estimate
 from particlevi.comparison.score import Score
 from particlevi.comparison.temperature_score import Spectrum
+from particlevi.report import write_comparison
 
 __all__ = ["Comparison", "Row"]
 
@@ -98,6 +104,73 @@ class Comparison:
             lines.append([score.name, *cells, score.meaning])
         return "\n".join([_markdown(lines), *(f"\n{note}." for note in self.notes)])
 
+    def _repr_html_(self) -> str:
+        shown = self._shown()
+        best = {score.name: self._best(score) for score in shown}
+        head = [
+            "",
+            *(
+                _html.raw(f'<span title="{escape(s.meaning)}">{escape(s.name)}</span>')
+                for s in shown
+            ),
+        ]
+        rows = [
+            [
+                f"{name} (reference)" if name == self.reference else name,
+                *(_marked(_cell(row, s), name in best[s.name]) for s in shown),
+            ]
+            for name, row in self.rows.items()
+        ]
+        return _html.block(
+            "Comparison",
+            _html.table(head, rows),
+            _html.notes(("", f"{note}.") for note in self.notes),
+            _html.details(
+                "what the columns mean; bold: the best, and what is within two errors of it",
+                _html.table(("score", "meaning"), ((s.name, s.meaning) for s in shown)),
+            ),
+        )
+
+    def report(
+        self,
+        path: str | Path,
+        *,
+        figures: Mapping[str, Any] | None = None,
+        title: str = "Comparison",
+    ) -> Path:
+        """Write one HTML page that needs nothing else: the table, and each score with its errors.
+
+        Args:
+            path: of the page.
+            figures: matplotlib figures or axes by title, such as those of ``pvi.plots``.
+            title: of the page.
+
+        Returns:
+            The path.
+        """
+        shown = self._shown()
+        estimates = {
+            s.name: {n: e for n, row in self.rows.items() if (e := row.estimates.get(s.name))}
+            for s in shown
+        }
+        meanings = {score.name: score.meaning for score in shown}
+        return write_comparison(
+            self._repr_html_(), estimates, meanings, path, figures=figures, title=title
+        )
+
+    def _best(self, score: Score) -> set[str]:
+        """The sets with the best value of a score, and those within two errors of it."""
+        known = {n: e for n, row in self.rows.items() if (e := row.estimates.get(score.name))}
+        if score.best is None or len(known) < 2:
+            return set()
+        sign = 1.0 if score.best == "lowest" else -1.0
+        top = min(known.values(), key=lambda each: sign * each.value)
+        return {
+            name
+            for name, each in known.items()
+            if abs(each.value - top.value) <= 2 * math.hypot(_known(each.error), _known(top.error))
+        }
+
     def _shown(self) -> list[Score]:
         return [
             score
@@ -107,6 +180,14 @@ class Comparison:
 
     def __str__(self) -> str:
         return self.table()
+
+
+def _known(error: float) -> float:
+    return 0.0 if math.isnan(error) else error
+
+
+def _marked(text: str, best: bool) -> str:
+    return _html.raw(f"<b>{escape(text)}</b>") if best else text
 
 
 def _cell(row: Row, score: Score) -> str:

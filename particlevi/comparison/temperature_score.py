@@ -13,6 +13,7 @@ from particlevi.comparison.score import Score
 from particlevi.comparison.subject import Setting, Subject
 from particlevi.comparison.variances import Variance, stationary_variance
 from particlevi.curvature import dense_hessian, potential_energy
+from particlevi.data import as_particles
 
 __all__ = ["Spectrum", "spectrum", "temperature"]
 
@@ -112,7 +113,7 @@ def _center(setting: Setting, particles: Tensor) -> Tensor:
     model, train = setting.model, setting.train
     assert train is not None
     points = torch.stack([particles.mean(0), *particles[:: max(1, len(particles) // 16)]])
-    points = points.to(model.device, model.dtype)
+    points = as_particles(points, model, model.num_params)
     with torch.no_grad():
         energy = -model.log_prior(points)
         for batch in train.chunks(1024):

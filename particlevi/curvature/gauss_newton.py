@@ -10,15 +10,13 @@ Reference: Schraudolph, "Fast curvature matrix-vector products for second-order 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from particlevi._checks import check_is
 from particlevi.curvature.hessian import Energy, hessian_product
 from particlevi.curvature.second_order import second_order
-from particlevi.data import as_data
+from particlevi.data import DataLike, as_data, as_particles
 from particlevi.potentials.likelihoods import log_prob
 from particlevi.potentials.potential import ModelPotential
 from particlevi.typing import Batch
@@ -30,7 +28,7 @@ def gauss_newton_product(
     potential: ModelPotential,
     position: Tensor,
     vector: Tensor,
-    data: Any,
+    data: DataLike,
     *,
     chunk_size: int = 1024,
 ) -> Tensor:
@@ -60,7 +58,7 @@ def gauss_newton_product(
             got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"{name} must be a tensor [{potential.num_params}], got {got}.")
     held = as_data(data, potential).held()
-    theta = position.detach().to(potential.device, potential.dtype)
+    (theta,) = as_particles(position.unsqueeze(0), potential, potential.num_params)
     direction = vector.detach().to(theta)
     prior = Energy(lambda: [lambda leaf: -potential.log_prior(leaf[None])[0]], theta)
     total = hessian_product(prior, direction)

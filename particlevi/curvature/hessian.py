@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_finite, check_is
 from particlevi.curvature.second_order import second_order
-from particlevi.data import as_data
-from particlevi.potentials.potential import ModelPotential
-from particlevi.typing import Batch
+from particlevi.data import DataLike, as_data, as_particles
+from particlevi.potentials.protocol import as_potential
+from particlevi.typing import Batch, Potential
 
 __all__ = ["Energy", "dense_hessian", "hessian_product", "potential_energy"]
 
@@ -41,7 +39,7 @@ class Energy:
 
 
 def potential_energy(
-    potential: ModelPotential, position: Tensor, data: Any = None, chunk_size: int = 1024
+    potential: Potential, position: Tensor, data: DataLike = None, chunk_size: int = 1024
 ) -> Energy:
     """The potential on all the data as an energy at one point.
 
@@ -54,19 +52,18 @@ def potential_energy(
     Raises:
         ValueError: data missing, superfluous, or not all of them.
     """
-    check_is("potential", potential, ModelPotential, "a potential, as from_module makes")
-    if not isinstance(position, Tensor) or position.shape != (potential.num_params,):
+    model = as_potential(potential)
+    if not isinstance(position, Tensor) or position.shape != (model.num_params,):
         got = list(position.shape) if isinstance(position, Tensor) else type(position).__name__
-        raise ValueError(f"position must be a tensor [{potential.num_params}], got {got}.")
-    check_finite("position", position, "Take a point that has not diverged.")
-    held = as_data(data, potential).held()
-    theta = position.detach().to(potential.device, potential.dtype)
+        raise ValueError(f"position must be a tensor [{model.num_params}], got {got}.")
+    held = as_data(data, model).held()
+    (theta,) = as_particles(position.unsqueeze(0), model, model.num_params, "position")
 
     def surprise(batch: Batch, leaf: Tensor) -> Tensor:
-        return potential.data_energy(leaf[None], batch)[0]
+        return model.data_energy(leaf[None], batch)[0]
 
     def terms() -> Iterator[Term]:
-        yield lambda leaf: potential.prior_energy(leaf[None])[0]
+        yield lambda leaf: model.prior_energy(leaf[None])[0]
         for batch in held.chunks(chunk_size):
             yield partial(surprise, batch)
 

@@ -62,6 +62,8 @@ def top_eigenpairs(
 
     def apply(vector: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         found = product(torch.from_numpy(np.ascontiguousarray(vector.reshape(-1))))
+        if not isinstance(found, Tensor) or found.shape != (size,):
+            raise ValueError(f"product must give a tensor [{size}] for one.")
         return np.asarray(found.detach().double().cpu().numpy())
 
     if size <= _DENSE or num >= size:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 
 from particlevi._checks import check_positive
 from particlevi.curvature.hessian import hessian_product, potential_energy
 from particlevi.curvature.lanczos import top_eigenpairs
-from particlevi.data import as_data, as_particles
-from particlevi.potentials.potential import ModelPotential
+from particlevi.data import DataLike, as_data, as_particles
+from particlevi.potentials.protocol import as_potential
+from particlevi.typing import Potential
 
 __all__ = ["largest_curvature"]
 
 
 def largest_curvature(
-    potential: ModelPotential,
+    potential: Potential,
     particles: Tensor,
-    data: Any = None,
+    data: DataLike = None,
     *,
     chunk_size: int = 1024,
     tolerance: float = 1e-2,
@@ -44,13 +44,14 @@ def largest_curvature(
         >>> round(largest_curvature(bowl, torch.zeros(1, 2)), 3)
         6.0
     """
-    held = as_data(data, potential).held()
-    points = as_particles(particles, potential, potential.num_params)
+    model = as_potential(potential)
+    held = as_data(data, model).held()
+    points = as_particles(particles, model, model.num_params)
     check_positive("tolerance", tolerance)
     found = []
     for particle in points:
-        energy = potential_energy(potential, particle, held, chunk_size)
+        energy = potential_energy(model, particle, held, chunk_size)
         product = partial(hessian_product, energy)
-        top = top_eigenpairs(product, potential.num_params, 1, tolerance=tolerance)
+        top = top_eigenpairs(product, model.num_params, 1, tolerance=tolerance)
         found.append(float(top.values[0]))
     return max(found)

@@ -1,7 +1,7 @@
 """Data as every part of the package takes them, and how minibatches are drawn."""
 
 from particlevi.data.batches import Batching, BatchSource, Law
-from particlevi.data.data import Data
+from particlevi.data.data import Data, DataLike
 from particlevi.data.minibatches import Minibatches
 from particlevi.data.placing import Place, Placed, as_particles, place
 from particlevi.data.reading import as_data
@@ -10,6 +10,7 @@ __all__ = [
     "BatchSource",
     "Batching",
     "Data",
+    "DataLike",
     "Law",
     "Minibatches",
     "Place",

@@ -101,10 +101,10 @@ class FullBatch:
     shared = True
 
     def __init__(self, data: Any = None):
-        self.batch = None if data is None else Batch(data, law="all")
+        self.batch: Batch | None = None if data is None else Batch(data, law="all")
         self.law: Law = "none" if data is None else "all"
-        self.num_data = None if data is None else length_of(data)
-        self.batch_size = self.num_data
+        self.num_data: int | None = None if data is None else length_of(data)
+        self.batch_size: int | None = self.num_data
 
     def next(self, streams: Streams) -> Batch | None:
         """The data."""
@@ -148,19 +148,21 @@ class TensorBatches:
     """
 
     def __init__(self, data: Any, batch_size: int, num_particles: int | None, batching: Batching):
-        self.leaves, self.structure = pytree.tree_flatten(data)
-        self.flat = type(data) is tuple and len(data) == len(self.leaves)
+        leaves, structure = pytree.tree_flatten(data)
+        self.leaves: list[Tensor] = leaves
+        self.structure: pytree.TreeSpec = structure
+        self.flat: bool = type(data) is tuple and len(data) == len(self.leaves)
         self.num_data: int | None = len(self.leaves[0])
-        self.total = len(self.leaves[0])
+        self.total: int = len(self.leaves[0])
         self.batch_size: int | None = batch_size
         self.size = batch_size
         self.num_particles = num_particles
-        self.shared = num_particles is None
+        self.shared: bool = num_particles is None
         self.batching = batching
         self.batch_law: BatchLaw = "independent" if batching == "replacement" else batching
         self.law: Law = self.batch_law
-        self.order = torch.empty(0, 0, dtype=torch.long)
-        self.cursor = self.total
+        self.order: Tensor = torch.empty(0, 0, dtype=torch.long)
+        self.cursor: int = self.total
 
     def next(self, streams: Streams) -> Batch:
         """Leaves ``[P, B, ...]``, or ``[B, ...]`` when shared."""

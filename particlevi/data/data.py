@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, get_args
+from typing import Any, TypeAlias, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -19,7 +20,7 @@ from particlevi.data.placing import Placed, place
 from particlevi.data.tensors import length_of
 from particlevi.typing import JSON, Batch
 
-__all__ = ["Data", "NoData", "TensorData"]
+__all__ = ["Data", "DataLike", "NoData", "TensorData"]
 
 
 class Data(ABC):
@@ -136,6 +137,16 @@ class Data(ABC):
         return self.take(torch.arange(self.num_data))
 
 
+DataLike: TypeAlias = (
+    Data | Tensor | np.ndarray[Any, Any] | Mapping[Any, Any] | Iterable[Any] | None
+)
+"""What ``as_data`` takes.
+
+A tensor, an array or a data frame of N rows, a tuple or dict of them, an iterable of batches such
+as a ``DataLoader``, a ``Data``; None for a density without data.
+"""
+
+
 def _check_rows(rows: Any, num_data: int) -> None:
     fits = isinstance(rows, Tensor) and rows.ndim == 1 and rows.dtype == torch.long and len(rows)
     if not fits or rows.is_meta or int(rows.min()) < 0 or int(rows.max()) >= num_data:
@@ -151,7 +162,8 @@ class NoData(Data):
     num_data = 0
 
     def __init__(self, where: Placed):
-        self.device, self.dtype = where.device, where.dtype
+        self.device: torch.device = where.device
+        self.dtype: torch.dtype = where.dtype
 
     def _batches(
         self, num_particles: int, batch_size: int | None, shared: bool, batching: Batching
@@ -185,9 +197,10 @@ class TensorData(Data):
     """
 
     def __init__(self, tensors: Any, where: Placed):
-        self.device, self.dtype = where.device, where.dtype
-        self.tensors = place(tensors, where)
-        self.num_data = length_of(self.tensors)
+        self.device: torch.device = where.device
+        self.dtype: torch.dtype = where.dtype
+        self.tensors: Any = place(tensors, where)
+        self.num_data: int = length_of(self.tensors)
 
     def _batches(
         self, num_particles: int, batch_size: int | None, shared: bool, batching: Batching

@@ -40,7 +40,7 @@ class GlobalStreams:
 
     def __init__(self, own: list[torch.Generator], states: tuple[Any, ...]):
         self.own = own
-        self.states = states
+        self.states: tuple[Any, ...] = states
 
     @classmethod
     def present(cls, loader: Any) -> GlobalStreams:

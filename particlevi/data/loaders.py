@@ -42,14 +42,15 @@ class LoaderData(Data):
     """
 
     def __init__(self, loader: Iterable[Any], where: Placed, complete: bool = True):
-        self.device, self.dtype = where.device, where.dtype
-        self.place = Place(self.device, self.dtype)
+        self.device: torch.device = where.device
+        self.dtype: torch.dtype = where.dtype
+        self.place: Place = Place(self.device, self.dtype)
         self.prepare: Callable[[Any], Any] = self._prepare
         self._loader: Iterable[Any] = loader
         if isinstance(loader, list):
             self._loader = [self._prepare(item) for item in loader]
             self.prepare = _as_it_is
-            self.epoch = _counted(self._loader)
+            self.epoch: Epoch = _counted(self._loader)
         elif isinstance(loader, Iterator):
             raise ValueError(
                 "The data can be read only once: pass something that can be iterated over many "
@@ -61,7 +62,7 @@ class LoaderData(Data):
             self.epoch = Epoch(where.num_data, where.num_data, _number_of_batches(loader))
         else:
             self.epoch = _counted([batch.data for batch in self._read()])
-        self.num_data = self.epoch.num_data
+        self.num_data: int = self.epoch.num_data
 
     def _prepare(self, item: Any) -> Any:
         """What the loader gave as tensors, checked and placed."""

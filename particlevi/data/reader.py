@@ -42,13 +42,13 @@ class LoaderBatches:
 
     def __init__(self, loader: Iterable[Any], epoch: Epoch, prepare: Callable[[Any], Any]):
         self.loader = loader
-        self.epoch = epoch
+        self.epoch: Epoch = epoch
         self.prepare = prepare
-        self.own = generators_of(loader)
+        self.own: dict[str, torch.Generator] = generators_of(loader)
         self.iterator: Iterator[Any] | None = None
-        self.used = 0
-        self.seen = 0
-        self.epoch_start = self._generators()
+        self.used: int = 0
+        self.seen: int = 0
+        self.epoch_start: dict[str, Tensor] = self._generators()
         self.check: Callable[[Any], None] = lambda data: None
         self.num_data: int | None = epoch.num_data
         first = self._first()
@@ -65,8 +65,8 @@ class LoaderBatches:
         device = pytree.tree_leaves(first)[0].device
         # Double precision, because it does not round a weight; it does not widen [P] energies.
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        self.scale = torch.tensor(self.epoch.scale, dtype=dtype, device=device)
-        self.first = self._weighted(first)
+        self.scale: Tensor = torch.tensor(self.epoch.scale, dtype=dtype, device=device)
+        self.first: Batch = self._weighted(first)
 
     def _first(self) -> Any:
         with GlobalStreams.present(self.loader).inside():

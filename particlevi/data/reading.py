@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from particlevi._checks import check_flag
-from particlevi.data.data import Data, NoData, TensorData
+from particlevi.data.data import Data, DataLike, NoData, TensorData
 from particlevi.data.loaders import LoaderData
 from particlevi.data.placing import Placed, check_place
 from particlevi.data.tensors import as_tensors, is_tensors
@@ -14,7 +14,7 @@ from particlevi.data.tensors import as_tensors, is_tensors
 __all__ = ["as_data"]
 
 
-def as_data(data: Any, where: Placed, *, complete: bool = True, name: str = "data") -> Data:
+def as_data(data: DataLike, where: Placed, *, complete: bool = True, name: str = "data") -> Data:
     """Data as every part of the package takes them: checked, typed and placed once.
 
     Everything that takes data calls this, so that everything takes the same forms. What it has made

@@ -10,23 +10,26 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from particlevi._checks import check_flag, check_seed
-from particlevi.data import as_data
+from particlevi._checks import check_flag, check_is, check_seed
+from particlevi.data import DataLike, as_data, as_particles
 from particlevi.data.tensors import is_tensors
 from particlevi.diagnostics import arviz, outputs
 from particlevi.diagnostics.predictive import draw_sites
 from particlevi.drawset import DrawSet, check_draws
+from particlevi.drawset.lazy import LazyTensor
 from particlevi.potentials._pyro_terms import arguments
+from particlevi.potentials.prior_predictive import PriorPredictive
 
 __all__ = ["to_arviz"]
 
 
 def to_arviz(
     draws: DrawSet,
-    data: Any = None,
+    data: DataLike = None,
     *,
     log_likelihood: bool = False,
     posterior_predictive: bool = False,
+    prior: PriorPredictive | None = None,
     seed: int = 0,
 ) -> Any:
     """See ``Draws.to_arviz``."""
@@ -34,6 +37,8 @@ def to_arviz(
     check_flag("log_likelihood", log_likelihood)
     check_flag("posterior_predictive", posterior_predictive)
     check_seed("seed", seed)
+    if prior is not None:
+        check_is("prior", prior, PriorPredictive, "what potential.prior_predictive gives")
     model = draws.potential
     without_data = model is not None and model.predictive_fn is not None and model.num_data is None
     if (log_likelihood or (posterior_predictive and not without_data)) and data is None:
@@ -43,13 +48,13 @@ def to_arviz(
     if data is not None and model is not None and not is_tensors(data):
         data = as_data(data, model, complete=False).whole().data
     last = draws.facts.kind == "particles"
-    groups = {
-        "posterior": _quantities(draws, draws.particles),
-        "sample_stats": _stats(draws.stats, last),
-    }
-    if draws.warmup is not None:
-        groups["warmup_posterior"] = _quantities(draws, draws.warmup)
-        groups["warmup_sample_stats"] = _stats(draws.warmup_stats, last)
+    groups: dict[str, Mapping[str, Any]] = {}
+    ready: dict[str, Any] = {}
+    if isinstance(draws.particles, LazyTensor) and not last:
+        where = draws.particles.selection
+        ready = arviz.on_disk(where.source.path, where.chains, where.draws)
+    else:
+        groups = _groups(draws, last)
     if log_likelihood:
         values = outputs.log_likelihood(draws, data)
         values = values.transpose(0, 1) if last else values
@@ -58,6 +63,11 @@ def to_arviz(
         groups["observed_data"] = _observed(draws, data)
     if posterior_predictive:
         groups["posterior_predictive"] = _targets(draws, data, seed)
+    if prior is not None:
+        groups["prior"] = _prior(draws, prior)
+        groups["prior_predictive"] = {
+            name: _array(values.unsqueeze(0), False) for name, values in prior.targets.items()
+        }
     attrs = {
         "inference_library": "particlevi",
         **draws.attrs,
@@ -67,7 +77,19 @@ def to_arviz(
         "chains": draws.chains,
         "sampling_time": draws.seconds,
     }
-    return arviz.build(groups, attrs=attrs)
+    return arviz.build(groups, attrs=attrs, ready=ready)
+
+
+def _groups(draws: DrawSet, last: bool) -> dict[str, Mapping[str, Any]]:
+    """Draws and statistics."""
+    groups = {
+        "posterior": _quantities(draws, draws.particles),
+        "sample_stats": _stats(draws.stats, last),
+    }
+    if draws.warmup is not None:
+        groups["warmup_posterior"] = _quantities(draws, draws.warmup)
+        groups["warmup_sample_stats"] = _stats(draws.warmup_stats, last)
+    return dict(groups)
 
 
 def _array(values: Tensor, last: bool) -> np.ndarray[Any, Any]:
@@ -102,6 +124,12 @@ def _quantities(draws: DrawSet, values: Tensor) -> dict[str, np.ndarray[Any, Any
     }
 
 
+def _prior(draws: DrawSet, prior: PriorPredictive) -> dict[str, np.ndarray[Any, Any]]:
+    """The model's quantities under draws of its prior, as one chain."""
+    tensors = draws.model().constrain(prior.particles)
+    return {name: _array(tensor.unsqueeze(0), False) for name, tensor in tensors.items()}
+
+
 def _stats(stats: Mapping[str, Tensor], last: bool) -> dict[str, np.ndarray[Any, Any]]:
     chains = max((len(value) for value in stats.values() if value.ndim == 2), default=1)
     arrays = {}
@@ -120,7 +148,7 @@ def _target_name(draws: DrawSet) -> str:
     return str(observed[0]) if len(observed) == 1 else "y"
 
 
-def _observed(draws: DrawSet, data: Any) -> dict[str, np.ndarray[Any, Any]]:
+def _observed(draws: DrawSet, data: DataLike) -> dict[str, np.ndarray[Any, Any]]:
     """The targets of a module, or the arguments of a Pyro model that are its observations."""
     if "observed" not in draws.fingerprint:
         return {"y": _plain(pytree.tree_leaves(data)[-1])}
@@ -138,7 +166,7 @@ def _targets(draws: DrawSet, data: Any, seed: int) -> dict[str, np.ndarray[Any, 
         raise ValueError(
             "posterior_predictive needs draws of a potential made from a module or a Pyro model."
         )
-    flat = draws.parameters().to(model.device, model.dtype)
+    flat = as_particles(draws.parameters(), model, model.num_params)
     if model.predictive_fn is not None:
         sites = draw_sites(model, flat, data, seed)
     else:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_positive_int
-from particlevi.data import as_data, place
+from particlevi.data import DataLike, as_data, as_particles, place
 from particlevi.data.tensors import as_tensors
 from particlevi.drawset import DrawSet, check_draws
 from particlevi.potentials.potential import ModelPotential
@@ -50,7 +50,7 @@ def outputs(draws: DrawSet, inputs: Any, thin: int = 1, chunk_size: int = 64) ->
     with torch.no_grad():
         values = torch.cat(
             [
-                model.outputs(part.to(model.device, model.dtype), batch)
+                model.outputs(as_particles(part, model, model.num_params), batch)
                 for part in kept.flatten(0, 1).split(int(chunk_size))
             ]
         )
@@ -58,7 +58,7 @@ def outputs(draws: DrawSet, inputs: Any, thin: int = 1, chunk_size: int = 64) ->
 
 
 def log_likelihood(
-    draws: DrawSet, data: Any, *, thin: int = 1, chunk_size: int = 64, batch_size: int = 1024
+    draws: DrawSet, data: DataLike, *, thin: int = 1, chunk_size: int = 64, batch_size: int = 1024
 ) -> Tensor:
     """Log-likelihoods of data under every draw, ``[P, T, N]``, in nats.
 
@@ -79,10 +79,10 @@ def log_likelihood(
     columns = []
     with torch.no_grad():
         for batch in checked.chunks(int(batch_size)):
-            one = flat[:1].to(model.device, model.dtype)
+            one = as_particles(flat[:1], model, model.num_params)
             model.target_check(one, batch)(batch.data)
             rows = [
-                model.log_likelihood(part.to(model.device, model.dtype), batch)
+                model.log_likelihood(as_particles(part, model, model.num_params), batch)
                 for part in flat.split(int(chunk_size))
             ]
             columns.append(torch.cat(rows))
@@ -91,7 +91,7 @@ def log_likelihood(
 
 
 def log_predictive_density(
-    draws: DrawSet, data: Any, *, thin: int = 1, chunk_size: int = 64, batch_size: int = 1024
+    draws: DrawSet, data: DataLike, *, thin: int = 1, chunk_size: int = 64, batch_size: int = 1024
 ) -> Tensor:
     """``log (1/S) sum_s p(y_n | x_n, theta_s)`` per datum, ``[N]``, in nats.
 

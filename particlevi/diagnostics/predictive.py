@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from particlevi._checks import as_list, check_positive_int, check_seed, is_number
+from particlevi.data import as_particles, place
 from particlevi.data.tensors import as_tensors
 from particlevi.diagnostics.outputs import as_inputs
 from particlevi.drawset import DrawSet, check_draws
@@ -105,7 +106,7 @@ def epistemic_series(draws: DrawSet, inputs: Any, *, thin: int = 1, chunk_size: 
     parts = kept.flatten(0, 1).split(int(chunk_size))
 
     def centers(part: Tensor) -> Tensor:
-        return _centers(model, part.to(model.device, model.dtype), batch)[0]
+        return _centers(model, as_particles(part, model, model.num_params), batch)[0]
 
     total = sum(centers(part).sum(0) for part in parts)
     mean = total / (kept.shape[0] * kept.shape[1])
@@ -166,7 +167,7 @@ def _summary(
     reference = None
     probabilities = model.likelihood.classes
     for part in flat.split(chunk_size):
-        center, law = _centers(model, part.to(model.device, model.dtype), batch)
+        center, law = _centers(model, as_particles(part, model, model.num_params), batch)
         reference = center.mean(0) if reference is None else reference
         mean = mean + (center - reference).sum(0)
         second = second + (center - reference).square().sum(0)
@@ -230,7 +231,6 @@ def draw_sites(model: ModelPotential, flat: Tensor, args: Any, seed: int) -> dic
     """One draw of each observed site for each of the draws ``flat [S, D]``, by name."""
     assert model.predictive_fn is not None
     if args is not None:
-        tensors = as_tensors(args, model, "inputs")
-        args = pytree.tree_map(lambda leaf: leaf.to(model.device), tensors)
-    samples = model.constrain(flat.to(model.device, model.dtype))
+        args = place(as_tensors(args, model, "inputs"), model)
+    samples = model.constrain(as_particles(flat, model, model.num_params))
     return model.predictive_fn(samples, args, seed)

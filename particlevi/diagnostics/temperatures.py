@@ -22,13 +22,13 @@ References: Wenzel and others, "How good is the Bayes posterior in deep neural n
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from particlevi._checks import check_fraction, check_positive, check_positive_int
-from particlevi.data import as_data
+from particlevi.data import DataLike, as_data, as_particles
 from particlevi.diagnostics import arviz
 from particlevi.drawset import DrawSet, check_draws
 from particlevi.gradients.full import full_gradient
@@ -39,7 +39,7 @@ __all__ = [
     "configurational",
     "every",
     "kinetic",
-    "of_gradients",
+    "of_slopes",
     "slopes",
     "temperature_set",
 ]
@@ -128,10 +128,29 @@ def kinetic(draws: DrawSet) -> dict[str, Temperature]:
     }
 
 
+class Slopes(NamedTuple):
+    """What a configurational temperature rests on.
+
+    Attributes:
+        virial: ``(theta - mean theta) grad U``, mean over all coordinates (``"all"``) and over
+            those of each tensor, ``[P, T]``.
+        squares: of the gradient in the coordinates in which the method moved, mean over draws
+            ``[D]``.
+    """
+
+    virial: dict[str, Tensor]
+    squares: Tensor
+
+
 def slopes(
-    draws: DrawSet, data: Any = None, *, thin: int = 1, chunk_size: int = 64, batch_size: int = 1024
-) -> tuple[Tensor, Tensor]:
-    """Every ``thin``-th draw ``[P, T, D]`` and the gradient of the potential there, on all data.
+    draws: DrawSet,
+    data: DataLike = None,
+    *,
+    thin: int = 1,
+    chunk_size: int = 64,
+    batch_size: int = 1024,
+) -> Slopes:
+    """The gradient of the potential at every ``thin``-th draw, on all data, ``chunk_size`` at once.
 
     Arguments and errors as for ``configurational``.
     """
@@ -144,14 +163,41 @@ def slopes(
     model = draws.model()
     draws.check_complete()
     checked = as_data(data, model)
-    kept = draws.particles[:, :: int(thin)].to(model.device, model.dtype)
+    kept = draws.particles[:, :: int(thin)]
     parts = kept.flatten(0, 1).split(chunk_size)
-    gradients = [full_gradient(model, part, checked, batch_size).gradient for part in parts]
-    return kept, torch.cat(gradients).view(kept.shape)
+    where = {"all": slice(None), **model.layout.slices()}
+    virial: dict[str, list[Tensor]] = {name: [] for name in where}
+    center = squares = torch.zeros((), dtype=torch.float64, device=model.device)
+    count = max(1, kept.shape[0] * kept.shape[1])
+    for part in parts:
+        center = center + part.to(model.device, torch.float64).sum(0) / count
+    for part in parts:
+        point = as_particles(part, model, model.num_params)
+        gradient = full_gradient(model, point, checked, batch_size).gradient.double()
+        product = (point - center) * gradient
+        for name, place in where.items():
+            virial[name].append(product[:, place].mean(-1))
+        squares = squares + _moved(gradient, draws.metric).square().sum(0)
+    shape = kept.shape[:2]
+    rows = {name: torch.cat(values).view(shape) for name, values in virial.items()}
+    return Slopes(rows, squares / count)
+
+
+def _moved(slope: Tensor, metric: Tensor | None) -> Tensor:
+    """The gradient in the coordinates in which the method moved."""
+    if metric is None:
+        return slope
+    metric = metric.to(slope)
+    return slope * metric if metric.ndim == 1 else slope @ metric
 
 
 def configurational(
-    draws: DrawSet, data: Any = None, *, thin: int = 1, chunk_size: int = 64, batch_size: int = 1024
+    draws: DrawSet,
+    data: DataLike = None,
+    *,
+    thin: int = 1,
+    chunk_size: int = 64,
+    batch_size: int = 1024,
 ) -> dict[str, Temperature]:
     """Configurational temperatures, in total (under ``"all"``) and of each tensor of the model.
 
@@ -161,29 +207,27 @@ def configurational(
         draws: with all parameters kept.
         data: as given to ``sample``.
         thin: use every ``thin``-th draw.
-        chunk_size: draws evaluated at once.
+        chunk_size: draws evaluated at once; memory for a few times as many is taken, also of
+            draws on disk.
         batch_size: data evaluated at once.
 
     Raises:
         ValueError: interacting particles, or draws without their potential or of a part of it.
     """
-    kept, gradients = slopes(draws, data, thin=thin, chunk_size=chunk_size, batch_size=batch_size)
-    return of_gradients(draws, kept, gradients, temperature_set(draws)[..., ::thin])
+    found = slopes(draws, data, thin=thin, chunk_size=chunk_size, batch_size=batch_size)
+    return of_slopes(draws, found, temperature_set(draws)[..., ::thin])
 
 
-def of_gradients(
-    draws: DrawSet, particles: Tensor, gradients: Tensor, temperature: Tensor
-) -> dict[str, Temperature]:
-    """Configurational temperatures from particles and gradients ``[P, T, D]``."""
-    virial = ((particles - particles.mean((0, 1))) * gradients).double()
-    summaries = {"all": _summary(virial.mean(-1), virial.shape[-1], temperature)}
-    for name, where in draws.model().layout.slices().items():
-        part = virial[..., where]
-        summaries[name] = _summary(part.mean(-1), part.shape[-1], temperature)
-    return summaries
+def of_slopes(draws: DrawSet, found: Slopes, temperature: Tensor) -> dict[str, Temperature]:
+    """Configurational temperatures from gradients at the draws."""
+    layout = draws.model().layout
+    sizes = {"all": layout.num_params, **dict(zip(layout.shapes, layout.sizes, strict=True))}
+    return {
+        name: _summary(values, sizes[name], temperature) for name, values in found.virial.items()
+    }
 
 
-def every(draws: DrawSet, data: Any = None, *, thin: int = 1) -> dict[str, Temperature]:
+def every(draws: DrawSet, data: DataLike = None, *, thin: int = 1) -> dict[str, Temperature]:
     """Kinetic, if there are momenta, and configurational ones; see ``Draws.temperatures``."""
     momenta = kinetic(draws) if "kinetic_temperature" in draws.stats else {}
     return {**momenta, **configurational(draws, data, thin=thin)}

@@ -11,11 +11,15 @@ from torch import Tensor
 from particlevi._checks import check_choice, check_positive_int
 from particlevi.diagnostics.outputs import log_likelihood, outputs
 from particlevi.drawset import DrawSet, check_draws
+from particlevi.drawset.lazy import panels
 from particlevi.potentials.potential import ModelPotential
 
 __all__ = ["VIEWS", "View", "cost", "identified", "series"]
 
 View: TypeAlias = Literal["parameters", "projections", "predictions", "log_likelihood"]
+
+_BLOCK = 4096
+"""Coordinates whose part of the random directions is made from one seed."""
 
 VIEWS = ["parameters", "projections", "predictions", "log_likelihood"]
 
@@ -70,14 +74,18 @@ def cost(draws: DrawSet, per: Literal["second", "gradient"]) -> float:
 
 
 def _projections(values: Tensor, num: int) -> Tensor:
-    """On random directions, one after the other, so that memory stays bounded."""
-    generator = torch.Generator().manual_seed(0)
+    """On random directions, of which a block of coordinates is made at a time."""
     size = values.shape[-1]
-    projected = []
-    for _ in range(num):
-        direction = torch.randn(size, generator=generator) / math.sqrt(size)
-        projected.append(values.to(direction.dtype) @ direction)
-    return torch.stack(projected, dim=-1)
+    projected = torch.zeros(*values.shape[:-1], num, device=values.device)
+    for columns, panel in panels(values):
+        for block in range(columns.start // _BLOCK, -(-columns.stop // _BLOCK)):
+            start = block * _BLOCK
+            first, last = max(columns.start, start), min(columns.stop, start + _BLOCK)
+            directions = torch.randn(num, _BLOCK, generator=torch.Generator().manual_seed(block))
+            directions = directions[:, first - start : last - start].T / math.sqrt(size)
+            part = panel[..., first - columns.start : last - columns.start].to(directions.dtype)
+            projected += part @ directions.to(part.device)
+    return projected
 
 
 def _outputs(draws: DrawSet, inputs: Any, what: str) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self, TypeAlias, cast
 import torch
 from torch import Tensor
 
+from particlevi import _html
 from particlevi._checks import (
     as_list,
     check_choice,
@@ -27,7 +28,8 @@ from particlevi.drawset.parts import (
     what_is_missing,
 )
 from particlevi.potentials.potential import ModelPotential
-from particlevi.typing import Facts
+from particlevi.potentials.protocol import as_potential
+from particlevi.typing import Facts, Potential
 
 __all__ = ["DrawSet", "Index", "Kind", "check_draws"]
 
@@ -141,6 +143,50 @@ class DrawSet:
         notes += ["interrupted"] if self.interrupted else []
         notes += [f"{len(self.diverged)} diverged"] if self.diverged else []
         return f"Draws({chains} {unit} x {draws} draws x {size}; {', '.join(notes)})"
+
+    def _repr_html_(self) -> str:
+        chains, draws, size = self.particles.shape
+        unit = "particles" if self.interacting else "chains"
+        told = [("wrong", f"{len(self.diverged)} chains diverged and are left out.")]
+        told = told if self.diverged else []
+        if self.interrupted:
+            told.append(("uncertain", f"The run was interrupted after {self.num_steps} steps."))
+        if self.facts.kind == "particles":
+            told.append(("untold", "The last state is the sample; earlier ones are the way to it."))
+        if not self.complete:
+            told.append(("untold", "Only a part was kept: the model cannot be evaluated here."))
+        kinds = {
+            unit: chains,
+            "draws of each": draws,
+            "numbers per draw": size,
+            "sampler": self.attrs.get("sampler", "unknown"),
+            "seconds": f"{self.seconds:.3g}",
+            "steps": self.num_steps,
+            "batches": "minibatches" if self.minibatch else "all data",
+        }
+        if self.attrs.get("ended_by"):
+            kinds["ended by"] = self.attrs["ended_by"]
+        stats = [
+            (
+                name,
+                f"{float(v.double().mean()):.4g}",
+                f"{float(v.min()):.4g}",
+                f"{float(v.max()):.4g}",
+            )
+            for name, v in self.stats.items()
+            if v.numel()
+        ]
+        tensors = [(name, " x ".join(map(str, each))) for name, each in self.shapes.items()]
+        return _html.block(
+            f"Draws: {chains} {unit} x {draws} draws x {size}",
+            _html.notes(told),
+            _html.pairs(kinds),
+            _html.details(
+                f"{len(stats)} statistics",
+                _html.table(("statistic", "mean", "smallest", "largest"), stats),
+            ),
+            _html.details(f"{len(tensors)} tensors", _html.table(("name", "shape"), tensors)),
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "potential": None}
@@ -336,7 +382,7 @@ class DrawSet:
     def from_tensor(
         cls,
         particles: Tensor,
-        potential: ModelPotential | None = None,
+        potential: Potential | None = None,
         *,
         kind: Kind = "chains",
         seconds: float = math.nan,
@@ -361,21 +407,21 @@ class DrawSet:
             particles = particles.unsqueeze(0)
         known: dict[str, Any] = {}
         if potential is not None:
-            check_is("potential", potential, ModelPotential, "a potential, as from_module makes")
-            known["shapes"] = dict(potential.layout.shapes)
-            known["fingerprint"] = dict(potential.fingerprint)
+            model = as_potential(potential)
+            known["potential"] = model
+            known["shapes"] = dict(model.layout.shapes)
+            known["fingerprint"] = dict(model.fingerprint)
         return cls(
             particles.detach() if isinstance(particles, Tensor) else particles,
             seconds=seconds,
             facts=Facts(kind=kind),
-            potential=potential,
             **known,
         )
 
     @classmethod
     def from_state_dicts(
         cls,
-        potential: ModelPotential,
+        potential: Potential,
         state_dicts: Sequence[Mapping[str, Tensor]] | Sequence[Sequence[Mapping[str, Tensor]]],
         *,
         kind: Kind = "chains",
@@ -411,8 +457,9 @@ class DrawSet:
         ]
         if isinstance(given[0], Mapping):
             chains = [[state for chain in chains for state in chain]]
-        rows = [torch.stack([_raveled(potential, state) for state in chain]) for chain in chains]
-        return cls.from_tensor(torch.stack(rows), potential, kind=kind, seconds=seconds)
+        model = as_potential(potential)
+        rows = [torch.stack([_raveled(model, state) for state in chain]) for chain in chains]
+        return cls.from_tensor(torch.stack(rows), model, kind=kind, seconds=seconds)
 
 
 def _raveled(potential: ModelPotential, state: Mapping[str, Tensor]) -> Tensor:

@@ -105,6 +105,7 @@ def what_is_missing(coordinates: Tensor, shapes: Mapping[str, tuple[int, ...]]) 
     return (
         f"Only a part of the parameters was kept (keep=), {len(coordinates)} of them, so that the "
         f"model cannot be evaluated at these draws: {lost}. Keep all parameters "
-        "(storage_dtype=torch.bfloat16 halves them), or keep=pvi.outputs_at(inputs) if predictions "
-        "are wanted at known inputs only."
+        "(store=pvi.storage.InMemory(dtype=torch.bfloat16) halves them, and a path as store puts "
+        "them on disk), or keep=pvi.outputs_at(inputs) if predictions are wanted at known inputs "
+        "only."
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from particlevi.gradients.sharing import current_crew
 from particlevi.potentials.arithmetic import pinned
 from particlevi.potentials.chunks import chunks
 from particlevi.potentials.potential import Energy
@@ -19,9 +20,15 @@ def value_and_grad(
     energy: Energy, particles: Tensor, batch: Batch | None, chunk_size: int | None = None
 ) -> Gradient:
     """Gradients ``[P, D]`` and energies ``[P]``, by one backward pass per chunk."""
-    return joined(
-        [values_and_grads([(energy, *part)])[0] for part in chunks(particles, batch, chunk_size)]
-    )
+
+    def evaluate(points: Tensor, data: Batch | None) -> Gradient:
+        parts = chunks(points, data, chunk_size)
+        return joined([values_and_grads([(energy, *part)])[0] for part in parts])
+
+    if torch.compiler.is_compiling():
+        return evaluate(particles, batch)
+    crew = current_crew()
+    return evaluate(particles, batch) if crew is None else crew(evaluate, particles, batch)
 
 
 def joined(parts: Sequence[Gradient]) -> Gradient:

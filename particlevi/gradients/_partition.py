@@ -19,10 +19,12 @@ class Partition:
 
     def __init__(self, groups: Tensor):
         self.groups = groups
-        self.num_groups = int(groups.max()) + 1
+        self.num_groups: int = int(groups.max()) + 1
         bounds = (groups.diff() != 0).nonzero().flatten().add(1).tolist()
         edges = [0, *bounds, len(groups)]
-        self.runs = [(int(groups[start]), start, stop) for start, stop in pairwise(edges)]
+        self.runs: list[tuple[int, int, int]] = [
+            (int(groups[start]), start, stop) for start, stop in pairwise(edges)
+        ]
 
     def spread(self, values: Tensor) -> Tensor:
         """Values per group ``[S, M]`` as values per coordinate ``[S, D]``."""

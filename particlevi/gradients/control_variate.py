@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_finite, check_positive_int
-from particlevi.data import as_data
+from particlevi.data import DataLike, as_data
 from particlevi.gradients._evaluate import value_and_grad
 from particlevi.gradients.full import likelihood_gradient
 from particlevi.potentials.potential import ModelPotential
@@ -65,7 +65,7 @@ class control_variate:
     """
 
     potential: ModelPotential
-    data: Any
+    data: DataLike
     center: Tensor | None = None
     chunk_size: int = 1024
     refresh: int | None = None
@@ -122,7 +122,8 @@ class control_variate:
         return self._at(center if self.refresh is None else center.expand_as(particles).clone())
 
     def _at(self, centers: Tensor) -> State:
-        found = likelihood_gradient(self.potential, centers, self.data, self.chunk_size)
+        data = as_data(self.data, self.potential)
+        found = likelihood_gradient(self.potential, centers, data, self.chunk_size)
         return State(centers, found.gradient, found.potential)
 
     def draw_noise(self, state: State, streams: Streams) -> tuple[()]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from particlevi.data import Data, as_data
+from particlevi.data import Data, DataLike, as_data
 from particlevi.gradients._evaluate import value_and_grad
 from particlevi.potentials.potential import ModelPotential
-from particlevi.typing import Batch, Gradient
+from particlevi.potentials.protocol import as_potential
+from particlevi.typing import Batch, Gradient, Potential
 
 __all__ = ["full_gradient", "likelihood_gradient"]
 
@@ -34,7 +33,7 @@ def likelihood_gradient(
 
 
 def full_gradient(
-    potential: ModelPotential, particles: Tensor, data: Any = None, chunk_size: int = 1024
+    potential: Potential, particles: Tensor, data: DataLike = None, chunk_size: int = 1024
 ) -> Gradient:
     """Gradient ``[P, D]`` and value ``[P]`` of the potential on all the data.
 
@@ -49,9 +48,10 @@ def full_gradient(
     """
 
     def energy(points: Tensor, batch: Batch | None) -> Tensor:
-        return potential.prior_energy(points)
+        return model.prior_energy(points)
 
-    checked = as_data(data, potential)
-    prior = value_and_grad(energy, particles, None, potential.chunk_size)
-    likelihood = likelihood_gradient(potential, particles, checked, chunk_size)
+    model = as_potential(potential)
+    checked = as_data(data, model)
+    prior = value_and_grad(energy, particles, None, model.chunk_size)
+    likelihood = likelihood_gradient(model, particles, checked, chunk_size)
     return Gradient(prior.gradient + likelihood.gradient, prior.potential + likelihood.potential)

@@ -10,15 +10,17 @@ for data drawn with replacement; for a random subset of N data it is ``(1 - B/N)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from particlevi.typing import Batch, Gradient
 
-__all__ = ["Halves", "in_halves"]
+__all__ = ["Halves", "Parted", "in_halves", "parted"]
 
 
 class Halves(NamedTuple):
@@ -31,10 +33,39 @@ class Halves(NamedTuple):
     variance: Gradient
 
 
+class Parted(NamedTuple):
+    """An estimate, and the difference ``[P, ...]`` of those on the halves of its batch.
+
+    ``sqrt(factor) difference`` has mean 0 and the covariance of the estimate.
+    """
+
+    found: Gradient
+    difference: Gradient
+    factor: float
+
+    @property
+    def halves(self) -> Halves:
+        """With variances."""
+        squares = (self.factor * value.square() for value in self.difference)
+        return Halves(self.found, Gradient(*squares))
+
+    @property
+    def noise(self) -> Tensor:
+        """Of mean 0 and the covariance of the gradient, ``[P, D]``."""
+        return math.sqrt(self.factor) * self.difference.gradient
+
+
 def in_halves(
     estimate: Callable[[Batch | None], Gradient], batch: Batch | None, num_data: int | None
 ) -> Halves:
-    """The estimate on a batch and its variance, which is 0 without data and on all of them.
+    """The estimate on a batch and its variance; see ``parted``."""
+    return parted(estimate, batch, num_data).halves
+
+
+def parted(
+    estimate: Callable[[Batch | None], Gradient], batch: Batch | None, num_data: int | None
+) -> Parted:
+    """The estimate on a batch and its halves' difference, 0 without data and on all of them.
 
     It sees the noise of the batch, not that of masks or other random numbers of the estimator,
     which both halves share.
@@ -49,7 +80,7 @@ def in_halves(
     """
     if batch is None or batch.complete:
         found = estimate(batch)
-        return Halves(found, Gradient(*(torch.zeros_like(value) for value in found)))
+        return Parted(found, Gradient(*(torch.zeros_like(value) for value in found)), 0.0)
     axis, size = 1 if batch.per_particle else 0, batch.size
     if size < 2:
         raise ValueError(
@@ -69,7 +100,8 @@ def in_halves(
     if batch.law not in (None, "independent") and num_data is not None:
         factor *= 1 - size / num_data
     pairs = list(zip(first, second, strict=True))
-    return Halves(
+    return Parted(
         Gradient(*(share * a + (1 - share) * b for a, b in pairs)),
-        Gradient(*(factor * (a - b).square() for a, b in pairs)),
+        Gradient(*(a - b for a, b in pairs)),
+        factor,
     )

@@ -43,15 +43,17 @@ class _SelfAveraged(ABC):
             )
         potential = as_potential(potential)
         self.potential: Any = potential
-        self.history = history() if memory is None else memory
+        self.history: history = history() if memory is None else memory
         start = self.history.initial
         if start is not None and start.shape[1] != potential.num_params:
             raise ValueError(
                 f"The history's initial entries must be [S, {potential.num_params}], "
                 f"got {list(start.shape)}."
             )
-        self.partition = Partition(potential.groups(groups))
-        self.prior_apart = potential.factorised_prior and potential.log_likelihood_fn is not None
+        self.partition: Partition = Partition(potential.groups(groups))
+        self.prior_apart: bool = (
+            potential.factorised_prior and potential.log_likelihood_fn is not None
+        )
 
     def __repr__(self) -> str:
         return (
@@ -282,9 +284,12 @@ class structured(_SelfAveraged):
         check_positive_int("num_history", num_history)
         super().__init__(potential, groups, history)
         self.num_history = num_history
-        self.num_composites = num_history * self.num_groups
-        self.times_kept = num_history
-        self.settings = {"num_history": num_history, **self._common_settings(groups)}
+        self.num_composites: int = num_history * self.num_groups
+        self.times_kept: float = num_history
+        self.settings: Mapping[str, JSON] = {
+            "num_history": num_history,
+            **self._common_settings(groups),
+        }
 
     def _plain(self) -> bool:
         return self.num_groups == 1
@@ -351,12 +356,12 @@ class structured_dropout(_SelfAveraged):
         history: history | None = None,
     ):
         check_positive_int("num_masks", num_masks)
-        self.mask = _checked_mask(mask, keep)
+        self.mask: str | tuple[str, float, float] = _checked_mask(mask, keep)
         self.keep = keep
         super().__init__(potential, groups, history)
         self.num_composites = num_masks
-        self.times_kept = num_masks * _mean(self.mask, keep)
-        self.settings = {
+        self.times_kept: float = num_masks * _mean(self.mask, keep)
+        self.settings: Mapping[str, JSON] = {
             "keep": keep,
             "num_masks": num_masks,
             "mask": mask if isinstance(mask, str) else list(mask),

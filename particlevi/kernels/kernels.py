@@ -7,6 +7,7 @@ size P x P x D, and none a matrix P x P where P is above ``DENSE``: see
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from particlevi._checks import check_positive_int, check_seed
 from particlevi.kernels.bandwidths import Bandwidth, as_bandwidth, fixed, median, pair_squares
-from particlevi.kernels.reduction import PROFILES, radial_sums, squared_distances
+from particlevi.kernels.reduction import PROFILES, dense_sums, radial_sums, squared_distances
 
 __all__ = [
     "Kernel",
@@ -98,6 +99,18 @@ class Radial:
         b = self.width(x) if width is None else width
         return radial_sums(x - x.mean(0), scores, b, self.kind)
 
+    def columns(
+        self, x: Tensor, scores: Tensor, add: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The same of some columns ``[P, D_r]``; ``add`` sums over those who have the others."""
+        x = x - x.mean(0)
+        gram = add(x @ x.T)
+        lengths = torch.diagonal(gram)
+        squares = (lengths.unsqueeze(1) + lengths - 2 * gram).clamp_(min=0)
+        pairs = torch.triu_indices(len(x), len(x), 1, device=x.device)
+        width = as_bandwidth(self.bandwidth)(squares[pairs[0], pairs[1]], len(x))
+        return dense_sums(x, scores, squares, width, self.kind)
+
     def bind(self, space: Space) -> Kernel:
         """Itself."""
         return self
@@ -158,6 +171,12 @@ class linear:
         narrow = len(x) <= x.shape[1]
         product = (x @ x.T) @ scores if narrow else x @ (x.T @ scores)
         return (product + scores.sum(0)) / len(x), x
+
+    def columns(
+        self, x: Tensor, scores: Tensor, add: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The same of some columns ``[P, D_r]``; ``add`` sums over those who have the others."""
+        return (add(x @ x.T) @ scores + scores.sum(0)) / len(x), x
 
     def bind(self, space: Space) -> Kernel:
         """Itself."""

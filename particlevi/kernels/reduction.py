@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-__all__ = ["DENSE", "PROFILES", "Profile", "radial_sums", "row_blocks", "squared_distances"]
+__all__ = [
+    "DENSE",
+    "PROFILES",
+    "Profile",
+    "dense_sums",
+    "radial_sums",
+    "row_blocks",
+    "squared_distances",
+]
 
 DENSE = 1024
 _BLOCK = 2**21
@@ -79,15 +87,22 @@ def radial_sums(x: Tensor, scores: Tensor, b: Tensor, kind: str) -> tuple[Tensor
         kind: a key of ``PROFILES``.
     """
     if len(x) <= DENSE:
-        kernel = PROFILES[kind].value(_centred_squares(x, x) / b)
-        weights = PROFILES[kind].slope(kernel)
-        balance = (torch.diag(weights.sum(1)) - weights) * (2 / (len(x) * b))
-        attraction, repulsion = (kernel / len(x)) @ scores, balance @ x
+        attraction, repulsion = dense_sums(x, scores, _centred_squares(x, x), b, kind)
     elif kind == "rbf" and x.shape[1] <= _ATTENTION_DIM and scores.shape[1] <= _ATTENTION_DIM:
         attraction, repulsion = _by_attention(x, scores, b)
     else:
         attraction, repulsion = _by_tiles(x, scores, b, kind)
     return attraction, repulsion
+
+
+def dense_sums(
+    x: Tensor, scores: Tensor, squares: Tensor, b: Tensor, kind: str
+) -> tuple[Tensor, Tensor]:
+    """The same from the matrix of ``|x_i - x_j|^2``; ``x`` may be some of the columns."""
+    kernel = PROFILES[kind].value(squares / b)
+    weights = PROFILES[kind].slope(kernel)
+    balance = (torch.diag(weights.sum(1)) - weights) * (2 / (len(x) * b))
+    return (kernel / len(x)) @ scores, balance @ x
 
 
 @contextmanager

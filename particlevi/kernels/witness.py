@@ -27,7 +27,7 @@ class Scale(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(()))
+        self.scale: nn.Parameter = nn.Parameter(torch.ones(()))
 
     def forward(self, values: Tensor) -> Tensor:
         """The values, scaled."""
@@ -50,7 +50,7 @@ class Witness:
 
     def __init__(self, network: nn.Module | None, dim: int):
         check_positive_int("dim", dim)
-        self.own = network is None
+        self.own: bool = network is None
         if network is None:
             with torch.random.fork_rng(devices=[]):
                 network = nn.Sequential(
@@ -63,13 +63,13 @@ class Witness:
                 )
         if not isinstance(network, nn.Module):
             raise TypeError(f"network must be a torch.nn.Module, got {type(network).__name__}.")
-        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.network: nn.Module = copy.deepcopy(network).eval().requires_grad_(False)
         parameters = dict(self.network.named_parameters())
         if not parameters:
             raise ValueError("The witness network has no parameters to learn.")
-        self.names = list(parameters)
-        self.shapes = [value.shape for value in parameters.values()]
-        self.sizes = [value.numel() for value in parameters.values()]
+        self.names: list[str] = list(parameters)
+        self.shapes: list[torch.Size] = [value.shape for value in parameters.values()]
+        self.sizes: list[int] = [value.numel() for value in parameters.values()]
         probe = torch.zeros(2, dim, dtype=next(iter(parameters.values())).dtype)
         with torch.no_grad():
             shape = tuple(self.network(probe.to(next(iter(parameters.values())).device)).shape)

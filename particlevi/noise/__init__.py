@@ -14,7 +14,7 @@ from particlevi.noise.regulariser import (
     shuffling_regulariser,
     spectral_weight,
 )
-from particlevi.noise.scalings import Batching, Scalings, batch_factor, scalings, temperature
+from particlevi.noise.scalings import FreshBatching, Scalings, batch_factor, scalings, temperature
 from particlevi.noise.spectrum import Spectrum
 from particlevi.noise.tails import TailIndex, hill, tail_index
 from particlevi.noise.variance import gradient_variance
@@ -23,10 +23,10 @@ __all__ = [
     "AveragedNoise",
     "Balance",
     "BalancePath",
-    "Batching",
     "DiagonalNet",
     "Estimate",
     "FamilyTest",
+    "FreshBatching",
     "Gaussianity",
     "GeneralizationBound",
     "GradientNoise",

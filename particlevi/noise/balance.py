@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_has, check_particles, check_positive, check_positive_int
-from particlevi.noise.scalings import Batching, batch_factor
+from particlevi.noise.scalings import FreshBatching, batch_factor
 
 if TYPE_CHECKING:
     from particlevi.noise.covariance import GradientNoise
@@ -97,7 +97,7 @@ class Pair:
         return self.norm_ratio * self.first_noise / self.second_noise
 
     def drift(
-        self, learning_rate: float, batch_size: int, batching: Batching = "replacement"
+        self, learning_rate: float, batch_size: int, batching: FreshBatching = "replacement"
     ) -> Tensor:
         """The mean change of ``|u|^2 - |w|^2`` in one step of plain SGD, ``[n]``.
 

@@ -32,14 +32,16 @@ from particlevi._checks import (
     check_flag,
     check_function,
     check_particles,
+    check_positive,
     check_positive_int,
 )
 from particlevi.curvature.second_order import second_order
+from particlevi.data import DataLike
 from particlevi.noise.balance import Balance, balance_of
 from particlevi.noise.gaussianity import Gaussianity
 from particlevi.noise.minibatches import gaussianity_of, tail_index_of
 from particlevi.noise.persample import PerSample, of_module, of_potential
-from particlevi.noise.scalings import Batching, batch_factor
+from particlevi.noise.scalings import FreshBatching, batch_factor
 from particlevi.noise.spectrum import Spectrum, covariance_spectrum, gram_spectrum, top_spectrum
 from particlevi.noise.tails import TailIndex
 from particlevi.potentials.layout import Layout
@@ -51,6 +53,7 @@ __all__ = ["Estimate", "GradientNoise", "NoisePath", "check_noise", "measure", "
 
 _MOST_NUMBERS = 2**25
 _MOST_BYTES = 2e9
+_DEAR = 0.28
 
 
 class Estimate(NamedTuple):
@@ -124,7 +127,7 @@ class GradientNoise:
         samples = self.samples.restrict(self.position, columns, Layout(shapes))
         return replace(self, samples=samples, position=self.position[columns])
 
-    def batch_factor(self, batch_size: int, batching: Batching = "replacement") -> float:
+    def batch_factor(self, batch_size: int, batching: FreshBatching = "replacement") -> float:
         """What ``C`` is multiplied with to give the covariance of a batch's mean gradient."""
         return batch_factor(batch_size, self.num_data, batching)
 
@@ -191,7 +194,7 @@ class GradientNoise:
         return (total / self.num_data).to(self.position.dtype)
 
     def matmat(self, vectors: Tensor, centered: bool = True) -> Tensor:
-        """``C V [D, K]`` for columns ``V [D, K]``; one pass of per-sample gradients for all.
+        """``C V [D, K]`` for columns ``V [D, K]``; of many, by one pass of per-sample gradients.
 
         In the dtype and on the device of the position, whatever those of the columns are.
         """
@@ -201,6 +204,9 @@ class GradientNoise:
                 f"vectors must be columns [{self.num_params}, K], got {got}; matvec takes one."
             )
         vectors = vectors.to(self.position)
+        # Where a pass of per-sample gradients is dearer than the products: measured on wide nets.
+        if 0 < vectors.shape[1] <= self.num_params**_DEAR:
+            return torch.stack([self.matvec(column, centered) for column in vectors.T], 1)
         total = torch.zeros_like(vectors)
         mean = self.gradient if centered else torch.zeros_like(self.position)
         for rows in self.per_sample():
@@ -235,7 +241,16 @@ class GradientNoise:
         return Estimate(float(values.mean()), float(values.std()) / math.sqrt(num_probes))
 
     def diagonal(self, centered: bool = True) -> Tensor:
-        """The diagonal ``[D]`` of ``C``, or of ``F``."""
+        """The diagonal ``[D]`` of ``C``, or of ``F``; for modules by a few gradients."""
+        if self.samples.squares is not None:
+            sums = torch.zeros(2, self.num_params, dtype=torch.float64, device=self.position.device)
+            for start, stop in self._ranges(self.chunk_size, "squared gradients"):
+                piece = self.samples.piece(start, stop)
+                sums += torch.stack(self.samples.squares(self.position, piece))
+            first, second = sums / self.num_data
+            found = second - first.square() if centered else second
+            diagonal: Tensor = found.clamp(min=0).to(self.position.dtype)
+            return diagonal
         mean = self.gradient if centered else torch.zeros_like(self.position)
         total = torch.zeros_like(self.position, dtype=torch.float64)
         for rows in self.per_sample():
@@ -257,30 +272,38 @@ class GradientNoise:
             total.addmm_(shifted.T, shifted)
         return total / self.num_data
 
-    def spectrum(self, top: int | None = None, centered: bool = True, seed: int = 0) -> Spectrum:
+    def spectrum(
+        self,
+        top: int | None = None,
+        centered: bool = True,
+        seed: int = 0,
+        max_bytes: float = _MOST_BYTES,
+    ) -> Spectrum:
         """Eigenvalues, largest first.
 
         All of them come from the Gram matrix of the gradients ``[N, N]`` where ``N < D``, else
         from ``[D, D]``, in float64. The largest few come from a block Krylov space, and carry
-        bounds on their errors and eigenvectors. Gradients ``[N, D]`` that take less than 2 GB are
-        kept, else computed anew for every block.
+        bounds on their errors and eigenvectors. Gradients ``[N, D]`` that take less than
+        ``max_bytes`` are kept, else products are computed anew for every block.
 
         Args:
             top: how many; all if absent.
             centered: of ``C``, else of ``F``.
             seed: of the first block.
+            max_bytes: of memory for gradients, or for a matrix; 2 GB.
 
         Raises:
-            MemoryError: all eigenvalues, where gradients or matrix would take more than 2 GB.
+            MemoryError: all eigenvalues, where gradients or matrix would take more.
         """
+        check_positive("max_bytes", max_bytes)
         n, d = self.num_data, self.num_params
         held, square = n * d * self.position.element_size(), min(n, d) ** 2 * 8
         if top is None:
-            if square > _MOST_BYTES or (n < d and held > _MOST_BYTES):
+            if square > max_bytes or (n < d and held > max_bytes):
                 raise MemoryError(
                     f"All eigenvalues need {held / 1e9:.1f} GB of gradients [{n}, {d}] and "
-                    f"{square / 1e9:.1f} GB for a matrix, more than {_MOST_BYTES / 1e9:.0f} GB: "
-                    "ask for the largest few by top=200."
+                    f"{square / 1e9:.1f} GB for a matrix, more than {max_bytes / 1e9:.3g} GB: "
+                    "raise max_bytes, or ask for the largest few by top=200."
                 )
             if n < d:
                 return gram_spectrum(self._held(centered), d)
@@ -292,7 +315,7 @@ class GradientNoise:
             "like": self.position,
             "seed": seed,
         }
-        if held > _MOST_BYTES:
+        if held > max_bytes:
             trace = self.trace(centered=centered).value
             return top_spectrum(lambda v: self.matmat(v, centered), top, trace, **settings)
         rows = self._held(centered)
@@ -305,7 +328,7 @@ class GradientNoise:
         *,
         num_directions: int = 30,
         num_bootstrap: int = 199,
-        batching: Batching = "replacement",
+        batching: FreshBatching = "replacement",
         seed: int = 0,
     ) -> Gaussianity:
         """Whether the noise of minibatches is Gaussian; see ``pvi.noise.gaussianity``.
@@ -332,7 +355,7 @@ class GradientNoise:
         *,
         num_coordinates: int = 500,
         num_null: int = 99,
-        batching: Batching = "replacement",
+        batching: FreshBatching = "replacement",
         seed: int = 0,
     ) -> TailIndex:
         """The tail index of the noise of minibatches; see ``pvi.noise.tail_index``.
@@ -375,7 +398,7 @@ class GradientNoise:
 
 def measure(
     model: ModelPotential | nn.Module,
-    data: Any,
+    data: DataLike,
     loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
     *,
     position: Tensor | None = None,

@@ -15,7 +15,7 @@ from torch import Tensor
 from particlevi._checks import check_choice, check_finite, check_positive_int, check_seed
 from particlevi.noise.gaussianity import MOST_SAMPLES, Gaussianity, compare_with_gaussian
 from particlevi.noise.samples import Array, batch_means, varying
-from particlevi.noise.scalings import Batching
+from particlevi.noise.scalings import FreshBatching
 from particlevi.noise.tails import TailIndex, tail_index
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def gaussianity_of(
     num_batches: int,
     num_directions: int,
     num_bootstrap: int,
-    batching: Batching,
+    batching: FreshBatching,
     seed: int,
 ) -> Gaussianity:
     """See ``GradientNoise.gaussianity``."""
@@ -64,7 +64,7 @@ def tail_index_of(
     num_batches: int,
     num_coordinates: int,
     num_null: int,
-    batching: Batching,
+    batching: FreshBatching,
     seed: int,
 ) -> TailIndex:
     """See ``GradientNoise.tail_index``."""
@@ -79,7 +79,7 @@ def tail_index_of(
     return tail_index(drawn, center=False, num_null=num_null, seed=seed)
 
 
-def _begin(noise: GradientNoise, batching: Batching, seed: int) -> int:
+def _begin(noise: GradientNoise, batching: FreshBatching, seed: int) -> int:
     """The batch size, once the arguments are good."""
     check_choice("batching", batching, ["replacement", "subset"])
     check_seed("seed", seed)

@@ -16,6 +16,8 @@ from torch.utils import _pytree as pytree
 
 from particlevi._checks import check_choice, check_finite
 from particlevi.curvature.second_order import second_order
+from particlevi.curvature.squares import GradientSquares, gradient_squares
+from particlevi.data import DataLike
 from particlevi.data.tensors import as_tensors
 from particlevi.noise.reductions import check_reduction
 from particlevi.potentials.layout import Layout
@@ -44,6 +46,8 @@ class PerSample:
             its own, the same at every evaluation.
         looping: whether gradients are taken one datum at a time, because an operation of the model
             (LSTM, GRU) cannot be vectorised over data.
+        squares: ``theta`` and some data to the sums of their gradients and of the squares of these,
+            at about the cost of one gradient; None where that is not known.
     """
 
     one: Loss
@@ -54,6 +58,7 @@ class PerSample:
     device: torch.device
     random: bool = False
     looping: bool = False
+    squares: Callable[[Tensor, Any], GradientSquares] | None = None
 
     @property
     def num_data(self) -> int:
@@ -85,15 +90,23 @@ class PerSample:
         def whole(part: Tensor) -> Tensor:
             return theta.index_copy(0, columns, part)
 
+        squares = self.squares
+
+        def some(part: Tensor, data: Any) -> GradientSquares:
+            assert squares is not None
+            found = squares(whole(part), data)
+            return GradientSquares(found.gradient[columns], found.squares[columns])
+
         return replace(
             self,
+            squares=None if squares is None else some,
             one=lambda part, datum: self.one(whole(part), datum),
             many=lambda part, data: self.many(whole(part), data),
             layout=layout,
         )
 
 
-def of_potential(potential: ModelPotential, data: Any) -> PerSample:
+def of_potential(potential: ModelPotential, data: DataLike) -> PerSample:
     """``f_k = -log p(x_k | theta) - log p(theta) / N``, so that ``f = U / N``.
 
     Args:
@@ -136,7 +149,10 @@ def of_potential(potential: ModelPotential, data: Any) -> PerSample:
 
 
 def of_module(
-    module: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], data: Any, mode: str = "eval"
+    module: nn.Module,
+    loss_fn: Callable[[Tensor, Tensor], Tensor],
+    data: DataLike,
+    mode: str = "eval",
 ) -> PerSample:
     """``f_k = loss_fn(module(x_k), y_k)`` over a module's trainable parameters.
 
@@ -189,6 +205,7 @@ def of_module(
         dtype=like.dtype,
         device=like.device,
         random=mode == "train",
+        squares=None if mode == "train" else partial(_squares, module, layout, loss_fn),
     )
     with torch.no_grad(), seeded(0):
         for start in range(0, lengths[0], _CHECKED):
@@ -204,6 +221,16 @@ def of_module(
     if _vectorises(found, point):
         return found
     return replace(found, looping=True, many=partial(_stacked, one))
+
+
+def _squares(
+    module: nn.Module,
+    layout: Layout,
+    loss_fn: Callable[[Tensor, Tensor], Tensor],
+    theta: Tensor,
+    data: Any,
+) -> GradientSquares:
+    return gradient_squares(module, layout, loss_fn, theta, tuple(data))
 
 
 def _stacked(one: Loss, theta: Tensor, data: Any) -> Tensor:

@@ -12,10 +12,10 @@ from typing import Literal, NamedTuple
 
 from particlevi._checks import check_choice, check_fraction, check_positive, check_positive_int
 
-__all__ = ["Batching", "Scalings", "batch_factor", "scalings", "temperature"]
+__all__ = ["FreshBatching", "Scalings", "batch_factor", "scalings", "temperature"]
 
-Batching = Literal["replacement", "subset"]
-"""Independent indices, or subsets drawn anew for each step; as in ``sample``."""
+FreshBatching = Literal["replacement", "subset"]
+"""Independent indices, or subsets, drawn anew for each step: the laws of ``sample`` but epochs."""
 
 
 class Scalings(NamedTuple):
@@ -39,7 +39,7 @@ def temperature(
     batch_size: int,
     *,
     momentum: float = 0.0,
-    batching: Batching = "replacement",
+    batching: FreshBatching = "replacement",
     num_data: int | None = None,
 ) -> float:
     """The temperature ``T = eta / (2 (1 - m)) k`` of SGD, ``k = batch_factor``; ``eta/(2b)`` plain.
@@ -75,7 +75,7 @@ def scalings(
     batch_size: int,
     *,
     momentum: float = 0.0,
-    batching: Batching = "replacement",
+    batching: FreshBatching = "replacement",
     num_data: int | None = None,
 ) -> Scalings:
     """The noise level of SGD as three papers write it.
@@ -101,7 +101,7 @@ def scalings(
 
 
 def batch_factor(
-    batch_size: int, num_data: int | None = None, batching: Batching = "replacement"
+    batch_size: int, num_data: int | None = None, batching: FreshBatching = "replacement"
 ) -> float:
     """The covariance of a minibatch's mean gradient over the per-sample covariance ``C``.
 

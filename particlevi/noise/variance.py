@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from particlevi._checks import check_positive_int, check_seed
-from particlevi.data import Batching, as_data, as_particles
+from particlevi.data import Batching, DataLike, as_data, as_particles
 from particlevi.gradients.minibatch import Target, as_estimator
 from particlevi.streams import ParticleStreams
 from particlevi.typing import Batch
@@ -19,7 +17,7 @@ __all__ = ["gradient_variance"]
 def gradient_variance(
     target: Target,
     particles: Tensor,
-    data: Any,
+    data: DataLike,
     *,
     batch_size: int | None = None,
     num_batches: int = 32,

@@ -106,9 +106,9 @@ class Power(Optimizer):
         shared = {name: hooks for name, hooks in vars(inner).items() if "state_dict" in name}
         super().__setstate__({"optimizer": inner, **shared})
 
-    param_groups = Shared()
-    state = Shared()
-    defaults = Shared()
+    param_groups: Any = Shared()
+    state: Any = Shared()
+    defaults: Any = Shared()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the wrapped optimiser."""

@@ -99,7 +99,7 @@ class Processes:
     def __init__(self, group: Any = None, patience: float = 10.0) -> None:
         from particlevi.distributed import Peers
 
-        self.peers = Peers(group, patience)
+        self.peers: Peers = Peers(group, patience)
 
     def count(self, params: Tensors) -> int:
         """The number of processes, the dead ones included."""

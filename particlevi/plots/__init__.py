@@ -6,6 +6,7 @@ from particlevi.plots.landscape import potential_against_loss
 from particlevi.plots.methods import effective_temperature
 from particlevi.plots.noise_laboratory import balance, bound, normality, tails
 from particlevi.plots.noise_spectra import spectrum
+from particlevi.plots.training import training
 
 __all__ = [
     "balance",
@@ -19,4 +20,5 @@ __all__ = [
     "spectrum",
     "tails",
     "temperatures",
+    "training",
 ]

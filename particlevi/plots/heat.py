@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from particlevi.data import DataLike
 from particlevi.diagnostics.temperatures import chi_square_interval, every, temperature_set
 from particlevi.drawset import DrawSet, check_draws
 from particlevi.plots.axes import as_axes
@@ -13,7 +14,7 @@ from particlevi.plots.axes import as_axes
 __all__ = ["temperatures"]
 
 
-def temperatures(draws: DrawSet, data: Any = None, *, thin: int = 1, axes: Any = None) -> Any:
+def temperatures(draws: DrawSet, data: DataLike = None, *, thin: int = 1, axes: Any = None) -> Any:
     """Kinetic and configurational temperature, in total and of each tensor.
 
     Points are means over the run with two Monte-Carlo standard errors to each side. Grey bars are

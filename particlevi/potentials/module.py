@@ -215,6 +215,20 @@ class _Forward:
         outputs: Tensor = torch.func.functional_call(module, weights, args, kwargs)
         return outputs
 
+    def fresh_copy(self) -> nn.Module:
+        """A copy of the module as it is evaluated, none of whose parameters is to be trained."""
+        return copy.deepcopy(self.module).requires_grad_(False)
+
+    def changed_buffers(self, state: Mapping[str, Tensor]) -> list[str]:
+        """Names of buffers whose values in a ``state_dict`` are not those of the module."""
+        return [
+            name
+            for name, buffer in self.module.named_buffers()
+            if buffer.is_floating_point()
+            and name in state
+            and not torch.allclose(state[name].to(buffer), buffer, rtol=1e-4, atol=1e-6)
+        ]
+
     def _probed(self, particles: Tensor, batch: Batch) -> Habits | None:
         weights = self.layout.unravel(particles[0, : self.layout.num_params].detach())
         inputs = batch.data

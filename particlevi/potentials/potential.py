@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from particlevi import _html
 from particlevi._checks import check_choice, check_has, check_particles, check_positive_int
 from particlevi.potentials.arithmetic import pinned
 from particlevi.potentials.layout import Groups, Layout
 from particlevi.potentials.likelihoods import Likelihood, check_targets
+from particlevi.potentials.prior_predictive import PriorPredictive, prior_predictive
 from particlevi.potentials.starts import Starts
 from particlevi.streams import ParticleStreams
 from particlevi.typing import JSON, Batch, Streams
@@ -78,6 +81,17 @@ class Evaluation:
             object.__setattr__(self, "chunk_size", int(self.chunk_size))
 
 
+_CHOICES = ("dropout", "batch_norm")
+
+
+def _law(settings: JSON) -> str:
+    """A law by its settings, ``Normal(scale=1.0)``."""
+    if not isinstance(settings, Mapping):
+        return str(settings)
+    shown = ", ".join(f"{name}={value}" for name, value in settings.items() if name != "kind")
+    return f"{settings.get('kind')}({shown})"
+
+
 @dataclass(frozen=True, eq=False)
 class ModelPotential:
     """``U(theta) = -log p(theta) - (N/B) sum_b log p(x_b | theta)`` in nats.
@@ -118,6 +132,34 @@ class ModelPotential:
         dtype = str(self.dtype).removeprefix("torch.")
         return f"ModelPotential({kind}, D={self.num_params}, N={self.num_data}, {dtype})"
 
+    def _repr_html_(self) -> str:
+        prior = self.fingerprint.get("prior")
+        laws = prior if isinstance(prior, Mapping) else {}
+        shown: dict[str, object] = {"N, data": "none" if self.num_data is None else self.num_data}
+        shown["D, parameters"] = self.num_params
+        likelihood = self.fingerprint.get("likelihood")
+        if isinstance(likelihood, Mapping):
+            shown["likelihood"] = _law(likelihood)
+        shown |= {f"prior of {name}": _law(law) for name, law in laws.items()}
+        shown |= {name: self.fingerprint[name] for name in _CHOICES if self.fingerprint.get(name)}
+        shown["where"] = f"{self.device}, {self.dtype}"
+        tensors = [
+            (name, " x ".join(map(str, shape)) or "one number", math.prod(shape))
+            for name, shape in self.layout.shapes.items()
+        ]
+        return _html.block(
+            f"Potential of a {self.fingerprint.get('kind', 'density')}",
+            _html.preformatted(
+                "U(theta) = -log p(theta) - sum_n log p(x_n | theta), in nats"
+                if self.num_data is not None
+                else "U(theta) = -log p(theta), in nats"
+            ),
+            _html.pairs(shown),
+            _html.details(
+                f"{len(tensors)} tensors", _html.table(("name", "shape", "size"), tensors)
+            ),
+        )
+
     @property
     def num_params(self) -> int:
         """D, the number of parameters in a particle."""
@@ -157,12 +199,16 @@ class ModelPotential:
         """Energies ``[P]``; on a minibatch of B data the likelihood is scaled by N/B."""
         if particles.ndim != 2 or particles.shape[1] != self.num_params:
             check_particles(particles, self.num_params)
+        with pinned(self.device):
+            return self._energy(particles, batch)
+
+    def _energy(self, particles: Tensor, batch: Batch | None) -> Tensor:
         if self.energy_fn is not None:
             return self._whole(self.energy_fn, particles, batch)
-        energy = -self.log_prior(particles)
+        energy = -self.log_prior_fn(particles)
         if self.log_likelihood_fn is None:
             return energy
-        log_likelihood = self.log_likelihood(particles, batch)
+        log_likelihood = self._terms(particles, batch)
         return energy - self.scale(log_likelihood.shape[1], batch) * log_likelihood.sum(1)
 
     def prior_energy(self, particles: Tensor) -> Tensor:
@@ -184,11 +230,10 @@ class ModelPotential:
     def _whole(self, energy: Energy, particles: Tensor, batch: Batch | None) -> Tensor:
         """An energy that is given as it is; its data weighted as the batch says."""
         plain = batch if batch is None else batch._replace(scale=None)
-        with pinned(self.device):
-            values = energy(particles, plain)
+        values = energy(particles, plain)
         if batch is None or batch.scale is None:
             return values
-        prior = -self.log_prior(particles)
+        prior = -self.log_prior_fn(particles)
         return prior + batch.scale / self.scale(batch.size) * (values - prior)
 
     def scale(self, batch_size: int, batch: Batch | None = None) -> float | Tensor:
@@ -214,13 +259,16 @@ class ModelPotential:
 
     def log_likelihood(self, particles: Tensor, batch: Batch | None) -> Tensor:
         """Log-likelihoods ``[P, B]``."""
+        with pinned(self.device):
+            return self._terms(particles, batch)
+
+    def _terms(self, particles: Tensor, batch: Batch | None) -> Tensor:
         if self.log_likelihood_fn is None or batch is None:
             raise ValueError(
                 "A log-likelihood needs a potential with data and a batch: got "
                 f"{'no batch' if batch is None else 'a density without data'}."
             )
-        with pinned(self.device):
-            values = self.log_likelihood_fn(particles, batch)
+        values = self.log_likelihood_fn(particles, batch)
         if values.ndim != 2 or values.shape[0] != particles.shape[0]:
             raise ValueError(
                 "The log-likelihood must return one value per particle and datum, "
@@ -297,6 +345,38 @@ class ModelPotential:
         """Particles ``[S, D]`` as the model's own quantities ``[S, *shape]`` by name."""
         check_particles(particles, self.num_params)
         return self.sites.constrain(self.unravel(particles))
+
+    def prior_predictive(
+        self, inputs: Any = None, num_draws: int = 500, seed: int = 0
+    ) -> PriorPredictive:
+        """Draws of the prior, of the model's outputs under it, and of targets: a look at a prior.
+
+        Source: Gabry, Simpson, Vehtari, Betancourt and Gelman, "Visualization in Bayesian
+        workflow", 2019.
+
+        Args:
+            inputs: one tensor ``[B, ...]``, or a tuple of them for a module with several inputs; a
+                Pyro model's arguments without observations.
+            num_draws: S.
+            seed: of the draws.
+
+        Returns:
+            ``particles [S, D]``, ``outputs [S, B, ...]`` and ``targets`` by name, one per draw and
+            datum; ``draws.to_arviz(prior=...)`` takes them along.
+
+        Raises:
+            ValueError: a density, which predicts nothing, or an improper prior.
+
+        Examples:
+            >>> import particlevi as pvi
+            >>> net = torch.nn.Linear(3, 1)
+            >>> likelihood, prior = pvi.Gaussian(scale=0.1), pvi.Normal(2.0)
+            >>> potential = pvi.from_module(net, likelihood, prior, num_data=20)
+            >>> found = potential.prior_predictive(torch.ones(1, 3), num_draws=4000)
+            >>> bool((found.outputs.std() - 4).abs() < 0.2)  # 2 sqrt(3 + 1)
+            True
+        """
+        return prior_predictive(self, inputs, num_draws, seed)
 
     def groups(self, rule: Groups, seed: int = 0) -> Tensor:
         """Group numbers ``[D]`` under a rule, where the particles are; see ``Layout.groups``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,7 +44,7 @@ class Vectorized:
         self.function = function
         self.what = what
         self.randomness = randomness
-        self.looping = False
+        self.looping: bool = False
 
     def __call__(self, particles: Tensor, batch: Batch | None) -> Tensor:
         """Values ``[P, ...]``."""
@@ -86,8 +87,7 @@ class Vectorized:
     def _loop(self, particles: Tensor, batch: Batch | None) -> Tensor:
         if batch is None:
             return torch.stack([self.function(particle) for particle in particles])
-        values = []
-        for i, particle in enumerate(particles):
-            data = pytree.tree_map(lambda leaf, i=i: leaf[i], batch.data)
-            values.append(self.function(particle, data if batch.per_particle else batch.data))
-        return torch.stack(values)
+        if not batch.per_particle:
+            return torch.stack([self.function(particle, batch.data) for particle in particles])
+        rows = (pytree.tree_map(operator.itemgetter(i), batch.data) for i in range(len(particles)))
+        return torch.stack(list(map(self.function, particles, rows)))

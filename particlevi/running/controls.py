@@ -26,7 +26,7 @@ class ControlRoom:
     """
 
     def __init__(self, schedules: Mapping[str, Schedule], tuner: Tuner | None):
-        self.schedules = dict(schedules)
+        self.schedules: dict[str, Schedule] = dict(schedules)
         self.tuner = tuner
         self.tuner_state: Any = None
         self._scheduled: dict[str, float] = {}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
 from particlevi._checks import check_positive
-from particlevi.data import as_data
+from particlevi.data import DataLike, as_data
+from particlevi.draws import Draws
 from particlevi.potentials.potential import ModelPotential
 from particlevi.running.monitor import Look, has_grown
 
@@ -18,6 +19,15 @@ __all__ = ["converged", "probe_inputs"]
 
 _MOST_COORDINATES = 100
 _PROBES = 20
+_FEWEST_DRAWS = 4
+
+
+class Reached(NamedTuple):
+    """What was looked at, its smallest bulk or tail ESS, and its largest R-hat."""
+
+    of: str
+    ess: float
+    rhat: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,15 +37,26 @@ class converged:
     For a model with outputs, that is its outputs at probe inputs, which do not depend on which
     hidden unit is which; else every parameter up to 100 of them, and random projections beyond.
     The smallest of bulk and tail ESS and the largest R-hat count, and are worked out each time the
-    draws have grown by a fifth.
+    draws have grown by a fifth. A run that ends without having reached both warns, and says what
+    it reached.
 
     Args:
         ess: the smallest effective sample size.
         rhat: the largest R-hat.
-        probe: inputs at which outputs are looked at.
+        probe: inputs at which outputs are looked at; twenty of the data if absent.
 
     Raises:
         ValueError: a target out of its range.
+
+    Examples:
+        >>> import particlevi as pvi
+        >>> normal = pvi.from_log_density(lambda x: -0.5 * x.square().sum(), num_params=2)
+        >>> draws = pvi.sample(
+        ...     normal, num_particles=8, progress=False,
+        ...     monitor=[pvi.running.converged(ess=400, rhat=1.02), pvi.running.max_seconds(60)],
+        ... )
+        >>> draws.attrs["ended_by"][:9]
+        'converged'
     """
 
     ess: float = 400.0
@@ -44,6 +65,7 @@ class converged:
 
     def __post_init__(self) -> None:
         check_positive("ess", self.ess)
+        check_positive("rhat", self.rhat)
         if not self.rhat > 1:
             raise ValueError(f"rhat must be above 1, which no run reaches, got {self.rhat!r}.")
 
@@ -51,26 +73,49 @@ class converged:
         """The reason to end, if there is one."""
         if not has_grown(look.num_draws_before, look.num_draws):
             return None
-        draws = look.draws()
+        found = self._reached(look.draws(), look.data)
+        if not self._enough(found):
+            return None
+        return (
+            f"converged: of {found.of}, the smallest ESS is {found.ess:.0f} "
+            f"(target {self.ess:g}) and the largest R-hat {found.rhat:.4f} (target {self.rhat:g})"
+        )
+
+    def missed(self, look: Look) -> str | None:
+        """What a run that ended for another reason did not reach, in words."""
+        if look.num_draws < _FEWEST_DRAWS:
+            return f"The run ended after {look.num_draws} draws, too few to tell what they are."
+        found = self._reached(look.draws(), look.data)
+        if self._enough(found):
+            return None
+        return (
+            f"The run has not converged: of {found.of}, the smallest ESS is {found.ess:.0f} "
+            f"(target {self.ess:g}) and the largest R-hat {found.rhat:.3f} (target {self.rhat:g}). "
+            "Chains that disagree may be in separate modes, or the posterior has scales that "
+            "depend on each other: run longer (num_draws=), or change the coordinates."
+        )
+
+    def _enough(self, found: Reached) -> bool:
+        return found.ess >= self.ess and found.rhat <= self.rhat
+
+    def _reached(self, draws: Draws, data: Any) -> Reached:
+        probe = self.probe
+        if probe is None and draws.potential is not None:
+            probe = probe_inputs(draws.potential, data)
         options: dict[str, Any] = {"of": "parameters"}
-        if self.probe is not None:
-            options = {"of": "predictions", "inputs": self.probe}
+        if probe is not None:
+            options = {"of": "predictions", "inputs": probe}
         elif draws.particles.shape[-1] > _MOST_COORDINATES:
             options = {"of": "projections"}
         bulk = float(np.nanmin(draws.ess(**options)))
-        if not bulk >= self.ess:
-            return None
-        tail = float(np.nanmin(draws.ess(method="tail", **options)))
         rhat = float(np.nanmax(draws.rhat(**options)))
-        if not (tail >= self.ess and rhat <= self.rhat):
-            return None
-        return (
-            f"converged: of {options['of']}, the smallest ESS is {min(bulk, tail):.0f} "
-            f"(target {self.ess:g}) and the largest R-hat {rhat:.4f} (target {self.rhat:g})"
-        )
+        if not (bulk >= self.ess and rhat <= self.rhat):
+            return Reached(options["of"], bulk, rhat)
+        tail = float(np.nanmin(draws.ess(method="tail", **options)))
+        return Reached(options["of"], min(bulk, tail), rhat)
 
 
-def probe_inputs(potential: ModelPotential, data: Any) -> Any:
+def probe_inputs(potential: ModelPotential, data: DataLike) -> Any:
     """Some inputs of the data, evenly spread; None for a model without outputs."""
     checked = as_data(data, potential)
     if potential.model is None or checked.num_data == 0:

@@ -38,12 +38,13 @@ class DivergenceWatch:
     """
 
     def __init__(self, like: Tensor):
-        num_particles, self.num_params = like.shape
-        self.early = like.new_zeros(EARLY, num_particles)
-        self.seen = 0
-        self.above_since = torch.full((num_particles,), -1, device=like.device)
-        self.above_from = like.new_zeros(num_particles)
-        self.divergent = torch.zeros(num_particles, dtype=torch.bool, device=like.device)
+        num_particles: int = like.shape[0]
+        self.num_params: int = like.shape[1]
+        self.early: Tensor = like.new_zeros(EARLY, num_particles)
+        self.seen: int = 0
+        self.above_since: Tensor = torch.full((num_particles,), -1, device=like.device)
+        self.above_from: Tensor = like.new_zeros(num_particles)
+        self.divergent: Tensor = torch.zeros(num_particles, dtype=torch.bool, device=like.device)
         self.lost: dict[int, int] = {}
         self.causes: dict[int, Cause] = {}
         self._window: list[Tensor] = []

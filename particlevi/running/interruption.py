@@ -18,7 +18,7 @@ class Interrupt:
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested: bool = False
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.requested:

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple, Self
 from uuid import uuid4
 
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor
 
 from particlevi.draws import Draws
-from particlevi.errors import DivergenceError
+from particlevi.errors import DivergenceError, NotConvergedWarning
+from particlevi.gradients.sharing import shared_by
+from particlevi.kernels.exchange import exchanged_by
 from particlevi.running.compiling import static_shapes
 from particlevi.running.controls import ControlRoom
 from particlevi.running.divergence import DivergenceWatch
@@ -22,10 +25,11 @@ from particlevi.running.plan import Plan
 from particlevi.running.probes import Probes
 from particlevi.running.result import draws_of
 from particlevi.running.saving import Saved, Saver
+from particlevi.running.spread import Archive, cut, gathered
 from particlevi.running.watch import Watch, divergence_message
 from particlevi.storage.store import Store
 from particlevi.streams import ParticleStreams
-from particlevi.typing import Controls, Progress, SamplerState
+from particlevi.typing import JSON, Controls, Progress, SamplerState
 
 __all__ = ["Loop"]
 
@@ -40,7 +44,7 @@ class RunStreams(NamedTuple):
     def of(cls, plan: Plan) -> RunStreams:
         """At their beginning."""
         seed, device = plan.settings.seed, plan.sampler.potential.device
-        first = plan.world.share(plan.settings.num_particles).start
+        first = plan.world.mine.start
         return cls(*(ParticleStreams(seed, purpose, first, device) for purpose in cls._fields))
 
 
@@ -58,6 +62,7 @@ class Loop:
         streams: RunStreams,
         store: Store,
         divergence: DivergenceWatch,
+        archive: Archive | None = None,
     ):
         self.plan = plan
         self.state = state
@@ -65,10 +70,13 @@ class Loop:
         self.streams = streams
         self.store = store
         self.divergence = divergence
+        self.archive = archive
         self.step = 0
         self.seconds = 0.0
         self.ended_by = ""
         self.run_name = uuid4().hex
+        self.draws_seen: dict[int, int] = {}
+        self.missed: str | None = None
 
     @classmethod
     def start(cls, plan: Plan, initial: Tensor) -> Self:
@@ -84,15 +92,18 @@ class Loop:
         control_room = plan.control_room()
         control_room.begin(initial)
         divergence, store = DivergenceWatch(initial), plan.open_store()
-        loop = cls(plan, state, control_room, streams, store, divergence)
+        loop = cls(plan, state, control_room, streams, store, divergence, _archive(plan))
         if plan.folder is not None:
-            Probes.of(plan, initial, loop.run_name).write(plan.folder)
+            if plan.world.leads:
+                Probes.of(plan, initial, loop.run_name).write(plan.folder)
             loop.save(plan.folder)
         return loop
 
     @classmethod
     def restore(cls, plan: Plan, saved: Saved) -> Self:
         """Go on where a checkpoint stands."""
+        if plan.world.spread:
+            saved = cut(saved, plan)
         position = saved.position.to(plan.sampler.potential.device)
         blank = torch.zeros_like(position)
         plan.energies(position)
@@ -106,19 +117,25 @@ class Loop:
             control_room.restore(saved.tree("tuner", control_room.tuner_state))
         streams.noise.restore(saved.part("streams.noise"))
         streams.batches.restore(saved.part("streams.batches"))
-        store, divergence = plan.open_store(), DivergenceWatch(position)
-        store.restore(saved.meta["receipt"])
+        divergence, archive = DivergenceWatch(position), _archive(plan)
+        if archive is None:
+            store = plan.open_store(receipt=saved.meta["receipt"])
+        else:
+            store = plan.open_store()
+            archive.restore(saved.meta["receipt"], store)
         divergence.restore(saved.part("divergence"), saved.lost)
         plan.source.restore(saved.part("source"))
         saved.restore_global_generators(position.device)
-        loop = cls(plan, state, control_room, streams, store, divergence)
+        loop = cls(plan, state, control_room, streams, store, divergence, archive)
         loop.step, loop.seconds = saved.meta["step"], saved.meta["seconds"]
         loop.run_name = saved.meta["run"]
+        loop.draws_seen = {int(k): seen for k, seen in saved.meta["draws_seen"].items()}
         return loop
 
     def save(self, folder: Any) -> None:
         """Write a checkpoint; every observed step must have been checked."""
-        Saved.of(
+        receipt = self._flush()
+        saved = Saved.of(
             self.plan,
             self.state,
             self.control_room.tuner_state,
@@ -126,11 +143,22 @@ class Loop:
             self.divergence,
             {
                 "run": self.run_name,
-                "receipt": self.store.flush(),
+                "receipt": receipt,
                 "step": self.step,
                 "seconds": self.seconds,
+                "draws_seen": self.draws_seen,
             },
-        ).write(folder)
+        )
+        if self.plan.world.spread:
+            saved = gathered(saved, self.plan)
+        if self.plan.world.leads:
+            saved.write(folder)
+
+    def _flush(self) -> JSON:
+        """Write the draws that are new; the receipt, for the leader."""
+        if self.archive is not None:
+            return self.archive.flush(self.store)
+        return self.store.flush() if self.plan.world.leads else None
 
     def run(self, monitor: Monitor, progress: bool) -> Draws:
         """Go on to the end, to Ctrl-C, to the verdict of a rule, or until nothing is left to run.
@@ -142,7 +170,7 @@ class Loop:
         except DivergenceError:
             raise
         except BaseException as error:
-            error.draws = self.draws()  # type: ignore[attr-defined]
+            error.draws = self._finished()  # type: ignore[attr-defined]
             error.add_note(
                 f"It came at step {self.step + 1}; the {self._num_draws()} of "
                 f"{self.plan.settings.num_draws} draws made before it are in this error's .draws."
@@ -150,7 +178,9 @@ class Loop:
             raise
         if self.ended_by == "interruption":
             self._warn_of_interruption()
-        return self.draws()
+        if self.missed is not None and self.plan.world.leads:
+            warnings.warn(self.missed, NotConvergedWarning, stacklevel=3)
+        return self._finished()
 
     def _run(self, monitor: Monitor, progress: bool) -> None:
         plan, num_steps = self.plan, self.plan.num_steps
@@ -158,18 +188,28 @@ class Loop:
         saver = Saver(plan.folder, plan.settings.checkpoint_every)
         began = time.perf_counter() - self.seconds
         shapes = static_shapes() if plan.settings.compile else nullcontext()
-        with shapes, Watch(plan.sampler, monitor, self.step, num_steps, progress) as watch:
+        shown = progress and plan.world.leads
+        watching = Watch(plan.sampler, monitor, self.step, num_steps, shown, self.draws_seen)
+        info: Any = None
+        controls: Controls = {}
+        with shapes, watching as watch:
             while self.step < num_steps:
                 info, controls = self._advance(move)
-                last = self.step == num_steps or watch.interrupt.requested
-                if not (last or watch.due(self.step) or saver.due(self.step)):
+                ended, due = self.step == num_steps, watch.due(self.step)
+                stop, save = plan.world.agree(
+                    watch.interrupt.requested,
+                    saver.due(self.step),
+                    ended or due or saver.regular(self.step),
+                )
+                last = ended or stop
+                if not (last or due or save):
                     continue
                 self.seconds = time.perf_counter() - began
                 self._check(watch, info, controls)
-                reason = None if last else watch.ask(self._look(info, controls))
+                reason = None if last else self._ask(watch, info, controls)
                 if reason is not None:
                     self.ended_by, last = reason, True
-                if plan.folder is not None and (last or saver.due(self.step)):
+                if plan.folder is not None and (last or save):
                     self.save(plan.folder)
                     saver.note()
                 if last:
@@ -179,6 +219,8 @@ class Loop:
             self.ended_by = "the number of draws"
         elif not self.ended_by:
             self.ended_by = "interruption"
+            return
+        self.missed = self._targets_missed(monitor, self._look(info, controls))
 
     def _advance(self, move: Callable[..., Any]) -> tuple[Any, Controls]:
         """One step."""
@@ -187,7 +229,8 @@ class Loop:
         noise = sampler.draw_noise(self.state, self.streams.noise)
         controls = self.control_room.at(self.step, self.state.position)
         self._before = self.state.position
-        self.state, info = move(self.state, batch, noise, controls)
+        with shared_by(plan.world.crew), exchanged_by(plan.world.exchange):
+            self.state, info = move(self.state, batch, noise, controls)
         self.step += 1
         progress = Progress(self.step, plan.settings.num_warmup, plan.num_steps)
         self.state = sampler.record(self.state, progress)
@@ -223,17 +266,32 @@ class Loop:
         """Look for chains that are lost; end the run if none is left, else tell."""
         sampler, lost = self.plan.sampler, self.divergence.lost
         new = self.divergence.check(self.state.position)
-        num_particles = self.plan.settings.num_particles
-        if new:
-            step_size = float(controls["step_size"])
-            message = divergence_message(sampler, new, self.divergence.causes, step_size)
-            if sampler.interacting or len(lost) == num_particles:
-                raise DivergenceError(message, self._draws_before(new))
+        num_particles, world = self.plan.settings.num_particles, self.plan.world
+        num_lost = world.count(len(lost))
+        over = num_lost == world.total or (sampler.interacting and num_lost > 0)
+        if new or over:
+            told, first = new or lost, world.mine.start
+            message = divergence_message(
+                sampler,
+                {first + chain: step for chain, step in told.items()},
+                {first + chain: cause for chain, cause in self.divergence.causes.items()},
+                float(controls["step_size"]),
+            )
+            if over:
+                raise DivergenceError(message, self._draws_before(told))
             warnings.warn(message, stacklevel=5)
         if self.step > self.plan.settings.num_warmup:
             watch.warn(info, controls)
             watch.warn_of_rounding(self._before, self.state.position, controls)
         watch.show(self.step, info, [c for c in range(num_particles) if c not in lost])
+
+    def _ask(self, watch: Watch, info: Any, controls: Controls) -> str | None:
+        """The verdict of the rules that are due."""
+        if not watch.asks(self.step):
+            return None
+        return self.plan.world.verdict(
+            lambda draws: watch.ask(replace(self._look(info, controls), draws=draws)), self.draws
+        )
 
     def _look(self, info: Any, controls: Controls) -> Look:
         return Look(
@@ -246,6 +304,7 @@ class Loop:
             info=info,
             controls=controls,
             draws=self.draws,
+            data=self.plan.data,
         )
 
     def _num_draws(self) -> int:
@@ -261,6 +320,12 @@ class Loop:
     def draws(self) -> Draws:
         """What was drawn so far."""
         return self._result(self.store.count, self.divergence.lost)
+
+    def _finished(self) -> Draws:
+        """What was drawn, also written down in the store."""
+        draws = self.draws()
+        self.store.describe(draws)
+        return draws
 
     def _result(self, count: int, left_out: Mapping[int, int]) -> Draws:
         return draws_of(
@@ -282,6 +347,18 @@ class Loop:
         everyone = self.plan.sampler.draws == slice(None)
         return None if everyone else self.state.position.clone()
 
+    def _targets_missed(self, monitor: Monitor, look: Look) -> str | None:
+        """What the run was to reach and did not."""
+        if self.plan.sampler.interacting or not monitor.targets:
+            return None
+
+        def ask(draws: Callable[[], Draws]) -> str | None:
+            seen = replace(look, draws=draws)
+            found = [target.missed(seen) for target in monitor.targets]
+            return " ".join(missed for missed in found if missed is not None) or None
+
+        return self.plan.world.verdict(ask, self.draws)
+
     def _warn_of_interruption(self) -> None:
         folder, num_draws = self.plan.folder, self.plan.settings.num_draws
         where = f"; resume from {folder}" if folder is not None else ""
@@ -290,6 +367,11 @@ class Loop:
             f"{self._num_draws()} of {num_draws} draws{where}.",
             stacklevel=4,
         )
+
+
+def _archive(plan: Plan) -> Archive | None:
+    """Of a run with a checkpoint whose particles are spread over processes."""
+    return Archive(plan) if plan.world.spread and plan.folder is not None else None
 
 
 def _check_start(energy: Tensor) -> None:

@@ -5,16 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from torch import Tensor
 
 from particlevi._checks import as_list, check_choice, check_positive, check_positive_int
+from particlevi.data import Data
 from particlevi.draws import Draws
 from particlevi.typing import Controls
 
-__all__ = ["Every", "Look", "Monitor", "Rule", "as_monitor", "max_seconds", "target_ess"]
+__all__ = [
+    "Every",
+    "Look",
+    "Monitor",
+    "Rule",
+    "Target",
+    "as_monitor",
+    "has_grown",
+    "max_seconds",
+    "target_ess",
+]
 
 _GROWTH = 1.2
 _FEWEST_DRAWS = 4
@@ -33,6 +44,7 @@ class Look:
         info: what the last step reported, a NamedTuple of ``[P]`` tensors.
         controls: of the last step.
         draws: gives the draws kept so far.
+        data: of the run.
         num_draws_before: ``num_draws`` when this rule was last asked.
     """
 
@@ -45,11 +57,25 @@ class Look:
     info: Any
     controls: Controls
     draws: Callable[[], Draws]
+    data: Data
     num_draws_before: int = 0
 
 
 Rule: TypeAlias = Callable[[Look], str | bool | None]
 """Looks at a run. A reason in words, or True, ends it; None or False lets it go on."""
+
+
+@runtime_checkable
+class Target(Protocol):
+    """A rule that can tell, when the run has ended otherwise, what was not reached."""
+
+    def __call__(self, look: Look) -> str | bool | None:
+        """As any rule."""
+        ...
+
+    def missed(self, look: Look) -> str | None:
+        """In words what was not reached, or None."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -155,15 +181,24 @@ class target_ess:
         """The reason to end, if there is one."""
         if not has_grown(look.num_draws_before, look.num_draws):
             return None
+        enough, found = self._reached(look)
+        return found if enough else None
+
+    def missed(self, look: Look) -> str | None:
+        """What a run that ended for another reason did not reach, in words."""
+        if look.num_draws < _FEWEST_DRAWS:
+            return f"The run ended after {look.num_draws} draws, too few to tell what they are."
+        enough, found = self._reached(look)
+        return None if enough else f"The run ended before its target: {found}."
+
+    def _reached(self, look: Look) -> tuple[bool, str]:
         draws = look.draws()
         ess = float(np.min(draws.ess(self.of)))
-        if not ess >= self.ess:
-            return None
-        reason = f"target_ess({self.ess:g}): the smallest ESS is {ess:.0f}"
-        if self.rhat is None:
-            return reason
+        found = f"target_ess({self.ess:g}): the smallest ESS is {ess:.0f}"
+        if self.rhat is None or not ess >= self.ess:
+            return ess >= self.ess, found
         rhat = float(np.max(draws.rhat(self.of)))
-        return f"{reason}, the largest R-hat {rhat:.3f}" if rhat <= self.rhat else None
+        return rhat <= self.rhat, f"{found}, the largest R-hat {rhat:.3f}"
 
 
 @dataclass(frozen=True)
@@ -193,6 +228,11 @@ class Monitor:
         as_list("rules", self.rules, "a list of functions of a Look")
         timed = tuple(r if isinstance(r, Every) else Every(self.every, r) for r in self.rules)
         object.__setattr__(self, "timed", timed)
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """Those of the rules that are targets."""
+        return tuple(timed.rule for timed in self.timed if isinstance(timed.rule, Target))
 
     @property
     def stride(self) -> int:

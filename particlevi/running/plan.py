@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from particlevi.running.compiling import compiled
 from particlevi.running.controls import ControlRoom
 from particlevi.running.kept import kept_steps
 from particlevi.running.memory import step_nbytes
-from particlevi.running.settings import Settings, identity
-from particlevi.running.world import OneProcess
+from particlevi.running.settings import Settings, identity, identity_of_sampler
+from particlevi.running.world import RunWorld
 from particlevi.samplers.requirements import check_batch
+from particlevi.schedules import describe
 from particlevi.storage.recording import Recorder, check_memory, describe_keep
-from particlevi.storage.store import Storage, Store
-from particlevi.typing import JSON, Sampler, Schedule, Tuner, World
+from particlevi.storage.store import Recording, Storage, Store
+from particlevi.typing import JSON, Sampler, Schedule, Tuner
 
 __all__ = ["Plan"]
 
@@ -59,7 +60,7 @@ class Plan:
     kept_steps: list[int]
     identity: dict[str, JSON]
     keep: JSON
-    world: World
+    world: RunWorld
     folder: Path | None
     needs: dict[str, int]
 
@@ -73,6 +74,7 @@ class Plan:
         storage: Storage,
         tuner: Tuner | None,
         folder: Path | None,
+        world: RunWorld,
     ) -> Plan:
         """Put the collaborators together.
 
@@ -89,6 +91,11 @@ class Plan:
         )
         potential = sampler.potential
         check_batch(sampler.name, sampler.requires, source.example(), potential.num_data)
+        if not (world.alone or storage.spreads):
+            raise ValueError(
+                "Draws of particles that are spread over processes are gathered in memory: leave "
+                "store out, or give pvi.storage.InMemory(...)."
+            )
         recorder = Recorder(sampler.potential, storage.keep)
         given = {} if step_size is None else {"step_size": step_size}
         schedules = {**given, **sampler.schedules}
@@ -106,7 +113,7 @@ class Plan:
             identity=identity(sampler, tuner),
             data=data,
             keep=describe_keep(storage.keep),
-            world=OneProcess(),
+            world=world,
             folder=folder,
             needs=needs,
         )
@@ -126,6 +133,15 @@ class Plan:
     def data_fingerprint(self) -> JSON:
         """What identifies the data; read once, if a checkpoint is written."""
         return self.data.fingerprint()
+
+    @property
+    def summary(self) -> dict[str, JSON]:
+        """What the processes of a run must have in common."""
+        return {
+            "sampler or model": self.identity,
+            "data": self.data_fingerprint,
+            "arguments": {**asdict(self.settings), "num_particles": self.world.total},
+        }
 
     @property
     def num_steps(self) -> int:
@@ -148,12 +164,44 @@ class Plan:
             return compiled(self.sampler, self.source.example())
         return self.sampler.step
 
-    def open_store(self) -> Store:
-        """The store of the run, empty."""
-        dtype = getattr(torch, self.settings.storage_dtype)
-        return self.storage.open(
-            len(self.rows), len(self.kept_steps), self.recorder.size, dtype, self.folder
+    def open_store(self, num_particles: int | None = None, receipt: JSON = None) -> Store:
+        """The store of the run, empty or with the draws of a receipt.
+
+        Args:
+            num_particles: of all processes; those here if absent.
+            receipt: of the checkpoint from which the run goes on.
+        """
+        recording = Recording(
+            recorder=self.recorder,
+            num_particles=len(self.rows) if num_particles is None else num_particles,
+            num_draws=len(self.kept_steps),
+            num_warmup=self.num_warmup_draws,
+            dtype=getattr(torch, self.settings.storage_dtype),
+            folder=None if num_particles is None and self.world.spread else self.folder,
+            known=self.known,
         )
+        return self.storage.open(recording, receipt)
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """What is known of the draws before the first, as fields of a ``DrawSet``."""
+        sampler, settings, recorder = self.sampler, self.settings, self.recorder
+        step_size = self.schedules.get("step_size")
+        return {
+            "chains": self.rows,
+            "minibatch": self.source.law not in ("none", "all"),
+            "coordinates": None if recorder.columns is None else recorder.columns.cpu(),
+            "output_shape": recorder.output_shape if recorder.inputs is not None else None,
+            "shapes": dict(sampler.potential.layout.shapes),
+            "facts": sampler.facts,
+            "attrs": {
+                **identity_of_sampler(sampler),
+                **asdict(settings),
+                "step_size": None if step_size is None else describe(step_size),
+                "gradients_per_step": sampler.gradients_per_step,
+            },
+            "fingerprint": dict(sampler.potential.fingerprint),
+        }
 
     def control_room(self) -> ControlRoom:
         """Schedules and tuner, before the first step."""

@@ -41,21 +41,23 @@ class Probes:
         position: of the probing particles.
         values: by what was computed; None where that failed.
         run: the name of the run.
+        num_steps: of the run when it began; it may have been made longer since.
     """
 
     position: Tensor
     values: dict[str, JSON]
     run: str
+    num_steps: int
 
     @classmethod
     def of(cls, plan: Plan, initial: Tensor, run: str) -> Self:
         """Evaluate a plan near its starting points ``[P, D]``."""
         position = _points(plan, initial)
-        return cls(position, _values(plan, position), run)
+        return cls(position, _values(plan, position, plan.num_steps), run, plan.num_steps)
 
     def write(self, folder: Path) -> None:
         """Write them down, once."""
-        known = {"run": self.run, "values": self.values}
+        known = {"run": self.run, "values": self.values, "num_steps": self.num_steps}
         files.write(folder / PROBE_FILE, {"position": self.position}, known)
 
     @classmethod
@@ -70,7 +72,7 @@ class Probes:
         tensors, known = files.read(path)
         if known["run"] != run:
             raise ValueError(f"{path} is of another run: put back the file of this one.")
-        return cls(tensors["position"], known["values"], run)
+        return cls(tensors["position"], known["values"], run, known["num_steps"])
 
     def check(self, plan: Plan) -> None:
         """Refuse a plan that computes something else.
@@ -79,7 +81,7 @@ class Probes:
             ValueError: with what differs.
         """
         position = self.position.to(plan.sampler.potential.device)
-        given = _values(plan, position)
+        given = _values(plan, position, self.num_steps)
         tolerance = torch.finfo(position.dtype).eps ** 0.6
         different = [
             what
@@ -107,9 +109,9 @@ def _points(plan: Plan, initial: Tensor) -> Tensor:
     return rows
 
 
-def _values(plan: Plan, position: Tensor) -> dict[str, JSON]:
+def _values(plan: Plan, position: Tensor, num_steps: int) -> dict[str, JSON]:
     values: dict[str, JSON] = {}
-    last = plan.num_steps - 1
+    last = num_steps - 1
     steps = sorted({int(last ** (k / _NUM_STEPS)) - 1 for k in range(_NUM_STEPS)} | {0, last})
     for name, schedule in plan.schedules.items():
         values[f"the schedule of {name}"] = [float(schedule(step)) for step in steps if step >= 0]

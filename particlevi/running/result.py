@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 
 from torch import Tensor
 
 from particlevi.draws import Draws
 from particlevi.running.plan import Plan
-from particlevi.running.settings import identity_of_sampler
-from particlevi.schedules import describe
 from particlevi.storage.store import Store
 from particlevi.typing import JSON, Grouped
 
@@ -46,7 +43,7 @@ def draws_of(
         metric: the map to theta from the coordinates in which the method moved.
         end: positions of all particles ``[P, D]``, where the draws are fewer.
     """
-    sampler, settings, recorder = plan.sampler, plan.settings, plan.recorder
+    sampler, settings = plan.sampler, plan.settings
     estimator = sampler.estimator
     rows = plan.rows
     places = [k for k, row in enumerate(rows) if row not in left_out]
@@ -61,35 +58,29 @@ def draws_of(
 
     particles, stats = part(warm, count)
     warmup, warmup_stats = part(0, warm) if settings.keep_warmup else (None, {})
-    step_size = plan.schedules.get("step_size")
+    known = plan.known
     return Draws(
+        **{
+            **known,
+            "chains": [rows[k] for k in places],
+            "attrs": {
+                **known["attrs"],
+                "ended_by": ended_by,
+                "tuning": None if tuning is None else dict(tuning),
+            },
+        },
         particles=particles,
         stats=stats,
         warmup=warmup,
         warmup_stats=warmup_stats,
-        chains=[rows[k] for k in places],
         diverged=dict(lost),
         interrupted=ended_by == "interruption",
-        minibatch=plan.source.law not in ("none", "all"),
         seconds=seconds,
         num_steps=num_steps,
-        coordinates=None if recorder.columns is None else recorder.columns.cpu(),
-        output_shape=recorder.output_shape if recorder.inputs is not None else None,
-        shapes=dict(sampler.potential.layout.shapes),
-        facts=sampler.facts,
         gradients=float(settings.num_particles * num_steps * sampler.gradients_per_step),
         groups=estimator.groups if isinstance(estimator, Grouped) else None,
         pooled=isinstance(estimator, Grouped) and estimator.pooled,
         metric=metric,
         end=end,
-        attrs={
-            **identity_of_sampler(sampler),
-            **asdict(settings),
-            "step_size": None if step_size is None else describe(step_size),
-            "gradients_per_step": sampler.gradients_per_step,
-            "ended_by": ended_by,
-            "tuning": None if tuning is None else dict(tuning),
-        },
-        fingerprint=dict(sampler.potential.fingerprint),
         potential=sampler.potential,
     )

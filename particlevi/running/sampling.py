@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -11,28 +12,34 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import as_path, check_choice, check_has, check_positive_int, check_seed
-from particlevi.data import Batching, Minibatches, as_data, as_particles
+from particlevi.data import Batching, DataLike, Minibatches, as_data, as_particles
 from particlevi.data.minibatches import as_minibatches
+from particlevi.distributed import Processes
 from particlevi.draws import Draws
 from particlevi.potentials.arithmetic import pinned
 from particlevi.potentials.potential import ModelPotential
+from particlevi.potentials.protocol import as_potential, is_potential
 from particlevi.potentials.random import global_seed
 from particlevi.potentials.starts import starting_points
-from particlevi.running.converged import converged, probe_inputs
+from particlevi.running.converged import converged
 from particlevi.running.loop import Loop
 from particlevi.running.monitor import Every, Monitor, Rule, as_monitor
 from particlevi.running.plan import Plan
+from particlevi.running.ranks import world_of
 from particlevi.running.saving import STATE_FILE, Saved
 from particlevi.running.settings import Settings, identity
+from particlevi.running.world import RunWorld
 from particlevi.schedules import as_schedule, describe, restore
 from particlevi.storage import checkpoint as files
 from particlevi.storage.lock import locked
+from particlevi.storage.ondisk import as_storage
 from particlevi.storage.recording import describe_keep
 from particlevi.storage.sealed import remove_left_over
-from particlevi.storage.store import InMemory, Storage
+from particlevi.storage.store import Storage
 from particlevi.tuning.automatic import Setup, prepare
+from particlevi.tuning.memory import recall
 from particlevi.tuning.stability import check_before_run
-from particlevi.typing import Sampler, Schedule, Tuner
+from particlevi.typing import Potential, Sampler, Schedule, Tuner
 
 __all__ = ["Initial", "Watcher", "resume", "sample"]
 
@@ -51,8 +58,8 @@ Watcher: TypeAlias = Monitor | Rule | Every | Sequence[Rule | Every]
 
 
 def sample(
-    sampler: Sampler | ModelPotential,
-    data: Any = None,
+    sampler: Sampler | Potential,
+    data: DataLike = None,
     *,
     step_size: float | Schedule | None = None,
     batch_size: int | None = None,
@@ -66,9 +73,10 @@ def sample(
     progress: bool = True,
     checkpoint: str | Path | files.Checkpoint | None = None,
     batching: Batching | Minibatches = "replacement",
-    storage: Storage | None = None,
+    store: Storage | str | Path | None = None,
     monitor: Watcher | None = None,
     tuner: Tuner | None = None,
+    processes: Processes = "all",
 ) -> Draws:
     """Run a sampler and keep its draws; or a potential, and have all the rest chosen.
 
@@ -82,7 +90,8 @@ def sample(
     Args:
         sampler: from ``pvi.sgld(potential)`` and its like; or a potential, and then sampler, start,
             step size, warm-up and number of draws are chosen (``docs/tuning.md``), all data are
-            taken at every step, and the run ends when ESS is 400 and R-hat 1.01 at worst.
+            taken at every step, and the run ends when ESS is 400 and R-hat 1.01 at worst
+            (``monitor=pvi.running.converged(ess, rhat)`` says otherwise).
         data: tensors or arrays with first dimension N, such as ``(x, y)``, from which minibatches
             are drawn here; or an iterable of batches that can be read many times, such as a
             ``DataLoader``, whose batches all particles share. Absent for a density without data.
@@ -113,22 +122,31 @@ def sample(
         batching: ``"replacement"`` (independent indices), ``"subset"`` (a fresh random subset per
             step) or ``"epoch"`` (random order, reshuffled every epoch); whether particles share
             their minibatches is told by ``pvi.data.Minibatches(law, shared=...)``.
-        storage: what is kept of a draw and where, ``pvi.storage.InMemory(keep=...)``; all
-            parameters in memory if absent.
+        store: what is kept of a draw and where: a path for all parameters on disk, such as
+            ``"draws.zarr"``, ``pvi.storage.OnDisk(path, keep=...)`` or
+            ``pvi.storage.InMemory(keep=...)``; all parameters in memory if absent.
         monitor: functions that look at the run now and then and may end it, such as
             ``pvi.running.max_seconds(60)`` and ``pvi.running.target_ess(400)``, or a
-            ``pvi.running.Monitor``.
+            ``pvi.running.Monitor``. A run that ends before it reached a target among them warns.
         tuner: chooses the step size, and other controls, during the warm-up.
+        processes: over which the particles are spread: ``"all"`` those that ``torchrun`` started
+            the program with, ``"one"``, a process group of ``torch.distributed``, or a
+            ``DeviceMesh`` with axes ``"particles"`` and ``"data"``. The draws do not depend on
+            their number, up to rounding.
 
     Returns:
-        The draws.
+        The draws; over several processes, the first has those of all particles, and every other
+        its own.
 
     Raises:
         ValueError: an argument out of its range, data that do not fit the potential, batches or an
             estimator under which the method does not sample what it says, or a potential that is
             not finite at the start or, if asked to, cannot be compiled.
         MemoryError: the draws and the estimator's state would not fit in memory.
-        FileExistsError: the checkpoint folder already holds a run.
+        FileExistsError: the checkpoint folder already holds a run, or the path of the store is
+            there.
+        OSError: nothing can be written to the store; a full disk ends the run, and what was
+            written before stays.
         RuntimeError: another process runs in the checkpoint folder.
         DivergenceError: every chain, or an interacting particle, diverged. This and any other
             error on the way has an attribute ``draws`` that holds what was drawn before.
@@ -145,22 +163,21 @@ def sample(
         >>> bool((draws.particles.var() - 1).abs() < 0.1)
         True
     """
-    if not isinstance(sampler, (Sampler, ModelPotential)):
-        raise TypeError(
-            "sample() takes a sampler, such as pvi.sghmc(potential), or a potential, got "
-            f"{type(sampler).__name__}."
-        )
     check_seed("seed", seed)
-    if isinstance(sampler, ModelPotential) or (step_size is None and tuner is None):
+    what, storage = _sampled(sampler), as_storage(store)
+    storage.check()
+    if isinstance(what, ModelPotential) or (step_size is None and tuner is None):
         setup = _prepared(
-            sampler, data, step_size, tuner, num_particles, initial, batch_size, int(seed)
+            what, data, step_size, tuner, num_particles, initial, batch_size, int(seed)
         )
-        if monitor is None and num_draws is None and isinstance(sampler, ModelPotential):
-            monitor = converged(probe=probe_inputs(sampler, data))
-        sampler, tuner, initial, num_particles = setup.sampler, setup.tuner, setup.initial, None
+        wanted = isinstance(what, ModelPotential) and num_draws is None
+        monitor = _until_converged(monitor) if wanted else monitor
+        tuner = dataclasses.replace(setup.tuner, until_converged=wanted)
+        what, initial, num_particles = setup.sampler, setup.initial, None
         num_warmup = setup.num_warmup if num_warmup is None else num_warmup
         num_draws = setup.num_draws if num_draws is None else num_draws
         thin = setup.thin if thin is None else thin
+        batch_size = setup.batch_size
     num_warmup = 0 if num_warmup is None else num_warmup
     num_draws, thin = 1000 if num_draws is None else num_draws, 1 if thin is None else thin
     check_positive_int("num_draws", num_draws)
@@ -171,11 +188,18 @@ def sample(
     for name, flag in (("compile", compile), ("progress", progress)):
         check_choice(name, flag, [True, False])
     schedule = None if step_size is None else as_schedule("step_size", step_size)
-    tuner = _tuner(sampler, schedule, tuner, int(num_warmup))
-    watcher, storage, batches = as_monitor(monitor), _storage(storage), as_minibatches(batching)
+    tuner = _tuner(what, schedule, tuner, int(num_warmup))
+    watcher, batches = as_monitor(monitor), as_minibatches(batching)
     if compile:
-        _check_compilable(sampler)
-    start = _start(sampler.potential, num_particles, initial, int(seed))
+        _check_compilable(what)
+    start = _start(what.potential, num_particles, initial, int(seed))
+    world = world_of(processes, what, len(start))
+    if compile and world.crew is not None:
+        raise ValueError(
+            "Where processes evaluate the gradients of one step in parts, the step is not "
+            "compiled: leave compile out, or run in one process."
+        )
+    start = start[world.mine.start : world.mine.stop]
     saving = _saving(checkpoint)
     settings = Settings(
         num_particles=len(start),
@@ -184,58 +208,60 @@ def sample(
         thin=int(thin),
         batch_size=None if batch_size is None else int(batch_size),
         batching=batches.batching,
-        shared_batch=sampler.interacting if batches.shared is None else batches.shared,
+        shared_batch=what.interacting if batches.shared is None else batches.shared,
         seed=int(seed),
         compile=compile,
         keep_warmup=storage.warmup,
-        storage_dtype=str(storage.dtype or sampler.potential.dtype).removeprefix("torch."),
+        storage_dtype=str(storage.dtype or what.potential.dtype).removeprefix("torch."),
         checkpoint_every=None if saving is None else saving.every,
     )
     folder = None if saving is None else Path(saving.folder)
-    if folder is not None:
-        _check_folder(folder)
-    own = nullcontext() if folder is None else locked(folder)
-    with own, torch.no_grad(), global_seed(int(seed)), pinned(sampler.potential.device):
-        if folder is not None:
-            _check_folder(folder)
-            remove_left_over(folder)
-        checked = as_data(data, sampler.potential)
+    place = global_seed(int(seed)), pinned(what.potential.device)
+    with world.guard(), _new_run(folder, world), torch.no_grad(), place[0], place[1]:
+        checked = as_data(data, what.potential)
         if batches.shared is False and not checked.own_batches:
             raise ValueError(
                 "Batches of a DataLoader are shared by all particles: leave shared out of "
                 "Minibatches, or pass tensors, from which each chain draws its own."
             )
-        plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder)
+        plan = Plan.of(what, checked, settings, schedule, storage, tuner, folder, world)
+        if not world.alone:
+            world.check_same(plan.summary)
         loop = Loop.start(plan, start)
         if schedule is not None:
-            check_before_run(sampler, start, checked, plan.source, schedule, plan.num_steps)
-        return loop.run(watcher, progress)
+            check_before_run(what, start, checked, plan.source, schedule, plan.num_steps)
+        return world.whole(loop.run(watcher, progress))
 
 
 def resume(
     checkpoint: str | Path,
-    sampler: Sampler,
-    data: Any = None,
+    sampler: Sampler | Potential,
+    data: DataLike = None,
     *,
     step_size: float | Schedule | None = None,
-    storage: Storage | None = None,
+    num_draws: int | None = None,
+    store: Storage | str | Path | None = None,
     monitor: Watcher | None = None,
     tuner: Tuner | None = None,
+    processes: Processes = "all",
     progress: bool = True,
 ) -> Draws:
     """Go on with a run that was saved by ``sample(..., checkpoint=...)``.
 
     The draws are bit for bit those of a run that was never interrupted. The sampler and the data
-    are made again by the caller, and refused if they are not those of the checkpoint.
+    are made again by the caller, and refused if they are not those of the checkpoint. What was
+    chosen by an automatic run is in its checkpoint: give its potential, and nothing else.
 
     Args:
         checkpoint: the folder.
-        sampler: made as for the first run.
+        sampler: made as for the first run; the potential, if that chose its sampler.
         data: as in the first run.
         step_size: needed again only if it was a function of the caller's own.
-        storage: as in the first run.
+        num_draws: T of the whole, where a run is to be made longer than was first asked for.
+        store: as in the first run; needed again only if it is no path.
         monitor: looks at what is left of the run; it need not be that of the first run.
         tuner: as in the first run.
+        processes: as for ``sample``; there may be more or fewer than in the first run.
         progress: show a progress bar.
 
     Raises:
@@ -246,32 +272,71 @@ def resume(
         RuntimeError: another process runs in that folder.
     """
     check_choice("progress", progress, [True, False])
-    if not isinstance(sampler, Sampler):
-        raise TypeError(
-            f"resume() takes the sampler of the run, made again, got {type(sampler).__name__}."
-        )
-    folder, watcher = as_path("checkpoint", checkpoint), as_monitor(monitor)
-    storage = _storage(storage)
+    what = _sampled(sampler, "resume")
+    if num_draws is not None:
+        check_positive_int("num_draws", num_draws)
+    folder = as_path("checkpoint", checkpoint)
     if not (folder / STATE_FILE).is_file():
         raise FileNotFoundError(f"There is no file {folder / STATE_FILE}.")
-    with locked(folder):
-        remove_left_over(folder)
-        return _resumed(folder, sampler, data, step_size, storage, watcher, tuner, progress)
+    saved = Saved.read(folder)
+    storage = as_storage(_place(saved) if store is None else store)
+    runs, tuner, chosen = _as_it_was(folder, saved, what, data, tuner)
+    # An end that was set by the caller is the caller's to set again.
+    goes_on = chosen and saved.meta["chosen"]["until_converged"] and num_draws is None
+    watcher = _until_converged(monitor) if goes_on else as_monitor(monitor)
+    world = world_of(processes, runs, Settings(**saved.meta["settings"]).num_particles)
+    with world.guard(), _run_that_is_there(folder, world):
+        return _resumed(
+            folder, runs, data, step_size, num_draws, storage, watcher, tuner, progress, world
+        )
+
+
+def _as_it_was(
+    folder: Path, saved: Saved, what: Sampler | ModelPotential, data: Any, tuner: Tuner | None
+) -> tuple[Sampler, Tuner | None, bool]:
+    """Sampler and tuner of a run, and whether they were chosen by it."""
+    chosen = saved.meta["chosen"]
+    if chosen is not None and tuner is None:
+        return *recall(what, data, saved.part("chosen"), chosen), True
+    if isinstance(what, Sampler):
+        return what, tuner, False
+    raise ValueError(
+        f"The run in {folder} was given its sampler, so resume needs it too, made again."
+    )
+
+
+def _place(saved: Saved) -> str | None:
+    """Where the draws of a run are, if they are not in its checkpoint."""
+    path: str | None = saved.meta["receipt"].get("path")
+    return path
+
+
+@contextmanager
+def _run_that_is_there(folder: Path, world: RunWorld) -> Iterator[None]:
+    """Have the folder of a checkpoint for a run that goes on there."""
+    with locked(folder) if world.leads else nullcontext():
+        if world.leads:
+            remove_left_over(folder)
+        yield
 
 
 def _resumed(
     folder: Path,
     sampler: Sampler,
-    data: Any,
+    data: DataLike,
     step_size: float | Schedule | None,
+    num_draws: int | None,
     storage: Storage,
     watcher: Monitor,
     tuner: Tuner | None,
     progress: bool,
+    world: RunWorld,
 ) -> Draws:
     """Go on with the run in a folder that nobody else uses."""
     saved = Saved.read(folder)
-    settings = Settings(**saved.meta["settings"])
+    settings = dataclasses.replace(
+        Settings(**saved.meta["settings"]), num_particles=len(world.mine)
+    )
     schedule = _schedule_of(saved.meta["step_size"], step_size)
     tuner = _tuner(sampler, schedule, tuner, settings.num_warmup)
     found = files.differences(saved.meta["sampler"], identity(sampler, tuner), "the run's")
@@ -292,13 +357,47 @@ def _resumed(
             + "\n  ".join(others)
         )
     with torch.no_grad(), global_seed(0), pinned(sampler.potential.device):
-        plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder)
-        return Loop.restore(plan, saved).run(watcher, progress)
+        if num_draws is not None:
+            settings = _extended(settings, int(num_draws))
+        plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder, world)
+        if not world.alone:
+            world.check_same(plan.summary)
+        return world.whole(Loop.restore(plan, saved).run(watcher, progress))
+
+
+def _extended(settings: Settings, num_draws: int) -> Settings:
+    """A run made longer."""
+    if num_draws < settings.num_draws:
+        raise ValueError(
+            f"The run was to have {settings.num_draws} draws; num_draws={num_draws} would be "
+            "fewer. End it by monitor=, or take a part of its draws."
+        )
+    return dataclasses.replace(settings, num_draws=num_draws)
+
+
+def _until_converged(monitor: Watcher | None) -> Monitor:
+    """With the target of an automatic run, unless there is one already."""
+    watcher = as_monitor(monitor)
+    if watcher.targets:
+        return watcher
+    return dataclasses.replace(watcher, rules=(*watcher.rules, converged()))
+
+
+def _sampled(what: Sampler | Potential, caller: str = "sample") -> Sampler | ModelPotential:
+    """A sampler, or a potential with all that is asked of one."""
+    if isinstance(what, Sampler):
+        return what
+    if not is_potential(what):
+        raise TypeError(
+            f"{caller}() takes a sampler, such as pvi.sghmc(potential), or a potential, got "
+            f"{type(what).__name__}."
+        )
+    return as_potential(what)
 
 
 def _prepared(
     what: Sampler | ModelPotential,
-    data: Any,
+    data: DataLike,
     step_size: float | Schedule | None,
     tuner: Tuner | None,
     num_particles: int | None,
@@ -343,16 +442,6 @@ def _schedule_of(saved: Any, given: float | Schedule | None) -> Schedule | None:
     return schedule
 
 
-def _storage(storage: Storage | None) -> Storage:
-    """What keeps the draws; memory if absent."""
-    if storage is None:
-        return InMemory()
-    check_has(
-        "storage", storage, ["keep", "nbytes", "open"], "a storage, as pvi.storage.InMemory()"
-    )
-    return storage
-
-
 def _tuner(
     sampler: Sampler, step_size: Schedule | None, tuner: Tuner | None, num_warmup: int
 ) -> Tuner | None:
@@ -375,6 +464,19 @@ def _saving(checkpoint: str | Path | files.Checkpoint | None) -> files.Checkpoin
     if checkpoint is None or isinstance(checkpoint, files.Checkpoint):
         return checkpoint
     return files.Checkpoint(checkpoint)
+
+
+@contextmanager
+def _new_run(folder: Path | None, world: RunWorld) -> Iterator[None]:
+    """Have the folder of a checkpoint for a run that begins there."""
+    if folder is None or not world.leads:
+        yield
+        return
+    _check_folder(folder)
+    with locked(folder):
+        _check_folder(folder)
+        remove_left_over(folder)
+        yield
 
 
 def _check_folder(folder: Path) -> None:

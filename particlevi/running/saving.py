@@ -16,6 +16,7 @@ from particlevi.running.plan import Plan
 from particlevi.schedules import describe
 from particlevi.storage import checkpoint as files
 from particlevi.streams import ParticleStreams
+from particlevi.tuning.memory import remember
 from particlevi.typing import SamplerState
 
 __all__ = ["STATE_FILE", "Saved", "Saver"]
@@ -33,7 +34,7 @@ class Saver:
     """
 
     def __init__(self, folder: Path | None, every: int | None):
-        self.wanted = folder is not None
+        self.wanted: bool = folder is not None
         self.every = every
         self._noted = time.perf_counter()
 
@@ -44,6 +45,10 @@ class Saver:
         if self.every is not None:
             return step % self.every == 0
         return time.perf_counter() - self._noted > _SECONDS_BETWEEN
+
+    def regular(self, step: int) -> bool:
+        """Whether it is time by the number of steps, and not by the clock."""
+        return self.every is not None and self.due(step)
 
     def note(self) -> None:
         """A checkpoint has been written."""
@@ -79,7 +84,11 @@ class Saved:
         if state.position.is_cuda:
             tensors["cuda_rng"] = torch.cuda.get_rng_state(state.position.device)
         step_size = plan.schedules.get("step_size")
+        chosen = remember(plan.sampler, plan.tuner)
+        if chosen is not None:
+            tensors |= {f"chosen.{name}": value for name, value in chosen.tensors.items()}
         meta = {
+            "chosen": None if chosen is None else chosen.words,
             "sampler": plan.identity,
             "data": plan.data_fingerprint,
             "settings": asdict(plan.settings),
@@ -88,7 +97,7 @@ class Saved:
             "diverged": divergence.lost,
             **progress,
         }
-        return cls(tensors, meta)
+        return cls(_apart(tensors), meta)
 
     @classmethod
     def read(cls, folder: Path) -> Saved:
@@ -128,3 +137,14 @@ class Saved:
         torch.set_rng_state(self.tensors["global_rng"])
         if device.type == "cuda":
             torch.cuda.set_rng_state(self.tensors["cuda_rng"], device)
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, none of which shares its storage with another, as a file wants them."""
+    seen: set[int] = set()
+    found = {}
+    for name, value in tensors.items():
+        place = value.untyped_storage().data_ptr()
+        found[name] = value.clone() if place in seen else value
+        seen.add(place)
+    return found

@@ -32,17 +32,26 @@ class Watch:
         monitor: when to look, and the rules.
         done, total: steps.
         shown: whether to show a progress bar.
+        draws_seen: draws there were when each rule was last asked; kept up to date.
     """
 
-    def __init__(self, sampler: Sampler, monitor: Monitor, done: int, total: int, shown: bool):
+    def __init__(
+        self,
+        sampler: Sampler,
+        monitor: Monitor,
+        done: int,
+        total: int,
+        shown: bool,
+        draws_seen: dict[int, int],
+    ):
         self.sampler = sampler
         self.monitor = monitor
-        self.bar = progress_bar(sampler.name, done, total, shown)
-        self.interrupt = Interrupt()
+        self.bar: Any = progress_bar(sampler.name, done, total, shown)
+        self.interrupt: Interrupt = Interrupt()
         self._listening = self.interrupt.watch()
         self._warned = False
         self._warned_of_rounding = False
-        self._draws_seen: dict[int, int] = {}
+        self._draws_seen = draws_seen
 
     def __enter__(self) -> Self:
         self._listening.__enter__()
@@ -60,6 +69,10 @@ class Watch:
     def due(self, step: int) -> bool:
         """Whether it is time to look."""
         return step % self.monitor.stride == 0
+
+    def asks(self, step: int) -> bool:
+        """Whether a rule is to be asked after so many steps."""
+        return any(step % rule.steps == 0 for rule in self.monitor.timed)
 
     def warn(self, info: Any, controls: Controls) -> None:
         """What the sampler has to say of a step after the warm-up, once."""

@@ -1,26 +1,148 @@
-"""The world of a run in one process: every particle is here."""
+"""The world of a run: which particles are here, and what all processes agree on."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from torch import Tensor
 
-__all__ = ["OneProcess"]
+from particlevi.draws import Draws
+from particlevi.gradients.sharing import Crew
+from particlevi.kernels.exchange import Exchange
+from particlevi.tuning.here import Here
+from particlevi.typing import World
+
+__all__ = ["OneProcess", "RunWorld"]
+
+Ask = Callable[[Callable[[], Draws]], str | None]
+"""Rules of a monitor, as a function of what gives the draws."""
+
+
+class RunWorld(World, Protocol):
+    """A ``World`` with what the loop needs beside the reductions of tuners.
+
+    All processes call the same members in the same order.
+    """
+
+    @property
+    def total(self) -> int:
+        """Particles of all processes."""
+        ...
+
+    @property
+    def mine(self) -> range:
+        """The particles of this process."""
+        ...
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process shows the progress, writes files and has the draws at the end."""
+        ...
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is no other process."""
+        ...
+
+    @property
+    def spread(self) -> bool:
+        """Whether other processes hold other particles."""
+        ...
+
+    @property
+    def crew(self) -> Crew | None:
+        """Who evaluates gradients together."""
+        ...
+
+    @property
+    def exchange(self) -> Exchange | None:
+        """Through whom particles that see each other do so."""
+        ...
+
+    def guard(self) -> Any:
+        """A context in which an error here ends the run in all processes."""
+        ...
+
+    def check_same(self, what: dict[str, Any]) -> None:
+        """Refuse a run of which these are not the same in every process."""
+        ...
+
+    def agree(self, stop: bool, save: bool, now: bool) -> tuple[bool, bool]:
+        """Whether to stop, which any may ask for, and to save, which the leader decides."""
+        ...
+
+    def count(self, number: int) -> int:
+        """The sum of a number over the processes that hold different particles."""
+        ...
+
+    def verdict(self, ask: Ask, draws: Callable[[], Draws]) -> str | None:
+        """The answer of the leader's rules, which see the draws of all."""
+        ...
+
+    def gather(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Tensors ``[P, ...]`` of all particles, from those of each process."""
+        ...
+
+    def objects(self, value: Any) -> list[Any]:
+        """The values of the processes that hold different particles."""
+        ...
+
+    def whole(self, draws: Draws) -> Draws:
+        """The draws of all particles for the leader; for the others, their own."""
+        ...
 
 
 @dataclass(frozen=True)
-class OneProcess:
-    """A ``World`` of one process, in which reductions are those of the tensors at hand."""
+class OneProcess(Here):
+    """A ``World`` of one process.
 
-    def share(self, num_particles: int) -> range:
-        """All particles."""
-        return range(num_particles)
+    Attributes:
+        total: particles.
+    """
 
-    def sum(self, values: Tensor) -> Tensor:
-        """The sum over particles of ``[P, ...]``, ``[...]``."""
-        return values.sum(0)
+    total: int = 0
+    leads: bool = True
+    alone: bool = True
+    spread: bool = False
+    crew: Crew | None = None
+    exchange: Exchange | None = None
 
-    def mean(self, values: Tensor) -> Tensor:
-        """The mean over particles of ``[P, ...]``, ``[...]``."""
-        return values.mean(0)
+    @property
+    def mine(self) -> range:
+        """All."""
+        return range(self.total)
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """There is nobody to tell."""
+        yield
+
+    def check_same(self, what: dict[str, Any]) -> None:
+        """There is nobody else."""
+
+    def agree(self, stop: bool, save: bool, now: bool) -> tuple[bool, bool]:
+        """As it wishes, at any time."""
+        return stop, save
+
+    def count(self, number: int) -> int:
+        """The number."""
+        return number
+
+    def verdict(self, ask: Ask, draws: Callable[[], Draws]) -> str | None:
+        """The answer of the rules."""
+        return ask(draws)
+
+    def gather(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors."""
+        return list(tensors)
+
+    def objects(self, value: Any) -> list[Any]:
+        """The value."""
+        return [value]
+
+    def whole(self, draws: Draws) -> Draws:
+        """The draws."""
+        return draws

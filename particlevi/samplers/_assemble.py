@@ -114,6 +114,7 @@ def configurational_temperature(position: Tensor, gradient: Tensor) -> Tensor:
 class Declared(TypedDict, total=False):
     """What a sampler says of itself: fields of ``Sampler``, documented there."""
 
+    tunable: Mapping[str, float]
     requires: Requirements
     watched: Callable[[Any, Controls], Tensor]
     shown: Mapping[str, str]
@@ -123,6 +124,7 @@ class Declared(TypedDict, total=False):
     max_step_size: Callable[[float], float]
     warning: Callable[[Any, Controls], str | None] | None
     facts: Facts
+    most_spread: int
 
 
 def assemble(
@@ -208,6 +210,20 @@ def assemble(
             for name, where in tensors.items()
         }
 
+    def on(other: Target) -> Sampler:
+        return assemble(
+            name,
+            other,
+            transition,
+            memory=memory,
+            noise=noise,
+            remember=remember,
+            settings=settings,
+            schedules=schedules,
+            gradients=gradients,
+            **declared,
+        )
+
     return Sampler(
         name=name,
         estimator=estimator,
@@ -222,5 +238,6 @@ def assemble(
         },
         observe=observe,
         gradients_per_step=gradients * estimator.gradients,
+        on=on,
         **declared,
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from particlevi.gradients.halves import Halves, in_halves
+from particlevi.gradients.halves import Halves, Parted, parted
 from particlevi.samplers._metric import Metric
 from particlevi.typing import Batch, Gradient, GradientEstimator
 
@@ -39,19 +39,22 @@ class GradientAt:
         return found if self.metric is None else self.metric.slope(found)
 
     def with_variance(self, position: Tensor) -> Halves:
-        """The same with the variances of both, found on the two halves of the batch.
+        """The same with the variances of both, found on the two halves of the batch."""
+        return self.parted(position).halves
 
-        That of the gradient is in the coordinates of the potential; see ``variance``.
-        """
+    def parted(self, position: Tensor) -> Parted:
+        """The same with the difference between the two halves of the batch."""
         theta = position if self.metric is None else self.metric.unwhiten(position)
 
         def estimate(part: Batch | None) -> Gradient:
             return self.estimator(self.state, theta, part, self.noise)
 
-        halves = in_halves(estimate, self.batch, self.estimator.potential.num_data)
+        found = parted(estimate, self.batch, self.estimator.potential.num_data)
         if self.metric is None:
-            return halves
-        return Halves(self.metric.slope(halves.found), halves.variance)
+            return found
+        return Parted(
+            self.metric.slope(found.found), self.metric.slope(found.difference), found.factor
+        )
 
     def variance(self, variance: float | Tensor) -> float | Tensor:
         """A variance of each coordinate of the gradient, in the coordinates z of the method."""

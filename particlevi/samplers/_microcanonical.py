@@ -24,8 +24,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from particlevi.samplers._assemble import GradientAt
 from particlevi.samplers._metropolis import kinetic_energy
+from particlevi.typing import Gradient
 
 __all__ = ["INTEGRATORS", "Integrator", "Point", "direction", "flow", "kick", "leapfrog", "refresh"]
 
@@ -94,6 +94,8 @@ def kick(u: Tensor, gradient: Tensor, h: Tensor | float) -> tuple[Tensor, Tensor
     work = free * (s - math.log(2) + (1 + c + (1 - c) * zeta.square()).log())
     return direction(turned), work.squeeze(-1)
 
+
+GradientAt = Callable[[Tensor], Gradient]
 
 Flow = Callable[[Point, GradientAt, Tensor], tuple[Point, Tensor]]
 """A step of length h: ``(point, gradient_at, h) -> (point, energy change [P])``."""

@@ -116,7 +116,7 @@ class Noise:
             known = gradient_at.variance(self.known) if self.present else 0.0
             return gradient_at(position), known, memory
         found, variance = gradient_at.with_variance(position)
-        return found, gradient_at.variance(memory.variance), averaged(memory, variance.gradient)
+        return found, memory.variance, averaged(memory, variance.gradient)
 
     @property
     def requires(self) -> Requirements:
@@ -140,9 +140,9 @@ class Noise:
         return wide(*info, taken, clipped)
 
     def warning(
-        self, limit: Callable[[float, float], float]
+        self, limit: Callable[[Controls], float]
     ) -> Callable[[Any, Controls], str | None] | None:
-        """What ``Sampler.warning`` is to be; ``limit(h, T)`` can be taken out at the most."""
+        """What ``Sampler.warning`` is to be; ``limit(controls)`` can be taken out at the most."""
         if not self.present:
             return None
 
@@ -153,7 +153,7 @@ class Noise:
                 return None
             return (
                 f"For {float(info.clipped.mean()):.0%} of the parameters the gradient noise has a "
-                f"variance above {limit(h, temperature):.3g}, all that can be taken out of the "
+                f"variance above {limit(controls):.3g}, all that can be taken out of the "
                 f"injected noise (it is {float(info.gradient_noise.mean()):.3g} on average), so "
                 f"that their draws come out too wide. Take a smaller step_size (it was {h:.3g}), "
                 "larger batches, or more friction where there is one."
@@ -163,6 +163,8 @@ class Noise:
 
 
 def _checked(value: Tensor, num_params: int) -> Tensor:
+    if value.is_complex() or value.is_meta:
+        raise ValueError(f"gradient_noise must be real variances, got {value.dtype}.")
     check_finite("gradient_noise", value, "Estimate it again.")
     if (value < 0).any():
         raise ValueError("gradient_noise is a variance: it must not be negative.")

@@ -91,7 +91,7 @@ def baoab(target: Target, friction: float = 1.0, temperature: float | Schedule =
         position: Tensor, memory: Memory, gradient_at: GradientAt, noise: Any, controls: Controls
     ) -> tuple[Tensor, Memory, MomentumInfo]:
         h, temperature = controls["step_size"], controls["temperature"]
-        c = (-friction * h).exp()
+        c = (-controls.get("friction", friction) * h).exp()
         p = memory.momentum - 0.5 * h * memory.gradient
         position, p = drift(position, p, noise, h, c, temperature)
         g, potential = gradient_at(position)
@@ -105,6 +105,7 @@ def baoab(target: Target, friction: float = 1.0, temperature: float | Schedule =
         target,
         transition,
         settings={"friction": friction},
+        tunable={"friction": friction},
         schedules={"temperature": temperature},
         memory=memory,
         noise=gaussian,

@@ -65,7 +65,7 @@ class Stepper:
                 "make must put all parameters into one group: there is one tensor [P, D]."
             )
         self.optimizer = made
-        self.group = made.param_groups[0]
+        self.group: dict[str, Any] = made.param_groups[0]
         before = dict(self.group)
         self._step(torch.zeros_like(param), torch.zeros_like(param), None)
         changed = {
@@ -74,11 +74,13 @@ class Stepper:
             if key not in {"params", "lr"} and (key not in before or value is not before[key])
         }
         state = self._state()
-        self.kinds = {("state", key): value for key, value in state.items()}
+        self.kinds: dict[tuple[str, str], Any] = {
+            ("state", key): value for key, value in state.items()
+        }
         self.kinds |= {("group", key): value for key, value in changed.items()}
         names = [f"{place}_{key}" for place, key in self.kinds]
         self.names: Callable[..., Any] = cast(Any, namedtuple)("Tensors", names)
-        self.before = {key: before[key] for key in changed if key in before}
+        self.before: dict[str, Any] = {key: before[key] for key in changed if key in before}
 
     def _state(self) -> dict[str, Any]:
         found = self.optimizer.state[self.group["params"][0]]

@@ -120,7 +120,7 @@ def sghmc(
         h, temperature = controls["step_size"], controls["temperature"]
         (g, potential), s2, average = known(gradient_at, position, memory.noise)
         configurational = configurational_temperature(position, g)
-        c = (-friction * h).exp()
+        c = (-controls.get("friction", friction) * h).exp()
         injected = temperature * (1 - c**2) - (0.5 * (1 + c) * h) ** 2 * s2
         p = memory.momentum - h * g
         position = position + 0.5 * h * p
@@ -141,10 +141,11 @@ def sghmc(
         info = MomentumInfo(potential, configurational, p.square().mean(-1))
         return position, Memory(p, average), known.report(info, s2, injected, position)
 
-    def compensable(h: float, temperature: float) -> float:
+    def compensable(controls: Controls) -> float:
+        h, temperature = float(controls["step_size"]), float(controls["temperature"])
         if integrator != "baoa":
             return 2 * friction * temperature / h
-        c = math.exp(-friction * h)
+        c = math.exp(-float(controls.get("friction", friction)) * h)
         return temperature * (1 - c**2) / (0.5 * (1 + c) * h) ** 2
 
     def max_step_size(curvature: float) -> float:
@@ -168,6 +169,7 @@ def sghmc(
             "gradient_noise": known.record,
             "integrator": integrator,
         },
+        tunable={"friction": friction} if integrator == "baoa" else {},
         schedules={"temperature": temperature},
         memory=memory,
         noise=gaussian,

@@ -90,5 +90,7 @@ def sgld(
         requires=known.requires,
         shown=SHOWN | known.shown,
         max_step_size=lambda curvature: 2 / curvature,
-        warning=known.warning(lambda h, temperature: 2 * temperature / h),
+        warning=known.warning(
+            lambda controls: 2 * float(controls["temperature"]) / float(controls["step_size"])
+        ),
     )

@@ -23,6 +23,7 @@ from torch import Tensor
 from particlevi._checks import check_choice
 from particlevi.gradients.minibatch import as_estimator
 from particlevi.kernels.adam import Moments, adam
+from particlevi.kernels.exchange import MOST_COLUMNWISE, Columnwise, stein_direction
 from particlevi.kernels.grouped import graphical
 from particlevi.kernels.kernels import Kernel, Radial, as_kernel, as_radial
 from particlevi.samplers._assemble import GradientAt, Target, assemble
@@ -94,10 +95,9 @@ def svgd(
         position: Tensor, memory: Moments, gradient_at: GradientAt, noise: Any, controls: Controls
     ) -> tuple[Tensor, Moments, Info]:
         g, potential = gradient_at(position)
-        attraction, repulsion = chosen.direction(position, -controls["annealing"] * g)
-        info = Info.of(potential, attraction, repulsion)
-        direction, memory = _preconditioned(attraction + repulsion, memory, optimizer)
-        return position + controls["step_size"] * direction, memory, info
+        phi, *norms = stein_direction(chosen, position, -controls["annealing"] * g)
+        direction, memory = _preconditioned(phi, memory, optimizer)
+        return position + controls["step_size"] * direction, memory, Info(potential, *norms)
 
     return assemble(
         "svgd",
@@ -107,6 +107,7 @@ def svgd(
         schedules={"annealing": annealing},
         memory=memory,
         facts=Facts(kind="particles"),
+        most_spread=MOST_COLUMNWISE if isinstance(chosen, Columnwise) else 0,
         work_bytes=lambda num: 5 * min(num**2, 2**21) * item,
         watched=lambda info, controls: controls["annealing"] * info.potential,
     )

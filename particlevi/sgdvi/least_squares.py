@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_finite, check_fraction, check_nonnegative, check_positive
-from particlevi.noise.scalings import Batching, batch_factor, temperature
+from particlevi.noise.scalings import FreshBatching, batch_factor, temperature
 from particlevi.sgdvi._linear import Array, momentum_steps
 from particlevi.sgdvi.stationary import StationaryLaw, check_some_noise, exact_law
 
@@ -46,7 +46,7 @@ def least_squares_law(
     batch_size: int,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
-    batching: Batching = "replacement",
+    batching: FreshBatching = "replacement",
 ) -> StationaryLaw:
     """The mean and covariance of SGD on ``(1/N) sum_k (a_k . w - y_k)^2 / 2``, exactly.
 
@@ -102,7 +102,7 @@ def largest_rate(
     batch_size: int,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
-    batching: Batching = "replacement",
+    batching: FreshBatching = "replacement",
 ) -> float:
     """The learning rate up to which the second moment of SGD on least squares is finite.
 
@@ -136,7 +136,7 @@ class _Problem:
     """Least squares in the eigenbasis of its Hessian."""
 
     def __init__(
-        self, features: Any, targets: Any, decay: float, batch_size: int, batching: Batching
+        self, features: Any, targets: Any, decay: float, batch_size: int, batching: FreshBatching
     ) -> None:
         a, y = _checked(features, targets, decay)
         self.num_data, self.size = a.shape

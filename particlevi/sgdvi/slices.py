@@ -17,14 +17,13 @@ from torch import Tensor
 from particlevi._checks import (
     check_finite,
     check_nonnegative,
-    check_particles,
     check_positive,
     check_positive_int,
     check_seed,
 )
-from particlevi.data import as_data
+from particlevi.data import DataLike, as_data, as_particles
 from particlevi.draws import Draws
-from particlevi.potentials.potential import ModelPotential
+from particlevi.potentials.protocol import as_potential
 from particlevi.sgdvi._checks import (
     as_directions,
     check_field,
@@ -33,6 +32,7 @@ from particlevi.sgdvi._checks import (
     check_vector,
 )
 from particlevi.sgdvi.series import as_series, block_labels, is_stationary
+from particlevi.typing import Potential
 
 __all__ = [
     "Projection",
@@ -319,26 +319,25 @@ def compare_potentials(
 
 
 def mean_loss(
-    model: ModelPotential, data: tuple[Tensor, ...], chunk_size: int = 64
+    potential: Potential, data: DataLike, chunk_size: int = 64
 ) -> Callable[[Tensor], Tensor]:
     """``f = U / N`` on all data as a function of points ``[S, D]``.
 
     Args:
-        model: a potential with data.
+        potential: with data.
         data: as given to ``sample``.
         chunk_size: points evaluated at once.
     """
-    if not isinstance(model, ModelPotential):
-        raise TypeError(f"model must be a potential, got {type(model).__name__}.")
+    model = as_potential(potential)
     if model.num_data is None:
         raise ValueError("A density without data has no mean loss.")
     check_positive_int("chunk_size", chunk_size)
     batch, count = as_data(data, model).whole(), model.num_data
 
     def loss(points: Tensor) -> Tensor:
-        check_particles(points, model.num_params, "points")
+        placed = as_particles(points, model, model.num_params, "points")
         with torch.no_grad():
-            parts = points.to(model.device, model.dtype).split(chunk_size)
+            parts = placed.split(chunk_size)
             return torch.cat([model(part, batch) for part in parts]) / count
 
     return loss

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_nonnegative
-from particlevi.noise.scalings import Batching, temperature
+from particlevi.noise.scalings import FreshBatching, temperature
 from particlevi.sgdvi._checks import as_real
 from particlevi.sgdvi._linear import (
     Array,
@@ -137,7 +137,7 @@ def stationary_law(
     weight_decay: float = 0.0,
     minimum: Tensor | None = None,
     num_data: int | None = None,
-    batching: Batching = "replacement",
+    batching: FreshBatching = "replacement",
 ) -> StationaryLaw:
     """The law of SGD for small learning rates: solve ``F S + S F' = 2 T C``.
 
@@ -188,7 +188,7 @@ def exact_law(
     weight_decay: float = 0.0,
     minimum: Tensor | None = None,
     num_data: int | None = None,
-    batching: Batching = "replacement",
+    batching: FreshBatching = "replacement",
 ) -> StationaryLaw:
     """The law of SGD's discrete steps where ``F`` and ``C`` are constant, at any stable rate.
 

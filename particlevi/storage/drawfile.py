@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -14,7 +15,9 @@ from particlevi.potentials.potential import ModelPotential
 from particlevi.storage import checkpoint as files
 from particlevi.typing import Facts
 
-__all__ = ["read", "write"]
+__all__ = ["check_potential", "fields_of", "meta_of", "read", "tensors_of", "write"]
+
+_OTHERS = ("coordinates", "groups", "metric", "end")
 
 Set = TypeVar("Set", bound=DrawSet)
 
@@ -30,15 +33,20 @@ def write(draws: DrawSet, path: Path) -> None:
     tensors = {"particles": draws.particles}
     tensors |= {f"stats.{name}": value for name, value in draws.stats.items()}
     tensors |= {f"warmup_stats.{name}": value for name, value in draws.warmup_stats.items()}
-    others = {
-        "warmup": draws.warmup,
-        "coordinates": draws.coordinates,
-        "groups": draws.groups,
-        "metric": draws.metric,
-        "end": draws.end,
-    }
+    others = {"warmup": draws.warmup, **tensors_of(draws)}
     tensors |= {name: value for name, value in others.items() if value is not None}
-    meta = {
+    files.write(path, tensors, meta_of(draws))
+
+
+def tensors_of(draws: DrawSet) -> dict[str, Tensor]:
+    """The tensors of a set of draws that are not draws."""
+    found = {name: getattr(draws, name) for name in _OTHERS}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def meta_of(draws: DrawSet) -> dict[str, Any]:
+    """What else there is to know of a set of draws, as JSON."""
+    return {
         "chains": draws.chains,
         "diverged": draws.diverged,
         "interrupted": draws.interrupted,
@@ -53,37 +61,51 @@ def write(draws: DrawSet, path: Path) -> None:
         "attrs": draws.attrs,
         "fingerprint": draws.fingerprint,
     }
-    files.write(path, tensors, meta)
+
+
+def check_potential(meta: Mapping[str, Any], potential: ModelPotential | None) -> None:
+    """The potential, if there is one, is that of the draws.
+
+    Raises:
+        ValueError: where it differs.
+    """
+    if potential is None:
+        return
+    given = dict(potential.fingerprint)
+    differences = files.differences(meta["fingerprint"], given, "the potential's")
+    if differences:
+        listed = "\n  ".join(differences)
+        raise ValueError(f"These draws are of another potential:\n  {listed}")
+
+
+def fields_of(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``meta_of`` gave, as fields of a set of draws."""
+    shape = meta["output_shape"]
+    return {
+        **meta,
+        "output_shape": None if shape is None else tuple(shape),
+        "shapes": {name: tuple(s) for name, s in meta["shapes"].items()},
+        "diverged": {int(chain): step for chain, step in meta["diverged"].items()},
+        "facts": Facts(**meta["facts"]),
+    }
 
 
 def read(kind: type[Set], path: Path, potential: ModelPotential | None) -> Set:
     """See ``pvi.load``."""
     tensors, meta = files.read(path)
-    if potential is not None:
-        given = dict(potential.fingerprint)
-        differences = files.differences(meta["fingerprint"], given, "the potential's")
-        if differences:
-            listed = "\n  ".join(differences)
-            raise ValueError(f"These draws are of another potential:\n  {listed}")
+    check_potential(meta, potential)
     check_finite("particles", tensors["particles"], "The file is damaged.")
 
     def group(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-    shape = meta.pop("output_shape")
+    known: dict[str, Any] = {name: tensors.get(name) for name in _OTHERS}
     return kind(
         particles=tensors["particles"],
         stats=group("stats."),
         warmup_stats=group("warmup_stats."),
-        output_shape=None if shape is None else tuple(shape),
         potential=potential,
-        shapes={name: tuple(s) for name, s in meta.pop("shapes").items()},
-        diverged={int(chain): step for chain, step in meta.pop("diverged").items()},
-        facts=Facts(**meta.pop("facts")),
         warmup=tensors.get("warmup"),
-        coordinates=tensors.get("coordinates"),
-        groups=tensors.get("groups"),
-        metric=tensors.get("metric"),
-        end=tensors.get("end"),
-        **meta,
+        **known,
+        **fields_of(meta),
     )

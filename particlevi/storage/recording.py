@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from particlevi.data import place
 from particlevi.data.fingerprint import fingerprint
 from particlevi.data.tensors import as_tensors
 from particlevi.potentials.chunks import chunks
@@ -58,16 +58,19 @@ class Recorder:
         self.columns: Tensor | None = None
         self.inputs: Batch | None = None
         self.output_shape: tuple[int, ...] = ()
+        self.parts: dict[str, tuple[int, ...]] = dict(potential.layout.shapes)
+        """Names and shapes of what is kept, in its order."""
         if keep is None:
-            self.size = potential.num_params
+            self.size: int = potential.num_params
         elif isinstance(keep, outputs_at):
             inputs = keep.inputs if isinstance(keep.inputs, tuple) else (keep.inputs,)
             tensors = as_tensors(inputs, potential, "inputs")
-            self.inputs = Batch(pytree.tree_map(lambda leaf: leaf.to(potential.device), tensors))
+            self.inputs = Batch(place(tensors, potential))
             with torch.no_grad():
                 probe = potential.outputs(potential.init(1), self.inputs)
             self.output_shape = tuple(probe.shape[1:])
             self.size = probe[0].numel()
+            self.parts = {"outputs": self.output_shape}
         else:
             self.columns = self._columns(keep)
             self.size = len(self.columns)
@@ -81,6 +84,7 @@ class Recorder:
                     f"keep as coordinates must be a LongTensor of numbers in 0 ... {num - 1}, "
                     f"got {keep.dtype} {list(keep.shape)}."
                 )
+            self.parts = {"theta": (len(keep),)}
             return keep.to(self.potential.device)
         patterns = [keep] if isinstance(keep, str) else keep
         if not isinstance(patterns, (list, tuple)) or not all(isinstance(p, str) for p in patterns):
@@ -92,8 +96,10 @@ class Recorder:
         idle = [p for p in patterns if not any(fnmatchcase(name, p) for name in where)]
         if idle or not patterns:
             raise ValueError(f"keep={keep!r}: {idle} match none of the parameters {list(where)}.")
-        chosen = [s for n, s in where.items() if any(fnmatchcase(n, p) for p in patterns)]
-        return torch.cat([torch.arange(s.start, s.stop) for s in chosen]).to(self.potential.device)
+        chosen = [n for n in where if any(fnmatchcase(n, p) for p in patterns)]
+        self.parts = {name: self.parts[name] for name in chosen}
+        columns = [torch.arange(where[name].start, where[name].stop) for name in chosen]
+        return torch.cat(columns).to(self.potential.device)
 
     def __call__(self, position: Tensor) -> Tensor:
         """What is kept of ``position [P, D]``."""
@@ -149,7 +155,7 @@ def check_memory(needed: Mapping[str, int]) -> None:
     raise MemoryError(
         f"The run needs {total / 1e9:.2f} GB ({', '.join(parts)}) but {available / 1e9:.2f} GB are "
         "available. Ways out: a larger thin with fewer num_draws, fewer particles, "
-        "storage=pvi.storage.InMemory(dtype=torch.bfloat16), or with keep=[name patterns] or "
+        "store=pvi.storage.InMemory(dtype=torch.bfloat16), or with keep=[name patterns] or "
         "keep=LongTensor for a subset of coordinates, keep=pvi.outputs_at(inputs) for predictions "
         "only, or, for an estimator that remembers iterates, a smaller history: "
         "pvi.gradients.history(capacity=..., dtype=torch.bfloat16), and fewer groups or masks, for "

@@ -22,11 +22,13 @@ class Rounding:
 
     Args:
         dtype: of the store.
+        every: of the parameters every so many are looked at.
     """
 
-    def __init__(self, dtype: torch.dtype):
+    def __init__(self, dtype: torch.dtype, every: int = 1):
         self.dtype = dtype
-        self.count = 0
+        self.every = every
+        self.count: int = 0
         self.origin: Tensor | None = None
         self.sums: tuple[Tensor, Tensor, Tensor] | None = None
         self.told: set[str] = set()
@@ -35,7 +37,8 @@ class Rounding:
         """A draw ``[P, K]`` and what was stored of it."""
         if kept.dtype == self.dtype or kept.dtype.itemsize <= self.dtype.itemsize:
             return
-        kept = kept.to(stored.device)
+        kept = kept[:, :: self.every].to(stored.device)
+        stored = stored[:, :: self.every]
         lost = ~torch.isfinite(stored).all(1)
         if lost.any():
             self._tell_overflow(kept, stored)
@@ -68,10 +71,12 @@ class Rounding:
             return
         self.told.add("rounding")
         worst = int(share.argmax())
+        seen = "kept" if self.every == 1 else "looked at"
         warnings.warn(
-            f"Storage in {self.dtype} rounds {int((share > _SHARE).sum())} of {len(share)} kept "
+            f"Storage in {self.dtype} rounds {int((share > _SHARE).sum())} of {len(share)} {seen} "
             f"numbers so much that their variance grows by over 1 % (by {float(share[worst]):.1%} "
-            f"for number {worst}): their law is narrow beside their size. Store in a wider type, "
+            f"for number {worst * self.every}): their law is narrow beside their size. Store in a "
+            "wider type, "
             "pvi.storage.InMemory(dtype=torch.float32).",
             stacklevel=2,
         )

@@ -38,7 +38,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], text: str) -> None:
     """
     from safetensors.torch import save
 
-    payload = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    payload = _apart({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
     known = {"particlevi": text, _KEY: _BLANK.decode(), _FORMAT_KEY: str(FORMAT)}
     content = memoryview(save(payload, known))
     header_end = 8 + int.from_bytes(content[:8], "little")
@@ -54,6 +54,17 @@ def write(path: Path, tensors: Mapping[str, Tensor], text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same, no two in one storage, which safetensors refuses."""
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
+    return found
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], str]:

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_choice
+from particlevi.drawset import DrawSet
 from particlevi.storage import checkpoint as files
-from particlevi.storage.recording import Keep
+from particlevi.storage.recording import Keep, Recorder
 from particlevi.storage.rounding import Rounding
 from particlevi.typing import JSON
 
-__all__ = ["InMemory", "MemoryStore", "Part", "Storage", "Store"]
+__all__ = ["InMemory", "MemoryStore", "Part", "Recording", "Storage", "Store", "check_dtype"]
 
 
 class Part(NamedTuple):
@@ -44,13 +45,36 @@ class Store(Protocol):
         """Make what was appended outlive the process; the receipt by which to ``restore`` it."""
         ...
 
-    def restore(self, receipt: JSON) -> None:
-        """Hold the draws of a receipt, and no others."""
-        ...
-
     def read(self, start: int, stop: int) -> Part:
         """Draws ``start`` to ``stop``."""
         ...
+
+    def describe(self, draws: DrawSet) -> None:
+        """Write down what the run was, once it has ended, if the draws outlive the process."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """What is to be recorded of a run.
+
+    Attributes:
+        recorder: from particles to what is kept of them.
+        num_particles: P, those whose states are draws.
+        num_draws: T, those of the warm-up included.
+        num_warmup: draws of the warm-up among them.
+        dtype: of the draws.
+        folder: of the run's checkpoint, if any.
+        known: what is known of the draws before the first, as fields of a ``DrawSet``.
+    """
+
+    recorder: Recorder
+    num_particles: int
+    num_draws: int
+    num_warmup: int
+    dtype: torch.dtype
+    folder: Path | None
+    known: Mapping[str, Any]
 
 
 class Storage(Protocol):
@@ -71,19 +95,26 @@ class Storage(Protocol):
         """Whether draws of the warm-up are kept too."""
         ...
 
+    @property
+    def spreads(self) -> bool:
+        """Whether each of several processes can have a store of its own."""
+        ...
+
     def nbytes(self, num_particles: int, num_draws: int, size: int, dtype: torch.dtype) -> int:
         """Memory of the draws in bytes."""
         ...
 
-    def open(
-        self,
-        num_particles: int,
-        num_draws: int,
-        size: int,
-        dtype: torch.dtype,
-        folder: Path | None,
-    ) -> Store:
-        """A store for draws ``[P, T, K]``; ``folder`` is that of the run's checkpoint, if any."""
+    def check(self) -> None:
+        """Refuse, before anything is computed, a place where no run can begin."""
+        ...
+
+    def open(self, recording: Recording, receipt: JSON = None) -> Store:
+        """A store for draws ``[P, T, K]``; with a receipt, one that holds its draws and no others.
+
+        Raises:
+            FileNotFoundError: what the receipt names is missing.
+            ValueError: it is damaged, or of another run.
+        """
         ...
 
 
@@ -110,25 +141,35 @@ class InMemory:
     dtype: torch.dtype | None = None
     warmup: bool = False
 
+    @property
+    def spreads(self) -> bool:
+        """Each process has its draws in its memory."""
+        return True
+
     def __post_init__(self) -> None:
         check_choice("warmup", self.warmup, [True, False])
         if self.dtype is not None:
-            _check_dtype(self.dtype)
+            check_dtype(self.dtype)
 
     def nbytes(self, num_particles: int, num_draws: int, size: int, dtype: torch.dtype) -> int:
         """Memory of the draws in bytes."""
         return num_particles * num_draws * size * dtype.itemsize
 
-    def open(
-        self,
-        num_particles: int,
-        num_draws: int,
-        size: int,
-        dtype: torch.dtype,
-        folder: Path | None,
-    ) -> Store:
+    def check(self) -> None:
+        """Memory can always be begun in."""
+
+    def open(self, recording: Recording, receipt: JSON = None) -> Store:
         """A store for draws ``[P, T, K]``."""
-        return MemoryStore(num_particles, num_draws, size, dtype, folder)
+        store = MemoryStore(
+            recording.num_particles,
+            recording.num_draws,
+            recording.recorder.size,
+            recording.dtype,
+            recording.folder,
+        )
+        if receipt is not None:
+            store.restore(receipt)
+        return store
 
 
 class MemoryStore:
@@ -150,12 +191,12 @@ class MemoryStore:
     ):
         self.num_draws = num_draws
         self.folder = folder
-        self.count = 0
-        self.values = torch.empty(num_particles, num_draws, size, dtype=dtype)
+        self.count: int = 0
+        self.values: Tensor = torch.empty(num_particles, num_draws, size, dtype=dtype)
         self.stats: dict[str, Tensor] = {}
         self.saved: list[int] = [0]
-        self.run = uuid4().hex
-        self.rounding = Rounding(dtype)
+        self.run: str = uuid4().hex
+        self.rounding: Rounding = Rounding(dtype)
 
     def append(self, kept: Tensor, stats: Mapping[str, Tensor | float]) -> None:
         """One draw of every particle."""
@@ -177,6 +218,9 @@ class MemoryStore:
         """Draws ``start`` to ``stop``, as views; a warning if storing has widened their law."""
         self.rounding.tell()
         return self._views(start, stop)
+
+    def describe(self, draws: DrawSet) -> None:
+        """They do not outlive the process."""
 
     def _views(self, start: int, stop: int) -> Part:
         stats = {name: value[..., start:stop] for name, value in self.stats.items()}
@@ -251,7 +295,8 @@ def _lost(values: Tensor) -> list[int]:
     return found
 
 
-def _check_dtype(dtype: object) -> None:
+def check_dtype(dtype: object) -> None:
+    """A floating-point type."""
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(
             "The dtype of a storage must be a floating-point torch.dtype such as torch.bfloat16, "

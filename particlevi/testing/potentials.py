@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from particlevi._checks import check_has, check_is
+from particlevi.data import DataLike
 from particlevi.data.reading import as_data
 from particlevi.gradients.minibatch import as_estimator
 from particlevi.streams import ParticleStreams
@@ -18,7 +19,7 @@ from particlevi.typing import Batch, Potential
 __all__ = ["check_potential"]
 
 
-def check_potential(potential: Potential, data: Any = None, *, particles: Tensor) -> None:
+def check_potential(potential: Potential, data: DataLike = None, *, particles: Tensor) -> None:
     """Run the contract on a potential: shapes, gradients, minibatches, one particle alone.
 
     Args:

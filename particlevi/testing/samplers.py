@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from particlevi.gradients.minibatch import minibatch
@@ -47,14 +48,14 @@ class Setting:
         dtype: torch.dtype = torch.float64,
     ):
         self._made = (factory, step_size, estimator, problem)
-        self.problem = problem(dtype)
-        self.estimator = estimator(self.problem)
-        self.sampler = factory(self.estimator)
+        self.problem: Problem = problem(dtype)
+        self.estimator: GradientEstimator = estimator(self.problem)
+        self.sampler: Sampler = factory(self.estimator)
         self.controls: Controls = {"step_size": torch.tensor(step_size, dtype=dtype)} | {
             name: torch.tensor(schedule(0), dtype=dtype)
             for name, schedule in self.sampler.schedules.items()
         }
-        self.start = self.problem.start(NUM_PARTICLES)
+        self.start: Tensor = self.problem.start(NUM_PARTICLES)
 
     def in_dtype(self, dtype: torch.dtype) -> Setting:
         """The same in another dtype."""

@@ -1,5 +1,6 @@
 """Step sizes, their stability, and what adapts during the warm-up."""
 
+from particlevi.tuning.bounded_heat import bounded_heat
 from particlevi.tuning.dual_averaging import dual_averaging
 from particlevi.tuning.energy_error import energy_error, implied_bias
 from particlevi.tuning.invariance import Invariance, check_invariance
@@ -10,6 +11,7 @@ from particlevi.tuning.windows import windows
 __all__ = [
     "Invariance",
     "StepSize",
+    "bounded_heat",
     "check_invariance",
     "check_stability",
     "dual_averaging",

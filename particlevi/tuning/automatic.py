@@ -3,11 +3,14 @@
 The rule, with D parameters:
 
 1. All chains are minimised together: by BFGS and Newton steps up to 500 parameters (100 for a
-   module, whose hidden units make a Hessian poor), by Adam above.
+   module, whose hidden units make a Hessian poor), by BFGS of limited memory above, a module by
+   Adam. Up to that number minima that the chains did not find are looked for from far outside.
 2. Up to that number ``randomized_hmc`` moves, with a dense metric. If at least four in five chains
    lie in the basin of the lowest minimum, it begins with the inverse Hessian there; if they found
    different minima, with its diagonal.
-3. With more parameters, ``mclmc`` moves, unadjusted, with a stated energy error.
+3. With more parameters, ``mclmc`` moves, unadjusted, with a stated energy error; with 64 chains or
+   more of a density, these are brought near the posterior together, unadjusted, and ``mams`` goes
+   on from there, exact.
 
 Every step takes all the data.
 """
@@ -17,115 +20,38 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+import warnings
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from particlevi.curvature import largest_curvature
+from particlevi.data import DataLike
+from particlevi.errors import ParticleviWarning
 from particlevi.potentials.potential import ModelPotential
+from particlevi.potentials.protocol import as_potential
+from particlevi.samplers.mams import mams
 from particlevi.samplers.mclmc import mclmc
 from particlevi.samplers.randomized_hmc import randomized_hmc
 from particlevi.streams import ParticleStreams
-from particlevi.tuning.energy_error import energy_error
+from particlevi.tuning.bounded_heat import bounded_for
+from particlevi.tuning.chosen import because, constant
+from particlevi.tuning.energy_error import energy_error, harmless
+from particlevi.tuning.ensemble import approach
 from particlevi.tuning.objective import Objective
+from particlevi.tuning.pilot import taken
 from particlevi.tuning.start import Start, find_start
 from particlevi.tuning.step_size import suggest_step_size
 from particlevi.tuning.windows import windows
-from particlevi.typing import JSON, Controls, Progress, Sampler, Tuner, World
+from particlevi.typing import Potential, Sampler, Tuner
 
-__all__ = ["Setup", "because", "constant", "prepare"]
+__all__ = ["Setup", "prepare"]
 
 _MOST_BYTES = 2**28
 _DECOHERENCE_OF_A_NET = 4.0
+_FEWEST_OF_AN_ENSEMBLE = 64
 _FRACTION = {"overdamped": 0.1, "momentum": 0.25}
-
-
-@dataclass(frozen=True)
-class constant:
-    """Controls found before the run, the same at every step.
-
-    Args:
-        chosen: controls by name.
-    """
-
-    chosen: Controls
-    name: str = field(default="constant", init=False)
-
-    @property
-    def settings(self) -> Mapping[str, JSON]:
-        """The scalars among them."""
-        return {name: float(value) for name, value in self.chosen.items() if not value.ndim}
-
-    def init(self, position: Tensor, controls: Controls) -> tuple[()]:
-        """Nothing to remember."""
-        return ()
-
-    def controls(self, state: Any) -> Controls:
-        """Those chosen."""
-        return self.chosen
-
-    def update(
-        self, state: Any, position: Tensor, info: Any, progress: Progress, world: World
-    ) -> Any:
-        """Nothing is learnt."""
-        return state
-
-    def report(self, state: Any) -> Mapping[str, JSON]:
-        """The scalars among them."""
-        return self.settings
-
-
-@dataclass(frozen=True, eq=False)
-class because:
-    """A tuner with the reasons for which it was chosen in its report.
-
-    Args:
-        tuner: what tunes.
-        reasons: in words.
-        start_gradients: gradients of one particle that finding the start took.
-        start_seconds: that it took.
-    """
-
-    tuner: Tuner
-    reasons: tuple[str, ...]
-    start_gradients: int
-    start_seconds: float
-
-    @property
-    def name(self) -> str:
-        """That of the tuner."""
-        return self.tuner.name
-
-    @property
-    def settings(self) -> Mapping[str, JSON]:
-        """Those of the tuner."""
-        return self.tuner.settings
-
-    def init(self, position: Tensor, controls: Controls) -> Any:
-        """As the tuner."""
-        return self.tuner.init(position, controls)
-
-    def controls(self, state: Any) -> Controls:
-        """As the tuner."""
-        return self.tuner.controls(state)
-
-    def update(
-        self, state: Any, position: Tensor, info: Any, progress: Progress, world: World
-    ) -> Any:
-        """As the tuner."""
-        return self.tuner.update(state, position, info, progress, world)
-
-    def report(self, state: Any) -> Mapping[str, JSON]:
-        """What was chosen, why, and what the start took."""
-        return {
-            **self.tuner.report(state),
-            "reasons": list(self.reasons),
-            "start_gradients": self.start_gradients,
-            "start_seconds": self.start_seconds,
-        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,19 +62,21 @@ class Setup:
         sampler, tuner: what moves, and what tunes it.
         initial: starting points ``[P, D]``.
         num_warmup, num_draws, thin: as in ``sample``.
+        batch_size: B; None for all data.
     """
 
     sampler: Sampler
-    tuner: Tuner
+    tuner: because
     initial: Tensor
     num_warmup: int
     num_draws: int
     thin: int
+    batch_size: int | None
 
 
 def prepare(
-    what: ModelPotential | Sampler,
-    data: Any,
+    what: Potential | Sampler,
+    data: DataLike,
     initial: Tensor,
     generator: torch.Generator,
     batch_size: int | None = None,
@@ -161,34 +89,82 @@ def prepare(
         data: as given to ``sample``.
         initial: points ``[P, D]`` to look from.
         generator: of the randomness of the start.
-        batch_size: B of the run, for a sampler that takes minibatches.
-        keep_start: begin at ``initial`` itself; the minimum is looked for all the same.
+        batch_size: B that was asked for.
+        keep_start: begin at ``initial`` itself where draws of the posterior may lie; the minimum is
+            looked for all the same.
 
     Raises:
         ValueError: a sampler for which no rule is known.
     """
-    potential = what if isinstance(what, ModelPotential) else what.potential
+    potential = what.potential if isinstance(what, Sampler) else as_potential(what)
     began = time.perf_counter()
     objective = Objective(potential, data)
-    start = find_start(objective, initial, generator)
+    start = find_start(objective, initial, generator, keep_start)
+    if keep_start and start.others:
+        warnings.warn(
+            f"{start.others} minima were found apart from that in which the chains begin, of a "
+            "mass that counts: unless chains pass between them, the draws leave them out. Leave "
+            "initial out to begin in all of them.",
+            ParticleviWarning,
+            stacklevel=4,
+        )
     reasons = [start.reason]
+    sampler_chosen = not isinstance(what, Sampler)
+    what = what if isinstance(what, Sampler) else potential
+    chosen = taken(what, start, objective.data, batch_size)
+    if chosen is not None:
+        what, batch_size, start = chosen.what, chosen.batch_size, chosen.start
+        reasons.append(chosen.reason)
+    if isinstance(what, ModelPotential) and _is_ensemble(start):
+        start = _approached(objective, start, generator, reasons)
     sampler = what if isinstance(what, Sampler) else _choose(potential, start, reasons)
     tuner, num_warmup, thin = _tuner_of(sampler, start, objective, batch_size, reasons)
     size = len(initial) * initial.shape[1] * initial.element_size()
     num_draws = max(100, min(4000, _MOST_BYTES // size))
     seconds = time.perf_counter() - began
-    told = because(tuner, tuple(reasons), objective.num_gradients, seconds)
-    points = initial if keep_start else start.points
-    return Setup(sampler, told, points, num_warmup, num_draws, thin)
+    told = because(
+        tuner,
+        tuple(reasons),
+        objective.num_gradients,
+        seconds,
+        sampler_chosen=sampler_chosen,
+    )
+    return Setup(sampler, told, start.points, num_warmup, num_draws, thin, batch_size)
+
+
+def _is_ensemble(start: Start) -> bool:
+    """Many chains of many parameters with a scale each: means over chains tell all there is."""
+    many = len(start.points) >= _FEWEST_OF_AN_ENSEMBLE
+    return many and start.metric is not None and start.metric.ndim == 1
+
+
+def _approached(
+    objective: Objective, start: Start, generator: torch.Generator, reasons: list[str]
+) -> Start:
+    """The ensemble brought near the posterior together, with its own scale."""
+    assert start.metric is not None
+    found = approach(objective.gradient_at, start.points, start.metric, generator)
+    reasons.append(
+        f"{found.num_steps} unadjusted steps of all chains together brought them near: the mean "
+        f"square deviation from equipartition is {found.bias:.2g}."
+    )
+    return start._replace(points=found.points, metric=found.scale)
 
 
 def _choose(potential: ModelPotential, start: Start, reasons: list[str]) -> Sampler:
-    if start.metric is not None or potential.num_params == 1:
+    dense = start.metric is not None and start.metric.ndim == 2
+    if dense or potential.num_params == 1:
         reasons.append(
             "randomized_hmc: Metropolis-adjusted, so exact for any step, and in coordinates scaled "
             "by a metric the fastest for few parameters."
         )
         return randomized_hmc(potential)
+    if _is_ensemble(start):
+        reasons.append(
+            f"mams: {potential.num_params} parameters are too many for a dense metric; it is "
+            "adjusted, so exact for any step."
+        )
+        return mams(potential)
     reasons.append(
         f"mclmc: {potential.num_params} parameters are too many for a dense metric; it is not "
         "adjusted, and its energy error bounds its bias."
@@ -211,6 +187,7 @@ def _tuner_of(
         first = 0.5 if length is None else length(0) / math.pi
         tuner = windows(
             "dense" if dense else "diagonal",
+            target_acceptance=0.9 if sampler.name == "mams" else 0.8,
             step_size=first,
             trajectory_length=None if length is None else length(0),
             start=metric,
@@ -221,12 +198,17 @@ def _tuner_of(
         )
         return tuner, 400, 2
     if "decoherence_length" in sampler.schedules and batch_size is None:
-        law = energy_error()
-        if start.metric is None:
-            law = dataclasses.replace(law, metric="none", decoherence=_DECOHERENCE_OF_A_NET)
+        metric = start.metric
+        if metric is None:
+            law = energy_error(metric="none", decoherence=_DECOHERENCE_OF_A_NET)
+            means = "second moments of a Gaussian are about 1 % too small"
+        else:
+            scale = metric if metric.ndim == 1 else metric.square().sum(1).sqrt()
+            law = energy_error(harmless(len(scale)), start=scale)
+            means = "the potential of a Gaussian is off by at most a tenth of its deviation"
         reasons.append(
-            f"The step size is tuned to an energy error of {law.target:g} per dimension, at which "
-            "second moments of a Gaussian are about 1 % too small."
+            f"The step size is tuned to an energy error of {law.target:.2g} per dimension, at "
+            f"which {means}."
         )
         return law, 600, 4
     if sampler.max_step_size is None:
@@ -234,6 +216,10 @@ def _tuner_of(
             f"No rule is known for the step size of {sampler.name}: give step_size "
             "(pvi.suggest_step_size proposes one), or pass the potential in place of the sampler."
         )
+    bounded = bounded_for(sampler, start.metric, objective.data, batch_size)
+    if bounded is not None:
+        reasons.append(bounded.rule)
+        return dataclasses.replace(bounded, at=start.points), 400, 5
     return _stable(sampler, start, objective, batch_size, reasons), 400, 5
 
 
@@ -261,7 +247,9 @@ def _stable(
     kind = "momentum" if bound(4.0) > 0.3 * bound(1.0) else "overdamped"
     chosen: dict[str, Tensor] = {}
     points = start.points[:4]
-    metric = start.metric if batch_size is None else None
+    # With many parameters the largest curvature in a metric would cost as many gradients.
+    dense = start.metric is not None and start.metric.ndim == 2
+    metric = start.metric if dense and batch_size is None else None
     if metric is not None and metric.ndim == 2 and sampler.settings.get("gradient_noise"):
         # The noise of each coordinate alone needs a diagonal metric.
         metric = metric.square().sum(1).sqrt()
@@ -279,7 +267,12 @@ def _stable(
     )
     if batch_size is not None and objective.data.num_data:
         found = suggest_step_size(
-            sampler.estimator, objective.data, batch_size=batch_size, at=points, verbose=False
+            sampler.estimator,
+            objective.data,
+            batch_size=batch_size,
+            at=points,
+            friction=float(str(sampler.settings.get("friction", 1.0))),
+            verbose=False,
         )
         tolerated = found.momentum if kind == "momentum" else found.overdamped
         step = min(step, tolerated)

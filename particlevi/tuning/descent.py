@@ -1,9 +1,10 @@
 """Minimising a potential from all starting points at once.
 
 With few parameters by BFGS, whose path does not depend on the scales of the parameters once it has
-seen them, and Newton steps from the best point; with many by Adam.
+seen them, and Newton steps from the best point; with many by BFGS of limited memory, and of a net
+by Adam.
 
-References: Nocedal and Wright, "Numerical optimization", 2006, chapters 3 and 6; Dauphin and
+References: Nocedal and Wright, "Numerical optimization", 2006, chapters 3, 6 and 7; Dauphin and
 others, "Identifying and attacking the saddle point problem", 2014, for Newton steps by absolute
 eigenvalues; Kingma and Ba, "Adam: a method for stochastic optimization", 2015.
 """
@@ -11,14 +12,24 @@ eigenvalues; Kingma and Ba, "Adam: a method for stochastic optimization", 2015.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from particlevi.typing import Gradient
 
-__all__ = ["Descent", "GradientAt", "adam", "bfgs", "newton"]
+__all__ = [
+    "Curvatures",
+    "Dense",
+    "Descent",
+    "GradientAt",
+    "Limited",
+    "adam",
+    "bfgs",
+    "eigenpairs",
+    "newton",
+]
 
 GradientAt = Callable[[Tensor], Gradient]
 
@@ -32,22 +43,113 @@ class Descent(NamedTuple):
         points: ``[P, D]``.
         potential: ``[P]``.
         num_gradients: gradients per chain that it took.
+        path: points ``[P, D]`` on the way, where they are kept.
     """
 
     points: Tensor
     potential: Tensor
     num_gradients: int
+    path: tuple[Tensor, ...] = ()
 
     @property
     def best(self) -> Tensor:
         """The lowest point, ``[D]``."""
-        return self.points[self.potential.nan_to_num(nan=torch.inf).argmin()]
+        return self.points[self.lowest]
+
+    @property
+    def lowest(self) -> int:
+        """The number of the lowest chain."""
+        return int(self.potential.nan_to_num(nan=torch.inf).argmin())
+
+
+class Curvatures(Protocol):
+    """What a quasi-Newton method remembers: an inverse Hessian H of each chain."""
+
+    def times(self, g: Tensor) -> Tensor:
+        """``H g``, ``[P, D]``."""
+        ...
+
+    def learn(self, s: Tensor, y: Tensor, convex: Tensor) -> None:
+        """From steps s and changes y of the gradient, ``[P, D]``, of the chains ``convex [P]``."""
+        ...
+
+
+class Dense:
+    """H as a matrix ``[P, D, D]``, by the update of Broyden, Fletcher, Goldfarb and Shanno."""
+
+    def __init__(self, like: Tensor):
+        self.eye = torch.eye(like.shape[1], dtype=like.dtype, device=like.device)
+        self.inverse = self.eye.repeat(len(like), 1, 1)
+        self.fresh = torch.ones(len(like), dtype=torch.bool, device=like.device)
+
+    def times(self, g: Tensor) -> Tensor:
+        """``H g``."""
+        return torch.einsum("pij,pj->pi", self.inverse, g)
+
+    def learn(self, s: Tensor, y: Tensor, convex: Tensor) -> None:
+        """``(I - s y' / c) H (I - y s' / c) + s s' / c`` with ``c = s . y``."""
+        c = (s * y).sum(-1)[:, None, None]
+        first = (c[:, 0] / y.square().sum(-1, keepdim=True)).unsqueeze(-1) * self.eye
+        before = torch.where((self.fresh & convex)[:, None, None], first, self.inverse)
+        hy = torch.einsum("pij,pj->pi", before, y)
+        cross = hy.unsqueeze(2) * s.unsqueeze(1)
+        outer = s.unsqueeze(2) * s.unsqueeze(1)
+        after = before - (cross + cross.mT) / c
+        after = after + (1 + (y * hy).sum(-1)[:, None, None] / c) * outer / c
+        found = torch.where(convex[:, None, None], after, before)
+        self.inverse = torch.where(torch.isfinite(found), found, self.eye)
+        self.fresh = self.fresh & ~convex
+
+
+class Limited:
+    """H by the last ten steps, ``[P, 10, D]``, from ``diag(first)`` up to a factor.
+
+    Args:
+        like: points ``[P, D]``.
+        first: ``[D]``; ones if absent.
+    """
+
+    pairs = 10
+
+    def __init__(self, like: Tensor, first: Tensor | None = None):
+        num, size = like.shape
+        self.first = torch.ones_like(like[0]) if first is None else first
+        self.s = like.new_zeros(num, self.pairs, size)
+        self.y = torch.zeros_like(self.s)
+        self.c = like.new_full((num, self.pairs), torch.inf)
+        self.scale = like.new_ones(num, 1)
+
+    def times(self, g: Tensor) -> Tensor:
+        """``H g`` by the two loops of Nocedal."""
+        shares = []
+        for k in range(self.pairs):
+            share = (self.s[:, k] * g).sum(-1, keepdim=True) / self.c[:, k, None]
+            g = g - share * self.y[:, k]
+            shares.append(share)
+        found = self.scale * self.first * g
+        for k in reversed(range(self.pairs)):
+            back = (self.y[:, k] * found).sum(-1, keepdim=True) / self.c[:, k, None]
+            found = found + (shares[k] - back) * self.s[:, k]
+        return found
+
+    def learn(self, s: Tensor, y: Tensor, convex: Tensor) -> None:
+        """The newest step first, the oldest forgotten."""
+        c = (s * y).sum(-1)
+        for kept, new in ((self.s, s), (self.y, y), (self.c, c)):
+            shifted = torch.cat([new.unsqueeze(1), kept[:, :-1]], 1)
+            kept[convex] = shifted[convex]
+        scale = (c / (y * self.first * y).sum(-1)).unsqueeze(1)
+        self.scale = torch.where(convex.unsqueeze(1), scale, self.scale)
 
 
 def bfgs(
-    gradient_at: GradientAt, start: Tensor, max_gradients: int = 300, tolerance: float = 1e-6
+    gradient_at: GradientAt,
+    start: Tensor,
+    max_gradients: int = 300,
+    tolerance: float = 1e-6,
+    memory: Callable[[Tensor], Curvatures] = Dense,
 ) -> Descent:
-    """Minimise from every point at once, with a dense inverse Hessian ``[D, D]`` per chain.
+    """Minimise from every point at once, with an inverse Hessian per chain.
 
     Every chain makes one trial per evaluation: a longer step after one that went down along a
     direction of negative curvature, a shorter one after one that did not go down enough.
@@ -58,6 +160,7 @@ def bfgs(
         max_gradients: at most so many evaluations per chain.
         tolerance: a chain is done when ``g' H^-1 g / 2``, the fall still to be had, is below so
             many nats.
+        memory: how the inverse Hessian is held: ``Dense``, or ``Limited`` for many parameters.
 
     >>> def bowl(x):
     ...     curvature = torch.tensor([1.0, 100.0, 1e4], dtype=torch.float64)
@@ -68,15 +171,13 @@ def bfgs(
     """
     x = start.clone()
     g, value = gradient_at(x)
-    size = x.shape[1]
-    eye = torch.eye(size, dtype=x.dtype, device=x.device)
-    inverse = eye.repeat(len(x), 1, 1)
+    curvatures = memory(x)
     fresh = torch.ones(len(x), dtype=torch.bool, device=x.device)
     length = 1 / (1 + g.norm(dim=-1))
     still = torch.zeros_like(value)
-    used = 1
+    used, path = 1, [x]
     while used < max_gradients:
-        direction = -torch.einsum("pij,pj->pi", inverse, g)
+        direction = -curvatures.times(g)
         slope = (direction * g).sum(-1)
         done = (-0.5 * slope < tolerance) & ~fresh | (still > 30)
         if bool(done.all()):
@@ -87,30 +188,17 @@ def bfgs(
         finite = torch.isfinite(new_value) & torch.isfinite(new_g).all(-1)
         down = finite & (new_value <= value + _ARMIJO * length * slope) & ~done
         s, y = trial - x, new_g - g
-        curvature = (s * y).sum(-1)
         # Rounding hides differences of the potential near a minimum; the slope still tells.
-        convex = down & (curvature > 1e-10 * s.norm(dim=-1) * y.norm(dim=-1))
-        scaled = (curvature / y.square().sum(-1))[:, None, None] * eye
-        before = torch.where((fresh & convex)[:, None, None], scaled, inverse)
-        inverse = torch.where(convex[:, None, None], _updated(before, s, y, curvature), inverse)
-        inverse = torch.where(torch.isfinite(inverse), inverse, eye)
+        convex = down & ((s * y).sum(-1) > 1e-10 * s.norm(dim=-1) * y.norm(dim=-1))
+        curvatures.learn(s, y, convex)
         fresh = fresh & ~convex
         still = torch.where(down | done, 0.0 * still, still + 1)
         length = torch.where(convex, 1.0, torch.where(down, 2 * length, 0.3 * length))
         x = torch.where(down.unsqueeze(-1), trial, x)
         g = torch.where(down.unsqueeze(-1), new_g, g)
         value = torch.where(down, new_value, value)
-    return Descent(x, value, used)
-
-
-def _updated(inverse: Tensor, s: Tensor, y: Tensor, curvature: Tensor) -> Tensor:
-    """``(I - s y' / c) H (I - y s' / c) + s s' / c`` with ``c = s . y``."""
-    c = curvature[:, None, None]
-    hy = torch.einsum("pij,pj->pi", inverse, y)
-    yhy = (y * hy).sum(-1)[:, None, None]
-    cross = hy.unsqueeze(2) * s.unsqueeze(1)
-    outer = s.unsqueeze(2) * s.unsqueeze(1)
-    return inverse - (cross + cross.mT) / c + (1 + yhy / c) * outer / c
+        path.append(x)
+    return Descent(x, value, used, tuple(path))
 
 
 def adam(
@@ -136,6 +224,19 @@ def adam(
     return Descent(x, value, num_steps)
 
 
+def eigenpairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and vectors of a symmetric matrix; of its diagonal where they cannot be had.
+
+    >>> eigenpairs(torch.tensor([[2.0, 0.0], [0.0, 3e30]]))[0]
+    tensor([2.0000e+00, 3.0000e+30])
+    """
+    try:
+        values, vectors = torch.linalg.eigh(matrix)
+    except RuntimeError:
+        values, vectors = matrix.diagonal(), torch.eye(len(matrix)).to(matrix)
+    return values, vectors
+
+
 def newton(
     gradient_at: GradientAt,
     hessian_at: Callable[[Tensor], Tensor],
@@ -154,7 +255,7 @@ def newton(
         g, value = (part[0] for part in gradient_at(x.unsqueeze(0)))
         hessian = hessian_at(x)
         used += 1 + 2 * len(x)
-        values, vectors = torch.linalg.eigh(hessian)
+        values, vectors = eigenpairs(hessian)
         size = values.abs()
         step = -vectors @ ((vectors.mT @ g) / size.clamp(min=1e-12 * float(size.max())))
         if not bool(torch.isfinite(step).all()) or float(-step @ g) < 2 * tolerance:

@@ -40,7 +40,7 @@ from particlevi.tuning.metric import Moments, add, check_metric, no_moments, reg
 from particlevi.tuning.windows import pooled_windows
 from particlevi.typing import JSON, Controls, Progress, World
 
-__all__ = ["StepLaw", "energy_error", "follow", "implied_bias", "no_steps", "step_of"]
+__all__ = ["StepLaw", "energy_error", "follow", "harmless", "implied_bias", "no_steps", "step_of"]
 
 _MEMORY = 50
 _TRUST = 9.0
@@ -76,10 +76,20 @@ def step_of(law: StepLaw) -> Tensor:
     return step * (1 + 63 * law.lost) ** (-1 / 6)
 
 
-def follow(law: StepLaw, change: Tensor, num_params: int, target: float, world: World) -> StepLaw:
-    """The law after a step with energy changes ``[P]``, not finite where a step was taken back."""
+def follow(
+    law: StepLaw,
+    change: Tensor,
+    num_params: int,
+    target: float,
+    world: World,
+    memory: float = _MEMORY,
+) -> StepLaw:
+    """The law after a step with energy changes ``[P]``, not finite where a step was taken back.
+
+    ``memory`` is the number of steps that count.
+    """
     change = change.double()
-    step, decay = step_of(law), (_MEMORY - 1) / (_MEMORY + 1)
+    step, decay = step_of(law), (memory - 1) / (memory + 1)
     finite = torch.isfinite(change)
     ratio = torch.where(finite, change, 0.0).square() / (num_params * target) + 1e-8
     # A step that only evaluated changes nothing and tells nothing.
@@ -109,6 +119,20 @@ def implied_bias(energy_error: float) -> float:
     """
     check_positive("energy_error", energy_error)
     return 0.013 * math.pow(energy_error / 1.5e-4, 1 / 3)
+
+
+def harmless(num_params: int) -> float:
+    """The energy error at which the potential is off by a tenth of its standard deviation.
+
+    On the standard Gaussian in D dimensions the potential has the mean ``D / 2`` and the variance
+    ``D / 2``, so that a relative bias b of second moments moves it by ``b sqrt(D / 2)`` of its
+    standard deviation; see ``implied_bias``. It is 1e-4 at most.
+
+    >>> round(implied_bias(harmless(5000)) * 2500**0.5, 3)
+    0.1
+    """
+    bias = 0.1 / math.sqrt(num_params / 2)
+    return min(1e-4, 1.5e-4 * (bias / 0.013) ** 3)
 
 
 class State(NamedTuple):

@@ -29,8 +29,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from particlevi import _html
 from particlevi._checks import check_positive, check_positive_int, check_seed
-from particlevi.data import Data, as_data
+from particlevi.data import Data, DataLike, as_data, as_particles
 from particlevi.diagnostics.outputs import as_inputs
 from particlevi.diagnostics.views import identified
 from particlevi.drawset import DrawSet, check_draws
@@ -45,7 +46,7 @@ __all__ = ["Invariance", "check_invariance", "sign_flip_test"]
 
 _LEAPFROGS = 10
 _ACCEPTANCE = 0.9
-_TUNING_STEPS = 80
+TUNING_STEPS = 80
 _MOST_FLIPS = 4096
 _PROBES = 20
 
@@ -93,6 +94,14 @@ class Invariance:
     def _worst(self) -> float:
         return max(abs(shift) for shift, _ in self.shifts.values())
 
+    def _repr_html_(self) -> str:
+        rows = [(name, f"{s:+.3g}", f"{e:.2g}") for name, (s, e) in self.shifts.items()]
+        return _html.block(
+            "Invariance under an exact kernel",
+            _html.notes([("" if self.ok else "wrong", str(self))]),
+            _html.table(("functional", "shift, in posterior sds", "error"), rows),
+        )
+
     def __str__(self) -> str:
         name, shift, error = self.largest
         if not self.moved:
@@ -136,7 +145,7 @@ def sign_flip_test(changes: Tensor, generator: torch.Generator) -> float:
 
 def check_invariance(
     draws: DrawSet,
-    data: Any = None,
+    data: DataLike = None,
     *,
     num_starts: int = 4,
     num_steps: int = 150,
@@ -193,7 +202,7 @@ def check_invariance(
             "chains (num_particles=8)."
         )
     generator = torch.Generator(potential.device).manual_seed(int(seed))
-    begin_at = starts.flatten(0, 1).to(potential.device, potential.dtype)
+    begin_at = as_particles(starts.flatten(0, 1), potential, potential.num_params)
     tune_at = others.to(begin_at)
     spread = torch.cat([begin_at, tune_at]).double().std(0)
     scale = torch.where(spread > 0, spread, 1.0).to(begin_at)
@@ -245,7 +254,7 @@ class _Kernel:
         """Find the step size by dual averaging from these points."""
         averages = begin(self.step_size.double(), 2.0)
         state = self.sampler.init(points, self.streams)
-        for _ in range(_TUNING_STEPS):
+        for _ in range(TUNING_STEPS):
             self.step_size = averages.log_step.exp().to(self.scale)
             state, info = self._step(state, 10.0)
             acceptance = torch.where(torch.isfinite(info.acceptance), info.acceptance, 0.0).mean()
@@ -295,6 +304,7 @@ def _functionals(
 ) -> tuple[list[str], Tensor]:
     """Names, and values ``[S, F]`` in float64."""
     prior = potential.prior_energy(points).double()
+    apart = potential.energy_fn is None
     names, columns = ["potential"], [prior]
     if data.num_data:
         fit = torch.zeros_like(prior)
@@ -305,8 +315,8 @@ def _functionals(
                 if piece is not None
             ]
             fit = fit + torch.cat(parts)
-        names += ["log_prior", "log_likelihood"]
-        columns = [prior + fit, -prior, -fit]
+        names += ["log_prior", "log_likelihood"] if apart else []
+        columns = [prior + fit, -prior, -fit] if apart else [prior + fit]
     if probe is not None:
         with torch.no_grad():
             outputs = torch.cat(

@@ -48,7 +48,8 @@ def add(moments: Moments, draws: Tensor, weight: Tensor, world: World) -> Moment
     new = world.sum(weight)
     count = moments.number + new
     mean = world.sum(weight.unsqueeze(1) * draws) / new.clamp(min=1)
-    offset, shift = draws - mean, mean - moments.mean
+    # Rounded by less than one part in a million, so that their products add up in any order.
+    offset, shift = world.grid(draws - mean, bits=20), mean - moments.mean
     share = moments.number * new / count.clamp(min=1)
     if moments.scatter.ndim == 2:
         own = (weight.unsqueeze(1) * offset).mT @ offset

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import torch
 from torch import Tensor
 
 from particlevi.curvature import dense_hessian, potential_energy
-from particlevi.data import as_data
+from particlevi.data import Data, DataLike, as_data
 from particlevi.gradients.full import full_gradient
 from particlevi.potentials.potential import ModelPotential
 from particlevi.typing import Gradient
@@ -37,11 +36,11 @@ class Objective:
             [0., 6.]])
     """
 
-    def __init__(self, potential: ModelPotential, data: Any = None, chunk_size: int = 1 << 16):
+    def __init__(self, potential: ModelPotential, data: DataLike = None, chunk_size: int = 1 << 16):
         self.potential = potential
-        self.data = as_data(data, potential)
+        self.data: Data = as_data(data, potential)
         self.chunk_size = chunk_size
-        self.num_gradients = 0
+        self.num_gradients: int = 0
 
     def gradient_at(self, points: Tensor) -> Gradient:
         """Gradient ``[P, D]`` and potential ``[P]`` at points ``[P, D]``."""
@@ -49,7 +48,41 @@ class Objective:
         return full_gradient(self.potential, points, self.data, self.chunk_size)
 
     def hessian(self, point: Tensor) -> Tensor:
-        """The Hessian ``[D, D]`` at one point ``[D]``; it counts as 2 D gradients."""
-        self.num_gradients += 2 * len(point)
+        """The Hessian ``[D, D]`` at one point ``[D]``; it counts as 2 D gradients.
+
+        By differences of gradients where second derivatives are not finite, as those of torch's
+        ``logaddexp`` far from where its terms are equal.
+        """
         energy = potential_energy(self.potential, point, self.data, self.chunk_size)
-        return dense_hessian(energy).to(point)
+        try:
+            found = dense_hessian(energy).to(point)
+        except ValueError:
+            return self._differences(point)
+        self.num_gradients += 2 * len(point)
+        return found
+
+    def _differences(self, point: Tensor) -> Tensor:
+        """The Hessian by central differences, zero where they are not finite."""
+        length = torch.finfo(point.dtype).eps ** (1 / 3) * (1 + point.abs())
+        step = length.diag()
+        after, before = (self.gradient_at(point + part).gradient for part in (step, -step))
+        found = (after - before) / (2 * length).unsqueeze(1)
+        return torch.where(torch.isfinite(found), 0.5 * (found + found.mT), 0.0)
+
+    def diagonal(self, points: Tensor, scale: Tensor, generator: torch.Generator) -> Tensor:
+        """The diagonal of the Hessian ``[D]``, mean over points ``[P, D]``.
+
+        By differences of gradients along random signs, ``E[v * (H v)]`` with ``v = +-scale``.
+
+        Source: Bekas, Kokiopoulou and Saad, "An estimator for the diagonal of a matrix", 2007.
+
+        Args:
+            points: ``[P, D]``.
+            scale: length of the differences, ``[D]``.
+            generator: of the signs.
+        """
+        sign = torch.randint(0, 2, points.shape, generator=generator, device=points.device)
+        step = (2 * sign.to(points) - 1) * scale
+        after, before = (self.gradient_at(points + part).gradient for part in (step, -step))
+        product = (after - before) * step / (2 * scale.square())
+        return product.nanmean(0).nan_to_num(0.0)

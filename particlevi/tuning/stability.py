@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 import warnings
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from particlevi._checks import check_positive
 from particlevi.curvature import Energy, hessian_product
-from particlevi.data import BatchSource, Data, as_data, as_particles
+from particlevi.data import BatchSource, Data, DataLike, as_data, as_particles
 from particlevi.data.data import TensorData
 from particlevi.gradients.control_variate import control_variate
 from particlevi.gradients.minibatch import minibatch
@@ -59,7 +59,7 @@ class Stability(NamedTuple):
 
 
 def check_stability(
-    sampler: Sampler, step_size: float, data: Any = None, *, at: Tensor | None = None
+    sampler: Sampler, step_size: float, data: DataLike = None, *, at: Tensor | None = None
 ) -> Stability | None:
     """Warn if a step size is beyond the stable range of the sampler at some points.
 

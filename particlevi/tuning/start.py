@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from particlevi.tuning.descent import GradientAt, adam, bfgs, newton
+from particlevi.tuning.descent import GradientAt, Limited, adam, bfgs, newton
 from particlevi.tuning.metric import factor_of_hessian
+from particlevi.tuning.minima import Minimum, in_basin, on_the_way, search, separate
 from particlevi.tuning.objective import Objective
 
 __all__ = ["Start", "find_start", "spread"]
@@ -24,32 +25,81 @@ class Start(NamedTuple):
     Attributes:
         points: starting points ``[P, D]``.
         metric: a factor ``[D, D]`` from the Hessian at the lowest minimum, diagonal if chains
-            found different ones; None with many parameters.
+            found different ones; with many parameters a scale ``[D]``, or None of a net.
         lowest: the lowest potential found.
         reason: all this in words.
+        best: the lowest point ``[D]``.
+        others: separate minima that only a search from far outside found.
     """
 
     points: Tensor
     metric: Tensor | None
     lowest: float
     reason: str
+    best: Tensor
+    others: int = 0
 
 
-def find_start(objective: Objective, initial: Tensor, generator: torch.Generator) -> Start:
+def find_start(
+    objective: Objective,
+    initial: Tensor,
+    generator: torch.Generator,
+    keep: bool = False,
+) -> Start:
     """Minimise from all points at once and spread the chains around what was found.
 
     Chains that ended more than ``D + 10`` nats above the lowest minimum go there.
 
     Args:
         objective: the potential on all its data.
-        initial: points ``[P, D]`` to begin from.
+        initial: points ``[P, D]`` to begin from; those where the potential is not finite are
+            replaced by others.
         generator: of the randomness of the spread.
+        keep: chains begin at ``initial`` itself where that is no more than ``D + 10`` nats above
+            the lowest minimum.
+
+    Raises:
+        ValueError: a potential that is finite at none of the points.
     """
     size = initial.shape[1]
     few = _MOST_PARAMETERS
     if objective.potential.model is not None:
         few = _MOST_PARAMETERS_OF_A_MODULE
-    if size > few:
+    points, heights, lost = _finite(objective, initial)
+    start = (_among_few if size <= few else _among_many)(objective, points, generator)
+    reason = start.reason
+    if lost:
+        reason += f" {lost} were begun where others were, the potential not being finite there."
+    if not keep:
+        return start._replace(reason=reason)
+    good = heights <= start.lowest + size + 10
+    if not bool(good.all()):
+        reason += (
+            f" Of the points given, {int((~good).sum())} lie far above it, where no draws of the "
+            "posterior lie; their chains begin as if no points were given."
+        )
+    kept = torch.where(good.unsqueeze(1), points, start.points)
+    return start._replace(points=kept, reason=reason)
+
+
+def _finite(objective: Objective, initial: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Points and potentials, in place of those that are not finite others, and their number."""
+    heights = objective.gradient_at(initial).potential
+    good = torch.isfinite(heights).nonzero().flatten()
+    if not len(good):
+        raise ValueError(
+            f"The potential is not finite at the start for any of the {len(initial)} particles. "
+            "Choose other starting points (initial=) inside the support, or rescale the data."
+        )
+    rows = torch.arange(len(initial), device=initial.device)
+    bad = ~torch.isfinite(heights)
+    rows[bad] = good[torch.arange(int(bad.sum()), device=initial.device) % len(good)]
+    return initial[rows], heights[rows], int(bad.sum())
+
+
+def _among_many(objective: Objective, initial: Tensor, generator: torch.Generator) -> Start:
+    """By Adam for a net; else by BFGS of limited memory, and the diagonal of the Hessian."""
+    if objective.potential.model is not None:
         found = adam(objective.gradient_at, initial, _ADAM_STEPS, _LEARNING_RATE)
         lowest = float(found.potential.min())
         return Start(
@@ -58,33 +108,110 @@ def find_start(objective: Objective, initial: Tensor, generator: torch.Generator
             lowest,
             f"{len(initial)} chains start where {_ADAM_STEPS} steps of Adam led them, the lowest "
             f"potential {lowest:.6g}.",
+            found.best,
         )
-    found = bfgs(objective.gradient_at, initial)
-    best, hessian, _ = newton(objective.gradient_at, objective.hessian, found.best)
-    lowest = float(objective.gradient_at(best.unsqueeze(0)).potential)
-    factor = factor_of_hessian(hessian)
-    near = found.potential <= lowest + size + 10
-    whitened = torch.linalg.solve_triangular(
-        factor, (found.points - best).mT.double(), upper=False
-    ).norm(dim=0)
-    # In the basin of one minimum, a chain that has not quite arrived is as high as it is far.
-    reach = 1 + 0.5 * math.sqrt(size)
-    basin = 0.5 * whitened.square() <= 3 * (found.potential - lowest) + 0.5 * reach**2
-    same = float(basin[near].double().mean()) if bool(near.any()) else 1.0
-    metric = factor if same >= 0.8 else factor.square().sum(1).sqrt().diag()
-    centers = torch.where(near.unsqueeze(1), found.points, best)
+    first = _scale(objective, initial, generator).square()
+    found = bfgs(objective.gradient_at, initial, memory=partial(Limited, first=first))
+    lowest = float(found.potential.nan_to_num(nan=torch.inf).min())
+    near = found.potential <= lowest + initial.shape[1] + 10
+    centers = torch.where(near.unsqueeze(1), found.points, found.best)
+    scale = _scale(objective, centers, generator)
     normal = torch.randn(
         initial.shape, generator=generator, dtype=initial.dtype, device=initial.device
     )
-    points = spread(objective.gradient_at, centers, metric, normal, lowest)
-    kind = "one minimum" if same >= 0.8 else "different minima"
+    points = spread(objective.gradient_at, centers, scale, normal, lowest)
+    return Start(
+        points,
+        scale,
+        lowest,
+        f"{len(initial)} chains were minimised together, the lowest potential {lowest:.6g}; "
+        f"{int((~near).sum())} that ended far above it begin there.",
+        found.best,
+    )
+
+
+def _scale(objective: Objective, centers: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard deviations ``[D]`` by the diagonal of the Hessian near minima ``[P, D]``."""
+    scale = 1e-3 * (1 + centers.abs().mean(0))
+    for _ in range(3):  # differences over the width of the law itself
+        curvature = objective.diagonal(centers, 0.1 * scale, generator).abs()
+        floor = torch.finfo(scale.dtype).eps * curvature.max()
+        scale = torch.where(curvature > floor, curvature.clamp(min=floor).rsqrt(), scale)
+    return scale
+
+
+def _among_few(objective: Objective, initial: Tensor, generator: torch.Generator) -> Start:
+    """By BFGS and Newton steps, with a search for minima that no chain found."""
+    size = initial.shape[1]
+    found = bfgs(objective.gradient_at, initial)
+    best = _minimum(objective, found.best)
+    inside = on_the_way(objective, found, best)
+    if inside is not None:
+        return _around(objective, initial, inside, best, generator)
+    outside = search(objective, best, max(8, min(16, len(initial))), generator)
+    if float(outside.potential.nan_to_num(nan=torch.inf).min()) < best.potential - 1:
+        other = _minimum(objective, outside.best)
+        best = max(best, other, key=lambda minimum: minimum.log_mass)
+    near = found.potential <= best.potential + size + 10
+    basin = in_basin(found.points, found.potential, best)
+    centers = torch.where(near.unsqueeze(1), found.points, best.place)
+    home = basin | ~near
+    others = separate(objective, outside, best)
+    if others and len(initial) > 1:
+        # A chain in two of those at the best minimum goes to one that no chain may have found.
+        for k, row in enumerate(home.nonzero().flatten()[1::2].tolist()):
+            centers[row] = others[k % len(others)].place
+            home[row] = False
+    same = float(home[near].double().mean()) if bool(near.any()) else 1.0
+    one = same >= 0.8 and not others
+    metric = best.factor if one else best.factor.square().sum(1).sqrt().diag()
+    normal = torch.randn(
+        initial.shape, generator=generator, dtype=initial.dtype, device=initial.device
+    )
+    points = spread(objective.gradient_at, centers, metric, normal, best.potential)
+    kind = "one minimum" if one else "different minima"
+    if others:
+        kind += f", {len(others)} of them by a search from far outside"
     return Start(
         points,
         metric,
-        lowest,
+        best.potential,
         f"{len(initial)} chains were minimised together and found {kind}, the lowest potential "
-        f"{lowest:.6g}; {int((~near).sum())} that ended far above it begin there.",
+        f"{best.potential:.6g}; {int((~near).sum())} that ended far above it begin there.",
+        best.place,
+        len(others),
     )
+
+
+def _around(
+    objective: Objective,
+    initial: Tensor,
+    inside: Minimum,
+    mode: Minimum,
+    generator: torch.Generator,
+) -> Start:
+    """Chains around a point of the descent, since the mode is a spike that holds little."""
+    normal = torch.randn(
+        initial.shape, generator=generator, dtype=initial.dtype, device=initial.device
+    )
+    centers = inside.place.expand_as(initial)
+    return Start(
+        spread(objective.gradient_at, centers, inside.factor, normal, inside.potential),
+        inside.factor,
+        inside.potential,
+        f"{len(initial)} chains start around a point on the way to the lowest potential, "
+        f"{mode.potential:.6g}, which is a spike: by Laplace's approximation there is "
+        f"e^{inside.log_mass - mode.log_mass:.0f} times as much mass around that point, of "
+        f"potential {inside.potential:.6g}.",
+        inside.place,
+    )
+
+
+def _minimum(objective: Objective, point: Tensor) -> Minimum:
+    """Where Newton steps from a point lead."""
+    place, hessian, _ = newton(objective.gradient_at, objective.hessian, point)
+    height = float(objective.gradient_at(place.unsqueeze(0)).potential)
+    return Minimum(place, height, factor_of_hessian(hessian))
 
 
 def spread(

@@ -11,31 +11,41 @@ gradient, averaged over parameters,
 so the suggestions are ``h = min(a 2 / l, 2 b T / s^2)`` and ``h = min(a 2 / sqrt(l), 2 b f T /
 s^2)``, with the fraction ``a`` of the stable range (0.025 overdamped, where SGLD's variance is
 2.6 % too large in the stiffest direction; 0.25 for momentum methods) and the tolerated excess
-``b = 0.1`` of the temperature. The masks of structured dropout are noise too: of variance
+``b = 0.1`` of the temperature. ``friction=None`` has the friction chosen too: ``sqrt(l) / 10``,
+which goes with the scale of the target, and raised until ``h = a 2 / sqrt(l)`` heats by no more
+than b, for as long as ``f h <= 3``: a slow mode then moves as fast as under a shorter step.
+
+The masks of structured dropout are noise too: of variance
 ``k l T`` in the stiffest direction, with the estimator's ``k = Var r^2 / (L (E r)^2)``.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from particlevi import _html
 from particlevi._checks import check_flag, check_positive
 from particlevi.curvature.largest import largest_curvature
-from particlevi.data import as_data, as_particles
+from particlevi.data import DataLike, as_data, as_particles
 from particlevi.gradients.minibatch import as_estimator
 from particlevi.noise.variance import gradient_variance
 from particlevi.potentials.potential import ModelPotential
 from particlevi.samplers._assemble import Target
+from particlevi.tuning.bounded_heat import step_and_friction
 
 __all__ = ["StepSize", "suggest_step_size"]
 
 OVERDAMPED_FRACTION = 0.025
 MOMENTUM_FRACTION = 0.25
 TEMPERATURE_EXCESS = 0.1
+FRICTION_OF_CURVATURE = 0.1
+
+
+_NUMBERS = ("overdamped", "momentum", "friction", "curvature", "gradient_noise")
 
 
 class StepSize(NamedTuple):
@@ -43,11 +53,12 @@ class StepSize(NamedTuple):
 
     Attributes:
         overdamped: for ``sgld``, ``leimkuhler_matthews``, ``sgd``.
-        momentum: for ``sghmc``, ``baoab``, ``obabo``, ``sgnht``, ``hmc``.
+        momentum: for ``sghmc``, ``baoab``, ``obabo``, ``sgnht``, ``hmc``, with that friction.
         curvature: largest eigenvalue of the Hessian that was found.
         gradient_noise: variance of the minibatch gradient, averaged over parameters, 0 on all the
             data; plus that of an estimator's masks in the stiffest direction.
         reason: all this in words.
+        friction: f that goes with the momentum step.
     """
 
     overdamped: float
@@ -55,16 +66,21 @@ class StepSize(NamedTuple):
     curvature: float
     gradient_noise: float
     reason: str
+    friction: float
+
+    def _repr_html_(self) -> str:
+        values = {name: f"{getattr(self, name):.4g}" for name in _NUMBERS}
+        return _html.block("Step sizes", _html.notes([("", self.reason)]), _html.pairs(values))
 
 
 def suggest_step_size(
     target: Target,
-    data: Any = None,
+    data: DataLike = None,
     *,
     batch_size: int | None = None,
     at: Tensor | None = None,
     temperature: float = 1.0,
-    friction: float = 1.0,
+    friction: float | None = 1.0,
     verbose: bool = True,
 ) -> StepSize:
     """Step sizes from the largest curvature and the level of the gradient noise; prints why.
@@ -80,7 +96,7 @@ def suggest_step_size(
             loader has its own.
         at: where, ``[P, D]``; two starting points of the potential if absent.
         temperature: T.
-        friction: f of the momentum method.
+        friction: f of the momentum method; None to have it chosen, with its step.
         verbose: print the reason.
 
     Raises:
@@ -89,13 +105,14 @@ def suggest_step_size(
 
     >>> import particlevi as pvi
     >>> bowl = pvi.from_log_density(lambda x: -x[0] ** 2 - 3 * x[1] ** 2, num_params=2)
-    >>> found = suggest_step_size(bowl, verbose=False)
-    >>> round(found.overdamped, 4), round(found.momentum, 4)
-    (0.0083, 0.2041)
+    >>> found = suggest_step_size(bowl, friction=None, verbose=False)
+    >>> round(found.overdamped, 4), round(found.momentum, 4), round(found.friction, 4)
+    (0.0083, 0.2041, 0.2449)
     """
     check_flag("verbose", verbose)
     check_positive("temperature", temperature)
-    check_positive("friction", friction)
+    if friction is not None:
+        check_positive("friction", friction)
     model: ModelPotential = as_estimator(target).potential
     given = at is not None
     points = model.init(2) if at is None else as_particles(at, model, model.num_params, "at")
@@ -116,7 +133,13 @@ def suggest_step_size(
     stable = 2 / curvature, 2 / math.sqrt(curvature)
     tolerated = math.inf if noise == 0 else 2 * TEMPERATURE_EXCESS * temperature / noise
     overdamped = min(OVERDAMPED_FRACTION * stable[0], tolerated)
-    momentum = min(MOMENTUM_FRACTION * stable[1], tolerated * friction)
+    wide = MOMENTUM_FRACTION * stable[1]
+    chosen = friction is None
+    if friction is None:
+        base = FRICTION_OF_CURVATURE * math.sqrt(curvature)
+        momentum, friction = step_and_friction(wide, base, 0.5 * tolerated)
+    else:
+        momentum = min(wide, tolerated * friction)
     where = "the points given" if given else "two starting points"
     reason = (
         f"Largest curvature at {where}: {curvature:.4g}. Stable: h < {stable[0]:.3g} overdamped, "
@@ -126,26 +149,28 @@ def suggest_step_size(
         reason += (
             f"Gradient noise{_origin(source.batch_size, noise, masks)}: variance {noise:.4g} per "
             f"parameter. It heats by less than {TEMPERATURE_EXCESS:.0%} for h < {tolerated:.3g} "
-            f"overdamped, h < {tolerated * friction:.3g} with momentum and friction {friction:g}.\n"
+            f"overdamped, h < {max(momentum, tolerated * friction):.3g} with momentum and friction "
+            f"{friction:.3g}.\n"
         )
     limits = [
         "noise" if tolerated < OVERDAMPED_FRACTION * stable[0] else "curvature",
-        "noise" if tolerated * friction < MOMENTUM_FRACTION * stable[1] else "curvature",
+        "noise" if momentum < wide else "curvature",
     ]
     reason += (
         f"Suggested: h = {overdamped:.3g} overdamped (limited by the {limits[0]}), "
         f"h = {momentum:.3g} with momentum (limited by the {limits[1]})."
     )
-    wide = MOMENTUM_FRACTION * stable[1]
+    if chosen:
+        reason += f" The friction that goes with it is {friction:.3g}."
     share = wide**2 * noise / (4 * TEMPERATURE_EXCESS * temperature)
-    if limits[1] == "noise" and share < 1:
+    if not chosen and limits[1] == "noise" and share < 1:
         reason += (
             f" With a friction of {2 * math.atanh(share) / wide:.3g} it could be h = {wide:.3g} at "
             "the same heating."
         )
-    if verbose:
+    if verbose and not _html.in_notebook():
         print(reason)
-    return StepSize(overdamped, momentum, curvature, noise, reason)
+    return StepSize(overdamped, momentum, curvature, noise, reason, friction)
 
 
 def _origin(batch_size: int | None, noise: float, masks: float) -> str:

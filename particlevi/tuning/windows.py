@@ -67,6 +67,7 @@ def pooled_windows(num_warmup: int) -> list[int]:
 
 
 _PATIENCE = 10.0
+_LONGEST = 1e30
 _MOST_STEPS_TUNING, _MOST_STEPS = 16.0, 1000.0
 
 
@@ -172,7 +173,7 @@ class windows:
         found["factor" if state.metric.ndim == 2 else "scale"] = state.metric
         if self.trajectory_length is not None:
             most = torch.where(state.ended > 0, _MOST_STEPS, _MOST_STEPS_TUNING)
-            wanted = torch.full_like(most, self.trajectory_length)
+            wanted = torch.full_like(most, min(self.trajectory_length, _LONGEST))
             found["trajectory_length"] = torch.minimum(wanted, most * found["step_size"])
             found["patience"] = torch.where(state.ended > 0, math.inf, _PATIENCE).to(wanted)
         return found

@@ -196,4 +196,11 @@ ROOMS = {
     "running.Monitor": Call(running.Monitor, {}, things.with_monitor),
     "running.max_seconds": Call(running.max_seconds, {"seconds": 1.0}, things.with_rule),
     "running.target_ess": Call(running.target_ess, {"ess": 5}, things.with_rule),
+    "running.converged": Call(running.converged, {"ess": 5.0}, things.with_rule),
+    "storage.OnDisk": Call(storage.OnDisk, {"path": "draws"}),
+    "tuning.bounded_heat": Call(
+        tuning.bounded_heat,
+        {"estimator": gradients.minibatch(MODEL), "data": DATA, "batch_size": 2},
+    ),
+    "plots.training": Call(plots.training, {"trace": things.TRACE}),
 }

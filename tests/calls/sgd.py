@@ -169,7 +169,7 @@ SGD = {
     "sgdvi.line": Call(
         sgdvi.line, {"start": SERIES[0, 0], "end": SERIES[0, 1], "num": 3, "margin": 0.1}
     ),
-    "sgdvi.mean_loss": Call(sgdvi.mean_loss, {"model": MODEL, "data": DATA, "chunk_size": 2}),
+    "sgdvi.mean_loss": Call(sgdvi.mean_loss, {"potential": MODEL, "data": DATA, "chunk_size": 2}),
     "sgdvi.moments_along": Call(
         sgdvi.moments_along,
         {
@@ -330,5 +330,87 @@ SGD = {
     ),
     "noise.SGDRun.from_positions": Call(
         noise.SGDRun.from_positions, {"positions": normal(7, 3), "learning_rate": 0.1}
+    ),
+    "sgdvi.adam_law": Call(sgdvi.adam_law, LINEAR | {"beta1": 0.5, "num_data": 6}),
+    "sgdvi.alignment": Call(sgdvi.alignment, {"noise": NOISE, "top": 2, "num_probes": 4}),
+    "sgdvi.design": Call(
+        sgdvi.design,
+        {
+            "hessian": EYE,
+            "noise": EYE,
+            "target": EYE / 9,
+            "batch_size": 2,
+            "num_data": 9,
+            "momentum": 0.1,
+            "preconditioner": "diagonal",
+            "shapes": [(2,)],
+        },
+    ),
+    "sgdvi.epoch_chain": Call(sgdvi.epoch_chain, LINEAR | {"num_data": 6, "preconditioner": EYE}),
+    "sgdvi.escape_time": Call(
+        sgdvi.escape_time,
+        {
+            "slope": lambda x: x**3 - x,
+            "noise": torch.ones_like,
+            "temperature": 0.1,
+            "minimum": -1.0,
+            "saddle": 0.0,
+            "end": 1.0,
+            "wall": -3.0,
+            "num_grid": 201,
+        },
+    ),
+    "sgdvi.eyring_kramers_time": Call(
+        sgdvi.eyring_kramers_time,
+        {
+            "minimum_hessian": EYE,
+            "saddle_hessian": torch.diag(torch.tensor([-1.0, 1.0])),
+            "barrier": 1.0,
+            "temperature": 0.2,
+            "diffusion": EYE,
+        },
+    ),
+    "sgdvi.local_learning_coefficient": Call(
+        sgdvi.local_learning_coefficient,
+        {
+            "module": NET,
+            "data": DATA,
+            "loss_fn": nn.functional.mse_loss,
+            "scheme": "sgld",
+            "batch_size": 2,
+            "step_size": 1e-3,
+            "num_chains": 2,
+            "num_draws": 20,
+            "thin": 1,
+        },
+    ),
+    "sgdvi.plan": Call(
+        sgdvi.plan,
+        {
+            "model": NET,
+            "data": DATA,
+            "loss_fn": nn.functional.mse_loss,
+            "target": "sandwich",
+            "weight_decay": 0.1,
+            "preconditioner": "scalar",
+            "batch_size": 2,
+            "injected": False,
+            "position": torch.ones(3),
+        },
+    ),
+    "sgdvi.rate_schedule_moments": Call(
+        sgdvi.rate_schedule_moments,
+        {
+            "hessian": EYE,
+            "noise": EYE,
+            "rates": torch.tensor([0.1, 0.2]),
+            "batch_size": 2,
+            "mean": SERIES[0, 0],
+            "covariance": EYE,
+            "momentum": 0.1,
+        },
+    ),
+    "sgdvi.sgd_chain": Call(
+        sgdvi.sgd_chain, LINEAR | {"momentum": 0.1, "preconditioner": EYE, "injected": 0.1}
     ),
 }

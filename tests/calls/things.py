@@ -62,6 +62,11 @@ GAUSSIANITY = noise.gaussianity(SAMPLES, num_directions=2, num_bootstrap=19)
 TAILS = noise.tail_index(SAMPLES, num_null=19)
 BALANCE = noise.balance_along(PAIRS, PAIRS.position.repeat(2, 1))
 BOUND = noise.GeneralizationBound(*torch.ones(6, 3).unbind(), gap=(0.1, 0.01))
+TRACE = dict.fromkeys(
+    ["step", "weight_norm", "gradient_norm", "update_norm"]
+    + [f"probe.{name}" for name in ("step", "trace", "error", "curvature", "edge")],
+    torch.ones(5),
+)
 STEP = pvi.suggest_step_size(MODEL, DATA, verbose=False)
 
 
@@ -117,7 +122,7 @@ def with_schedule(schedule):
 
 
 def with_storage(storage):
-    return pvi.sample(pvi.sgld(MODEL), DATA, **SHORT, storage=storage)
+    return pvi.sample(pvi.sgld(MODEL), DATA, **SHORT, store=storage)
 
 
 def with_monitor(monitor):

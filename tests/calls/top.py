@@ -165,4 +165,5 @@ TOP = {
     "Draws.temperatures": Call(CHAINS.temperatures, {"data": DATA}),
     "Draws.thin": Call(CHAINS.thin, {"every": 2}),
     "Draws.diagnose": Call(CHAINS.diagnose, {"data": DATA, "verbose": False}),
+    "Draws.to_module": Call(CHAINS.to_module, {"num": 3}, lambda module: module(X)),
 }

@@ -181,7 +181,7 @@ def test_draws_that_lack_parameters_are_refused():
         step_size=0.1,
         num_particles=3,
         num_draws=2,
-        storage=pvi.storage.InMemory(torch.tensor([0])),
+        store=pvi.storage.InMemory(torch.tensor([0])),
         progress=False,
     )
     with pytest.raises(ValueError, match="a part of"):

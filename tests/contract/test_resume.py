@@ -107,18 +107,18 @@ def test_wherever_it_stopped(kill_at, tmp_path):
     made, data, _ = case("sghmc", "minibatch", "function")
     options = settings_of("epoch") | {
         "step_size": pvi.schedules.polynomial(0.01, delay=3.0),
-        "storage": pvi.storage.InMemory(torch.tensor([3, 0]), torch.float32, warmup=True),
+        "store": pvi.storage.InMemory(torch.tensor([3, 0]), torch.float32, warmup=True),
     }
     whole = pvi.sample(made, data, **options)
     with pytest.raises(Killed):
         bomb = killed_after(made, kill_at, fail)
         pvi.sample(bomb, data, **options, checkpoint=pvi.storage.Checkpoint(tmp_path, every=2))
-    storage = options["storage"]
+    storage = options["store"]
     if kill_at < 18:
         with pytest.raises(Killed):
             bomb = killed_after(made, 2, fail)
-            pvi.resume(tmp_path, bomb, data, storage=storage, progress=False)
-    resumed = pvi.resume(tmp_path, made, data, storage=storage, progress=False)
+            pvi.resume(tmp_path, bomb, data, store=storage, progress=False)
+    resumed = pvi.resume(tmp_path, made, data, store=storage, progress=False)
     assert_same(resumed, whole)
     assert torch.equal(resumed.warmup, whole.warmup)
     assert torch.equal(resumed.coordinates, whole.coordinates)

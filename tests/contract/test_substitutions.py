@@ -253,3 +253,20 @@ def test_a_difference_far_from_the_start_is_not_seen(tmp_path):
     start(SUBSTITUTIONS["density"][0], tmp_path)
     walled = density(lambda theta: normal(1.0)(theta) - (theta.abs() - 50).clamp(min=0).sum())
     pvi.resume(tmp_path, pvi.sgld(walled), progress=False)
+
+
+@pytest.mark.parametrize(("relative", "same"), [(1e-11, True), (1e-8, False)])
+def test_values_may_differ_by_rounding_and_no_more(relative, same, tmp_path):
+    def sampler(scale):
+        normal = pvi.from_log_density(
+            lambda theta: -0.5 * (theta**2).sum() / scale, num_params=3, dtype=torch.float64
+        )
+        return pvi.sgld(normal)
+
+    options = {"step_size": 0.1, "num_particles": 2, "num_draws": 4, "progress": False}
+    pvi.sample(sampler(1.0), checkpoint=tmp_path, **options)
+    if same:
+        assert pvi.resume(tmp_path, sampler(1 + relative), progress=False).particles.shape[1] == 4
+    else:
+        with pytest.raises(ValueError, match="not what they were: the potential"):
+            pvi.resume(tmp_path, sampler(1 + relative), progress=False)

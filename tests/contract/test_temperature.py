@@ -62,7 +62,7 @@ def test_paths_scale_with_the_root_of_the_temperature(name, T):
             initial=math.sqrt(temperature) * start,
             num_warmup=20,
             num_draws=60,
-            storage=pvi.storage.InMemory(warmup=True),
+            store=pvi.storage.InMemory(warmup=True),
             progress=False,
         )
 

@@ -390,3 +390,20 @@ def test_weights_survive_chunks_of_particles():
         exact = points + 5 * (2 * points - batch.data.sum(1, keepdim=True))
         torch.testing.assert_close(found[0], exact)
         torch.testing.assert_close(found[1], exact)
+
+
+@pytest.mark.parametrize("row", [9, 10, 19, 20])
+def test_a_datum_at_the_edge_of_a_batch_is_taken_and_no_batch_is_read_after_it(row):
+    read = []
+
+    class Counted(Stream):
+        def __iter__(self):
+            for value in self.rows:
+                read.append(float(value))
+                yield value
+
+    values = torch.arange(float(N), dtype=F64)
+    data = as_data(DataLoader(Counted(values), batch_size=10), mean_model())
+    read.clear()
+    assert data.take(torch.tensor([row])).data.tolist() == [row]
+    assert len(read) == 10 * (row // 10 + 1)

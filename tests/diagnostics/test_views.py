@@ -166,3 +166,19 @@ def test_bad_input(draws):
     )
     with pytest.raises(ValueError, match="A Monte-Carlo error is a statement about Markov chains"):
         svgd.mcse()
+
+
+def test_ess_per_gradient_counts_those_of_the_estimator():
+    problem = PROBLEMS["function"](torch.float64)
+    estimator = pvi.control_variate(problem.potential, problem.data, problem.center)
+    draws = pvi.sample(
+        pvi.sgld(estimator),
+        problem.data,
+        batch_size=5,
+        step_size=1e-3,
+        num_particles=2,
+        num_draws=20,
+        progress=False,
+    )
+    assert estimator.gradients == 2
+    np.testing.assert_allclose(draws.ess(per="gradient"), draws.ess() / (2 * 20 * 2))

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import particlevi as pvi
+from particlevi.data import as_data
 from particlevi.potentials.protocol import as_potential, probe_values
 from particlevi.storage import Checkpoint
+from particlevi.tuning.invariance import _functionals
 from particlevi.typing import Batch, Potential
 
 
@@ -234,3 +236,66 @@ def test_batches_that_a_loader_weights_are_weighted():
     torch.testing.assert_close(found, 0.5 * particles.square().sum(1) + 0.5 * 3 * error)
     with pytest.raises(ValueError, match="add a method log_prior"):
         as_potential(Mean())(particles, Batch(X[:5], scale=scale))
+
+
+QUIET = {"num_particles": 6, "num_warmup": 60, "num_draws": 60, "progress": False}
+
+
+def test_everything_is_chosen_for_a_potential_of_ones_own():
+    draws = pvi.sample(Bowl(), seed=1, **QUIET)
+    assert draws.attrs["sampler"] == "randomized_hmc"
+    assert draws.potential.fingerprint["kind"] == "Bowl"
+    assert draws.diagnose(verbose=False) is not None
+    assert draws.check_invariance().p_value > 0.001
+
+
+def test_everything_is_chosen_for_totals_over_data():
+    draws = pvi.sample(Mean(), X, seed=1, **QUIET)
+    error = math.sqrt(POSTERIOR_VARIANCE / float(draws.ess(of="parameters").min()))
+    assert abs(float(draws.particles.mean()) - POSTERIOR_MEAN) < 5 * error
+
+
+def test_what_is_chosen_checkpoints_and_resumes(tmp_path):
+    def five_draws(look):
+        return "enough" if look.num_draws >= 5 else None
+
+    whole = pvi.sample(Bowl(), seed=3, **QUIET)
+    folder = Checkpoint(tmp_path / "run", every=20)
+    cut = pvi.sample(Bowl(), seed=3, checkpoint=folder, monitor=five_draws, **QUIET)
+    assert cut.particles.shape[1] < 60
+    gone_on = pvi.resume(tmp_path / "run", Bowl(), monitor=[], progress=False)
+    assert torch.equal(gone_on.particles, whole.particles)
+
+
+def test_curvature_and_draws_take_a_potential_of_ones_own(tmp_path):
+    points = torch.zeros(2, 1, dtype=torch.float64)
+    assert abs(pvi.curvature.largest_curvature(Mean(), points, X) - 21) < 1e-9
+    energy = pvi.curvature.potential_energy(Mean(), points[0], X)
+    torch.testing.assert_close(pvi.curvature.dense_hessian(energy), 21 + points[:1])
+    draws = pvi.Draws.from_tensor(torch.zeros(2, 9, 1, dtype=torch.float64), Mean())
+    draws.save(tmp_path / "draws.h5")
+    assert pvi.load(tmp_path / "draws.h5", Mean()).particles.shape == (2, 9, 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (Mean, ["potential", "parameter 0"]),
+        (Terms, ["potential", "parameter 0"]),
+        (
+            lambda: pvi.from_log_likelihood(
+                lambda theta: -0.5 * theta.square().sum(),
+                lambda theta, x: -0.5 * (x - theta) ** 2,
+                num_params=1,
+                num_data=20,
+                dtype=torch.float64,
+            ),
+            ["potential", "log_prior", "log_likelihood", "parameter 0"],
+        ),
+    ],
+)
+def test_an_exact_kernel_is_watched_by_what_can_be_told_apart(make, names):
+    potential, point = as_potential(make()), torch.ones(1, 1, dtype=torch.float64)
+    found, values = _functionals(potential, as_data(X, potential), None, point)
+    assert found == names
+    assert float(values[0, 0]) == pytest.approx(0.5 + 0.5 * float((X - 1).square().sum()))

@@ -48,7 +48,7 @@ def steps_of(values):
     ("warmup", "draws", "thin"), [(0, 3, 1), (5, 3, 1), (0, 4, 3), (7, 2, 5), (2, 1, 4)]
 )
 def test_warmup_and_thinning_count_steps(warmup, draws, thin):
-    found = counts(num_warmup=warmup, num_draws=draws, thin=thin, storage=WARMUP)
+    found = counts(num_warmup=warmup, num_draws=draws, thin=thin, store=WARMUP)
     assert steps_of(found.particles) == [warmup + thin * (k + 1) for k in range(draws)]
     assert steps_of(found.warmup) == list(range(thin, warmup + 1, thin))
     assert found.stats["step"].tolist() == steps_of(found.particles)
@@ -112,19 +112,19 @@ def test_what_is_kept():
     potential, data = net()
     options = {"num_particles": 2, "num_draws": 3, "step_size": 1e-3, "progress": False}
     whole = pvi.sample(pvi.sgld(potential), data, **options)
-    bias = pvi.sample(pvi.sgld(potential), data, storage=kept("*.bias"), **options)
+    bias = pvi.sample(pvi.sgld(potential), data, store=kept("*.bias"), **options)
     assert bias.coordinates.tolist() == [6, 7, 10]
     assert torch.equal(bias.particles, whole.particles[..., [6, 7, 10]])
-    some = pvi.sample(pvi.sgld(potential), data, storage=kept(torch.tensor([9, 0])), **options)
+    some = pvi.sample(pvi.sgld(potential), data, store=kept(torch.tensor([9, 0])), **options)
     assert torch.equal(some.particles, whole.particles[..., [9, 0]])
     probe = data[0][:4]
-    outputs = pvi.sample(pvi.sgld(potential), data, storage=kept(pvi.outputs_at(probe)), **options)
+    outputs = pvi.sample(pvi.sgld(potential), data, store=kept(pvi.outputs_at(probe)), **options)
     assert outputs.output_shape == (4, 1)
     torch.testing.assert_close(
         outputs.particles.view(2, 3, 4, 1), whole.outputs(probe), rtol=1e-6, atol=1e-6
     )
     array = pvi.outputs_at(probe.double().numpy())
-    again = pvi.sample(pvi.sgld(potential), data, storage=kept(array), **options)
+    again = pvi.sample(pvi.sgld(potential), data, store=kept(array), **options)
     assert torch.equal(again.particles, outputs.particles)
     for part in (bias, outputs):
         with pytest.raises(ValueError, match="keep"):
@@ -135,7 +135,7 @@ def test_the_storage_dtype():
     options = {"num_particles": 2, "num_draws": 3, **QUIET}
     whole = pvi.sample(pvi.sgld(DENSITY), **options)
     half = pvi.sample(
-        pvi.sgld(DENSITY), storage=pvi.storage.InMemory(dtype=torch.bfloat16), **options
+        pvi.sgld(DENSITY), store=pvi.storage.InMemory(dtype=torch.bfloat16), **options
     )
     assert half.particles.dtype == torch.bfloat16
     assert torch.equal(half.particles, whole.particles.bfloat16())
@@ -353,7 +353,7 @@ def test_a_run_that_cannot_fit_is_refused_with_the_ways_out(monkeypatch):
         pvi.sample(pvi.sgld(DENSITY), **(fits | {"num_draws": 10**15}))
     for word in ("96000", "thin", "fewer particles", "bfloat16", "keep=", "outputs_at"):
         assert word in str(got.value)
-    few = {"storage": pvi.storage.InMemory(torch.tensor([0]), torch.bfloat16)}
+    few = {"store": pvi.storage.InMemory(torch.tensor([0]), torch.bfloat16)}
     pvi.sample(pvi.sgld(DENSITY), **(fits | {"num_draws": 1000}), **few)
     data = registry.module(torch.float64)
     big = pvi.from_module(
@@ -369,9 +369,7 @@ def checkpoint(tmp_path):
     problem = registry.function(torch.float64)
     sampler = pvi.sgld(problem.potential)
     options = {"num_particles": 2, "num_draws": 4, "step_size": 1e-3, "progress": False}
-    pvi.sample(
-        sampler, problem.data, checkpoint=tmp_path, storage=kept(torch.tensor([1])), **options
-    )
+    pvi.sample(sampler, problem.data, checkpoint=tmp_path, store=kept(torch.tensor([1])), **options)
     return tmp_path, problem, kept(torch.tensor([1]))
 
 
@@ -381,7 +379,7 @@ def test_a_checkpoint_of_another_run_is_refused_with_the_difference(checkpoint):
 
     def refused(match, sampler=sampler, data=data, **options):
         with pytest.raises(ValueError, match=match):
-            pvi.resume(folder, sampler, data, progress=False, **{"storage": keep, **options})
+            pvi.resume(folder, sampler, data, progress=False, **{"store": keep, **options})
 
     refused('sampler was "sgld", is "sgd"', pvi.sgd(problem.potential))
     refused("temperature.value was 1.0, is 0.5", pvi.sgld(problem.potential, temperature=0.5))
@@ -390,10 +388,10 @@ def test_a_checkpoint_of_another_run_is_refused_with_the_difference(checkpoint):
     refused("potential.num_params was 4, is 3", pvi.sgld(DENSITY))
     refused("data was", data=(data[0] + 1e-9, data[1]))
     refused("data was", data=(data[0].flip(0), data[1].flip(0)))
-    refused("keep", storage=None)
-    refused("keep", storage=kept(torch.tensor([2])))
+    refused("keep", store=None)
+    refused("keep", store=kept(torch.tensor([2])))
     refused("step_size.value was 0.001, is 0.002", step_size=0.002)
-    pvi.resume(folder, sampler, data, storage=keep, step_size=0.001, progress=False)
+    pvi.resume(folder, sampler, data, store=keep, step_size=0.001, progress=False)
 
 
 def test_a_module_is_recognised_by_all_that_matters(tmp_path):
@@ -443,7 +441,7 @@ def test_no_file_is_ever_unpickled(checkpoint, monkeypatch):
     monkeypatch.setattr(pickle, "Unpickler", forbidden)
     monkeypatch.setattr(torch, "load", forbidden)
     draws = pvi.resume(
-        folder, pvi.sgld(problem.potential), problem.data, storage=keep, progress=False
+        folder, pvi.sgld(problem.potential), problem.data, store=keep, progress=False
     )
     draws.save(folder / "draws")
     assert torch.equal(pvi.load(folder / "draws").particles, draws.particles)
@@ -456,17 +454,17 @@ def test_damaged_and_foreign_files_are_refused(checkpoint, tmp_path):
     for damaged in (b"", whole[:100], whole[:-10], b"\x80\x04" + whole):
         state.write_bytes(damaged)
         with pytest.raises(ValueError, match="damaged"):
-            pvi.resume(folder, pvi.sgld(problem.potential), problem.data, storage=keep)
+            pvi.resume(folder, pvi.sgld(problem.potential), problem.data, store=keep)
     header = json.dumps({"x": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}).encode()
     state.write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(ValueError, match="not written by particlevi"):
-        pvi.resume(folder, pvi.sgld(problem.potential), problem.data, storage=keep)
+        pvi.resume(folder, pvi.sgld(problem.potential), problem.data, store=keep)
 
 
 def test_saved_draws_are_the_draws(tmp_path):
     potential, data = net()
     options = {"num_particles": 1, "num_warmup": 4, "num_draws": 3, "step_size": 1e-3}
-    draws = pvi.sample(pvi.sgld(potential), data, storage=WARMUP, progress=False, **options)
+    draws = pvi.sample(pvi.sgld(potential), data, store=WARMUP, progress=False, **options)
     draws.save(tmp_path / "draws")
     found = pvi.load(tmp_path / "draws", potential=net()[0])
     for name in ("particles", "warmup"):
@@ -480,7 +478,7 @@ def test_saved_draws_are_the_draws(tmp_path):
 
 
 def test_chains_can_be_selected():
-    options = {"num_particles": 4, "num_warmup": 2, "num_draws": 3, "storage": WARMUP, **QUIET}
+    options = {"num_particles": 4, "num_warmup": 2, "num_draws": 3, "store": WARMUP, **QUIET}
     draws = pvi.sample(pvi.sgld(DENSITY), **options)
     for chosen, rows in ((slice(1, 3), [1, 2]), ([3, 0], [3, 0])):
         some = draws.select(chosen)

@@ -59,7 +59,7 @@ class Doubling:
 
 def test_the_step_size_is_the_tuners_and_frozen_after_the_warm_up():
     storage = pvi.storage.InMemory(warmup=True)
-    draws = pvi.sample(pvi.sgld(DENSITY), tuner=Doubling(), storage=storage, **OPTIONS)
+    draws = pvi.sample(pvi.sgld(DENSITY), tuner=Doubling(), store=storage, **OPTIONS)
     used = [1e-4 * 2**k for k in range(6)]
     frozen = used[-1] * 2
     # what is recorded with a draw are the controls of the step that ended in it

@@ -51,7 +51,7 @@ def test_no_noise_while_exploring():
         initial=start,
         num_warmup=9,
         num_draws=1,
-        storage=pvi.storage.InMemory(warmup=True),
+        store=pvi.storage.InMemory(warmup=True),
         progress=False,
     )
     expected = 0.9 ** torch.arange(1, 10, dtype=torch.float64)

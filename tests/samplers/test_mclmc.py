@@ -18,6 +18,7 @@ from particlevi.samplers._microcanonical import (
     leapfrog,
     refresh,
 )
+from particlevi.streams import ParticleStreams
 from particlevi.typing import Gradient
 
 SECOND_ORDER = ("leapfrog", "minimal_norm")
@@ -224,3 +225,60 @@ def test_one_parameter_is_refused():
 def test_an_unknown_integrator_is_refused():
     with pytest.raises(ValueError, match="'leapfrog', 'minimal_norm', 'omelyan'"):
         pvi.mclmc(gaussian([1.0, 2.0]), integrator="euler")
+
+
+def stepped(target, u, noise, h=0.4, length=1.6, gradient=None):
+    """One step from the origin in the direction u, with the random numbers given."""
+    sampler = pvi.mclmc(target, decoherence_length=length, integrator="leapfrog")
+    state = sampler.init(torch.zeros_like(u), ParticleStreams(0))
+    gradient = torch.zeros_like(u) if gradient is None else gradient
+    begun = torch.ones_like(state.memory.begun)
+    memory = state.memory._replace(direction=u, gradient=gradient, begun=begun)
+    controls = {
+        "step_size": u.new_tensor(h),
+        "decoherence_length": u.new_tensor(sampler.schedules["decoherence_length"](0)),
+    }
+    state = state._replace(memory=memory)
+    return sampler.step(state, None, (noise, ()), controls)
+
+
+def test_half_of_the_refreshment_comes_before_the_move_and_half_after():
+    flat = pvi.from_log_density(lambda x: 0 * x.sum(-1), 3, vectorized=True, dtype=torch.float64)
+    u, first, last = direction(normal(20, 3)), normal(20, 3, seed=1), normal(20, 3, seed=2)
+    state, _ = stepped(flat, u, (first, last), h=0.4, length=1.6)
+    half = torch.tensor(0.5 * 0.4 / 1.6, dtype=torch.float64)
+    before = refresh(u, first, half)
+    torch.testing.assert_close(state.position, 0.4 * before, rtol=1e-12, atol=1e-12)
+    after = refresh(before, last, half)
+    torch.testing.assert_close(state.memory.direction, after, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [2, 9])
+def test_the_length_over_which_a_direction_is_forgotten_is_by_default_the_root_of_d(size):
+    schedule = pvi.mclmc(gaussian(np.ones(size))).schedules["decoherence_length"]
+    assert schedule(0) == math.sqrt(size)
+
+
+def test_a_step_that_is_taken_back_leaves_in_a_new_direction():
+    wall = pvi.from_log_density(
+        lambda x: torch.where(x.square().sum(-1) > 0, torch.nan, 0.0 * x.sum(-1)),
+        3,
+        vectorized=True,
+        dtype=torch.float64,
+    )
+    u, first, last = direction(normal(5, 3)), normal(5, 3, seed=1), normal(5, 3, seed=2)
+    state, info = stepped(wall, u, (first, last))
+    assert bool(torch.isinf(info.energy_error).all())
+    assert not state.position.any()
+    torch.testing.assert_close(state.memory.direction, direction(first), rtol=0, atol=0)
+
+
+def test_a_direction_that_is_not_finite_is_never_kept():
+    """Whatever made it so: from it no step would lead back."""
+    flat = pvi.from_log_density(lambda x: 0 * x.sum(-1), 2, vectorized=True, dtype=torch.float64)
+    u, first = direction(normal(4, 2)), normal(4, 2, seed=1)
+    last = torch.full_like(first, math.nan)
+    last[0] = 1.0
+    state, info = stepped(flat, u, (first, last))
+    assert torch.isinf(info.energy_error).tolist() == [False, True, True, True]
+    assert torch.isfinite(state.memory.direction).all()

@@ -178,3 +178,25 @@ def test_step_sizes_are_spread_evenly_around_theirs():
     torch.testing.assert_close(moved.position[:, 0], expected, rtol=1e-12, atol=0)
     drawn, _ = sampler.draw_noise(state, streams)
     assert kstest(drawn[1][:, 1], "uniform").pvalue > 1e-3
+
+
+@pytest.mark.parametrize(("patience", "ends"), [(10.0, 1.0), (math.inf, 0.0)])
+def test_a_trajectory_ends_early_only_where_patience_has_an_end(patience, ends):
+    """After the warm-up one that left the support goes on to its length, and is refused there."""
+    wall = pvi.from_log_density(
+        lambda x: torch.where(x.square().sum(-1) > 0, torch.nan, 0.0 * x.sum(-1)),
+        2,
+        vectorized=True,
+        dtype=torch.float64,
+    )
+    sampler = pvi.randomized_hmc(wall)
+    streams = ParticleStreams(0)
+    state = sampler.init(torch.zeros(8, 2, dtype=torch.float64), streams)
+    controls = {
+        "step_size": torch.tensor(0.1, dtype=torch.float64),
+        "trajectory_length": torch.tensor(1e6, dtype=torch.float64),
+        "patience": torch.tensor(patience, dtype=torch.float64),
+    }
+    for _ in range(2):
+        state, info = sampler.step(state, None, sampler.draw_noise(state, streams), controls)
+    assert info.tested.tolist() == [ends] * 8

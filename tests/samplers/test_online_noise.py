@@ -183,7 +183,7 @@ def test_no_warning_while_the_chain_warms_up():
             initial=torch.full((4, 1), 50.0, dtype=torch.float64),
             num_warmup=1000,
             num_draws=100,
-            storage=pvi.storage.InMemory(warmup=True),
+            store=pvi.storage.InMemory(warmup=True),
             progress=False,
         )
     assert draws.warmup_stats["clipped"][:, 10].all()
@@ -206,3 +206,51 @@ def test_bad_input():
         pvi.sgld(conjugate(N), gradient_noise="on")
     with pytest.raises(ValueError, match="batch of one datum"):
         run(pvi.sghmc(conjugate(N), gradient_noise="online"), 0.01, batch_size=1)
+
+
+def test_the_noise_is_found_in_the_coordinates_of_a_dense_metric():
+    """In one step the memory is the square of the halves' difference by z."""
+    precision = torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
+    x = torch.randn(8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    target = pvi.from_log_likelihood(
+        lambda theta: -0.5 * theta.square().sum(-1),
+        lambda theta, x: -0.5 * (((x - theta.unsqueeze(1)) @ precision) * x).sum(-1),
+        2,
+        8,
+        vectorized=True,
+        dtype=torch.float64,
+    )
+    factor = torch.tensor([[1.0, 0.0], [0.7, 0.3]], dtype=torch.float64)
+    sampler, streams = pvi.sghmc(target, gradient_noise="online"), ParticleStreams(0)
+    state = sampler.init(torch.zeros(1, 2, dtype=torch.float64), streams)
+    batch = Batch(x[:4], law="independent")
+    controls = {**controls_of(sampler, 0.1), "factor": factor}
+    after, _ = sampler.step(state, batch, sampler.draw_noise(state, streams), controls)
+    plain = pvi.gradients.minibatch(target)
+    first, second = (plain((), state.position, Batch(x[k : k + 2]), ()) for k in (0, 2))
+    difference = (first.gradient - second.gradient) @ factor
+    torch.testing.assert_close(after.memory.noise.variance, 0.25 * difference.square())
+
+
+@pytest.mark.parametrize("make", [pvi.sghmc, pvi.baoab])
+def test_friction_is_a_control_that_a_tuner_may_choose(make):
+    target = conjugate(20)
+    x, streams = data_with_variance(20, 1.0), ParticleStreams(0)
+    given, other = make(target, friction=3.0), make(target, friction=7.0)
+    assert given.tunable == {"friction": 3.0}
+    state = given.init(torch.zeros(2, 1, dtype=torch.float64), streams)
+    noise, batch = given.draw_noise(state, streams), Batch(x, law="all")
+    expected, _ = other.step(state, batch, noise, controls_of(other, 0.1))
+    chosen = {**controls_of(given, 0.1), "friction": torch.tensor(7.0, dtype=torch.float64)}
+    found, _ = given.step(state, batch, noise, chosen)
+    assert torch.equal(found.position, expected.position)
+
+
+def test_the_same_method_on_another_estimate():
+    target, x = conjugate(20), data_with_variance(20, 1.0)
+    sampler = pvi.sghmc(target, friction=3.0, gradient_noise="online")
+    varied = pvi.control_variate(target, x, torch.zeros(1, dtype=torch.float64))
+    other = sampler.on(varied)
+    assert other.estimator is varied
+    assert (other.name, other.settings) == (sampler.name, sampler.settings)
+    assert other.gradients_per_step == 2

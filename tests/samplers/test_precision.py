@@ -34,6 +34,15 @@ def test_the_share_that_stands_still():
         assert unmoved(before, after) == pytest.approx(expected, abs=0.005)
 
 
+def test_a_particle_rejected_in_a_dense_metric_is_no_rounding():
+    before = torch.randn(2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    after = before + torch.tensor([[0.0, 0.0, 1e-16, 1e-16], [1.0, 1.0, 1.0, 1.0]])
+    controls = {"step_size": torch.tensor(0.1), "temperature": torch.tensor(1.0)}
+    metric = {**controls, "factor": torch.eye(4, dtype=torch.float64)}
+    assert rounding_warning(before, after, controls, may_reject=True) is not None
+    assert rounding_warning(before, after, metric, may_reject=True) is None
+
+
 def test_rejected_particles_are_no_rounding():
     before = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
     after = torch.cat([before[:3], before[3:] + 1])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 import particlevi as pvi
 from particlevi.data import Minibatches
+from particlevi.streams import ParticleStreams
+from particlevi.typing import Batch
 from tests.samplers.test_online_noise import B, N, X, conjugate
 from tests.stationarity.laws import quadratic
 
@@ -157,3 +161,22 @@ def test_subsets_have_less_noise():
     exact = N**2 / big * (N - big) / (N - 1)
     found = float(draws.stats["gradient_noise"][:, -1].mean())
     assert found == pytest.approx(exact, rel=5 * (2 / 900 * 16 / 7 / 20) ** 0.5)
+
+
+def test_a_batch_that_breaks_the_law_is_refused_before_a_step_is_made():
+    def never(*arguments):
+        raise AssertionError("a step was made")
+
+    with pytest.raises(ValueError, match=f"energy of all {N} data, got a batch of {B}"):
+        run(replace(pvi.hmc(conjugate(N)), step=never), batch_size=B)
+
+
+def test_a_batch_that_breaks_the_law_is_refused_in_the_step_itself():
+    sampler = pvi.hmc(conjugate(N))
+    streams = ParticleStreams(0)
+    state = sampler.init(torch.zeros(2, 1, dtype=torch.float64), streams)
+    noise = sampler.draw_noise(state, streams)
+    controls = {name: torch.tensor(each(0)) for name, each in sampler.schedules.items()}
+    controls["step_size"] = torch.tensor(1e-3)
+    with pytest.raises(ValueError, match=f"energy of all {N} data, got a batch of {B}"):
+        sampler.step(state, Batch(X[:B]), noise, controls)

@@ -95,6 +95,6 @@ def test_bad_input():
         sgdvi.iterate_average(draws, 5)
     with pytest.raises(TypeError, match="Draws"):
         sgdvi.swag(draws.particles)
-    part, *_ = run(draws=4, chains=2, storage=pvi.storage.InMemory(torch.tensor([0])))
+    part, *_ = run(draws=4, chains=2, store=pvi.storage.InMemory(torch.tensor([0])))
     with pytest.raises(ValueError, match="part of the parameters"):
         sgdvi.swag(part)

@@ -31,6 +31,17 @@ def parts(folder):
     return sorted(folder.glob("draws-*"))
 
 
+def test_tensors_in_one_storage_are_written_and_read_apart(tmp_path):
+    base = torch.arange(6.0)
+    given = {"whole": base, "again": base, "part": base[2:4]}
+    sealed.write(tmp_path / "file", given, "text")
+    found, text = sealed.read(tmp_path / "file")
+    assert text == "text"
+    assert {name: t.tolist() for name, t in found.items()} == {
+        name: t.tolist() for name, t in given.items()
+    }
+
+
 def test_every_flipped_bit_is_found(tmp_path):
     resume = made(tmp_path)
     places = random.Random(0)

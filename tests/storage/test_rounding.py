@@ -20,7 +20,7 @@ def sample(mean, sd, dtype, num_draws=200):
         step_size=0.5 * sd**2,
         initial=torch.full((4, 2), float(mean)),
         num_draws=num_draws,
-        storage=InMemory(dtype=dtype),
+        store=InMemory(dtype=dtype),
         progress=False,
     )
 

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 import particlevi as pvi
+from particlevi.tuning.bounded_heat import bounded_heat
+from particlevi.tuning.chosen import because
 from tests.registry import SAMPLERS
 
 SCALE = torch.tensor([1e-3, 0.2, 3.0, 1e3], dtype=torch.float64)
@@ -158,3 +160,106 @@ def reference(target, data):
     weight = (0.5 * (z / 1.2).square().sum(1) - target(points, objective.data.whole())).softmax(0)
     mean = weight @ points
     return mean, weight @ (points - mean).square()
+
+
+def stopped_at(step):
+    return pvi.running.Every(1, lambda look: look.step == step)
+
+
+@pytest.mark.parametrize("kill_at", [30, 90, 130])
+def test_an_automatic_run_resumes_from_its_checkpoint_with_the_potential_alone(kill_at, tmp_path):
+    options = {"num_particles": 8, "num_warmup": 60, "progress": False}
+    until = pvi.running.converged(ess=200, rhat=1.05)
+    whole = pvi.sample(TARGET, monitor=until, **options)
+    with pytest.warns(pvi.errors.NotConvergedWarning):
+        pvi.sample(TARGET, monitor=[until, stopped_at(kill_at)], checkpoint=tmp_path, **options)
+    resumed = pvi.resume(tmp_path, TARGET, monitor=until, progress=False)
+    assert torch.equal(resumed.particles, whole.particles)
+    assert resumed.attrs["ended_by"] == whole.attrs["ended_by"]
+    expected = {k: v for k, v in whole.attrs["tuning"].items() if k != "start_seconds"}
+    assert expected.items() <= resumed.attrs["tuning"].items()
+
+
+@pytest.mark.parametrize("name", ["hmc", "sgld"])
+def test_a_tuned_run_of_a_given_sampler_resumes_with_it_alone(name, tmp_path):
+    options = {"num_particles": 4, "num_warmup": 30, "num_draws": 8, "progress": False}
+    whole = pvi.sample(TUNED[name](TARGET), **options)
+    stop = {"monitor": stopped_at(41), "checkpoint": tmp_path}
+    pvi.sample(TUNED[name](TARGET), **options, **stop)
+    with pytest.raises(ValueError, match="give it to resume"):
+        pvi.resume(tmp_path, TARGET, progress=False)
+    resumed = pvi.resume(tmp_path, TUNED[name](TARGET), progress=False)
+    assert torch.equal(resumed.particles, whole.particles)
+
+
+def test_a_run_that_took_minibatches_resumes_with_the_potential_alone(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 2, generator=generator, dtype=torch.float64)
+    y = x.sum(1) + torch.randn(300, generator=generator, dtype=torch.float64)
+
+    def log_likelihood(theta, batch):
+        return -0.5 * (batch[1] - (theta.unsqueeze(-2) * batch[0]).sum(-1)).square()
+
+    target = pvi.from_log_likelihood(
+        lambda theta: -0.5 * theta.square().sum(-1), log_likelihood, 2, 300, dtype=torch.float64
+    )
+    # what the pilot takes where minibatches are worth it, whatever the clock says here
+    varied = pvi.control_variate(target, (x, y), torch.ones(2, dtype=torch.float64))
+    sampler = pvi.sghmc(varied, gradient_noise="online")
+    bounded = bounded_heat(varied, (x, y), 30, start=0.1 * torch.ones(2, dtype=torch.float64))
+    tuner = because(bounded, ("a pilot",), 0, 0.0, sampler_chosen=True)
+    options = {"num_particles": 4, "num_warmup": 20, "num_draws": 6, "progress": False}
+    run = {"sampler": sampler, "data": (x, y), "batch_size": 30, "tuner": tuner, **options}
+    whole = pvi.sample(**run)
+    pvi.sample(**run, monitor=stopped_at(23), checkpoint=tmp_path)
+    resumed = pvi.resume(tmp_path, target, (x, y), progress=False)
+    assert torch.equal(resumed.particles, whole.particles)
+    assert resumed.attrs["tuning"]["reasons"] == ["a pilot"]
+
+
+def test_a_finished_run_is_made_longer(tmp_path):
+    options = {"num_particles": 4, "num_warmup": 30, "progress": False}
+    long = pvi.sample(TARGET, num_draws=40, **options)
+    pvi.sample(TARGET, num_draws=15, checkpoint=tmp_path, **options)
+    with pytest.raises(ValueError, match="would be fewer"):
+        pvi.resume(tmp_path, TARGET, num_draws=10, progress=False)
+    pvi.resume(tmp_path, TARGET, num_draws=25, progress=False)
+    longer = pvi.resume(tmp_path, TARGET, num_draws=40, progress=False)
+    assert torch.equal(longer.particles, long.particles)
+    assert longer.attrs["num_draws"] == 40
+
+
+def test_a_run_that_ends_before_its_target_warns():
+    options = {"num_particles": 4, "num_warmup": 30, "progress": False}
+    short = pvi.running.Every(1, pvi.running.max_seconds(1e-3))
+    with pytest.warns(pvi.errors.NotConvergedWarning, match="too few"):
+        draws = pvi.sample(TARGET, monitor=short, **options)
+    assert draws.attrs["ended_by"].startswith("max_seconds")
+
+
+def test_points_far_from_the_posterior_are_not_begun_at():
+    far = 1e6 * torch.ones(8, 4, dtype=torch.float64)
+    far[0] = torch.nan_to_num(MEAN)
+    draws = pvi.sample(TARGET, initial=far, progress=False)
+    assert float(scores(draws).abs().max()) < 5
+    assert "7 lie far above" in draws.attrs["tuning"]["reasons"][0]
+
+
+def two_modes(x):
+    other = -0.5 * (x - 9).square().sum(-1)
+    return torch.logaddexp(-0.5 * x.square().sum(-1), other)
+
+
+def test_a_mode_that_no_chain_found_is_found_and_told():
+    target = pvi.from_log_density(two_modes, 2, vectorized=True, dtype=torch.float64)
+    with pytest.warns(pvi.errors.NotConvergedWarning, match="separate modes"):
+        draws = pvi.sample(
+            target,
+            num_particles=8,
+            num_warmup=100,
+            progress=False,
+            monitor=[pvi.running.converged(), stopped_at(300)],
+        )
+    there = draws.particles[:, -1, 0] > 4.5
+    assert 0 < int(there.sum()) < 8
+    assert "by a search from far outside" in draws.attrs["tuning"]["reasons"][0]

@@ -99,6 +99,28 @@ def test_suggestions_and_their_reason(capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_friction_that_nobody_gave_goes_with_the_scale_of_the_target():
+    for scale in (1e-3, 1.0, 1e3):
+        bowl = pvi.from_log_density(
+            lambda x, scale=scale: -0.5 * (x / scale).square().sum(), 2, dtype=torch.float64
+        )
+        found = pvi.suggest_step_size(bowl, friction=None, verbose=False)
+        assert found.momentum == pytest.approx(0.5 * scale, rel=1e-6)
+        assert found.friction == pytest.approx(0.1 / scale, rel=1e-6)
+
+
+def test_a_friction_that_nobody_gave_is_raised_before_the_step_is_shortened():
+    """Batches of 90 of 100: at the friction of the curvature they would heat by more than 10 %."""
+    x = torch.randn(100, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = pvi.suggest_step_size(mean_model(100), x, batch_size=90, friction=None, verbose=False)
+    h, s2, c = found.momentum, found.gradient_noise, np.exp(-found.friction * found.momentum)
+    assert h == pytest.approx(0.5 / 101**0.5, rel=1e-6)
+    assert h**2 * s2 * (1 + c) / ((1 - c) * 4) == pytest.approx(0.1, rel=0.01)
+    small = pvi.suggest_step_size(mean_model(100), x, batch_size=2, friction=None, verbose=False)
+    assert small.friction * small.momentum == pytest.approx(3)
+    assert "friction that goes with it" in small.reason
+
+
 @pytest.mark.parametrize("momentum", [False, True])
 def test_suggested_steps_hold_what_they_promise(momentum):
     """Where the noise is the limit, draws end up about 10 % too hot."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from particlevi.data import DataLike
 from particlevi.diagnostics.verdict.findings import Finding, FindingKind, Severity, Verdict
 from particlevi.diagnostics.verdict.fit import check_fit
 from particlevi.diagnostics.verdict.heat import check_heat
@@ -18,7 +19,9 @@ from particlevi.drawset import DrawSet, check_draws
 __all__ = ["Finding", "FindingKind", "Severity", "Verdict", "diagnose"]
 
 
-def diagnose(draws: DrawSet, data: Any = None, *, inputs: Any = None, thin: int = 1) -> Verdict:
+def diagnose(
+    draws: DrawSet, data: DataLike = None, *, inputs: Any = None, thin: int = 1
+) -> Verdict:
     """Judge a run by divergences, convergence, ESS, temperatures, acceptance and fit.
 
     Args:

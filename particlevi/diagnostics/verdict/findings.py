@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from particlevi import _html
+
 __all__ = ["Finding", "FindingKind", "Severity", "Verdict"]
 
 FindingKind: TypeAlias = Literal[
@@ -17,6 +19,7 @@ FindingKind: TypeAlias = Literal[
     "not converged",
     "low ESS",
     "one chain",
+    "not invariant",
     "not stationary",
     "too hot",
     "too cold",
@@ -56,7 +59,7 @@ class Finding:
         return f"{self.problem}\n   -> {self.advice}"
 
 
-@dataclass
+@dataclass(repr=False)
 class Verdict:
     """What the diagnostics say.
 
@@ -92,6 +95,21 @@ class Verdict:
         self.facts[name] = float(value)
         if not math.isnan(error):
             self.errors[name] = float(error)
+
+    def __repr__(self) -> str:
+        kinds = ", ".join(finding.kind for finding in self.findings)
+        return f"Verdict({kinds or 'nothing wrong was found'})"
+
+    def _repr_html_(self) -> str:
+        title = "Verdict: nothing wrong was found" if self.ok else "Verdict"
+        found = [(each.severity, f"{each.problem}\n\u2192 {each.advice}") for each in self.findings]
+        facts = [
+            (name, f"{value:.4g}", f"{self.errors[name]:.2g}" if name in self.errors else "")
+            for name, value in self.facts.items()
+        ]
+        return _html.block(
+            title, _html.notes(found), _html.table(("fact", "value", "error"), facts)
+        )
 
     def _fact(self, name: str) -> str:
         error = self.errors.get(name)

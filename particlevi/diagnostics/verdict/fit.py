@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from particlevi.data import as_data
+from particlevi.data import DataLike, as_data, as_particles
 from particlevi.diagnostics.verdict.findings import Verdict
 from particlevi.drawset import DrawSet
 from particlevi.gradients._evaluate import value_and_grad
@@ -42,7 +42,7 @@ class Fit(NamedTuple):
     posterior: float
 
 
-def check_fit(draws: DrawSet, data: Any, thin: int, verdict: Verdict) -> None:
+def check_fit(draws: DrawSet, data: DataLike, thin: int, verdict: Verdict) -> None:
     """A point trained on half of the data must not predict the other half better than the draws.
 
     The draws have seen both halves. In a posterior that fits, their log predictive density is
@@ -75,7 +75,7 @@ def check_fit(draws: DrawSet, data: Any, thin: int, verdict: Verdict) -> None:
         )
 
 
-def fit(draws: DrawSet, data: Any, thin: int = 1) -> Fit | None:
+def fit(draws: DrawSet, data: DataLike, thin: int = 1) -> Fit | None:
     """See ``check_fit``; None if the log-likelihood is random (sampled dropout)."""
     model = draws.model()
     checked = as_data(data, model)
@@ -84,7 +84,7 @@ def fit(draws: DrawSet, data: Any, thin: int = 1) -> Fit | None:
     train, test = checked.take(order[:size]), checked.take(order[-size:])
     sample = draws.parameters(thin)
     picks = torch.linspace(0, len(sample) - 1, min(_MAX_DRAWS, len(sample))).long()
-    points = sample[picks].to(model.device, model.dtype)
+    points = as_particles(sample[picks], model, model.num_params)
     with torch.no_grad():
         seen = _log_likelihood(model, points, train).sum(1)
         again = _log_likelihood(model, points[:1], train).sum(1)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
+from particlevi.data import DataLike
 from particlevi.diagnostics import temperatures
 from particlevi.diagnostics.temperatures import Temperature, chi_square_interval
 from particlevi.diagnostics.verdict.findings import Verdict
@@ -41,27 +42,27 @@ def is_off(measured: Temperature, expected: Expected, target: float) -> float:
     return beyond / target if measured.hottest > high else 0.0
 
 
-def check_heat(draws: DrawSet, data: Any, thin: int, verdict: Verdict) -> None:
+def check_heat(draws: DrawSet, data: DataLike, thin: int, verdict: Verdict) -> None:
     """Kinetic temperature, and the configurational one where the gradient can be taken."""
     target = 1.0
     if "temperature" in draws.stats:
         target = float(draws.stats["temperature"].mean())
     if target <= 0:
         return
-    slope: Tensor | None = None
+    squares: Tensor | None = None
     model = draws.potential
     if model is not None and draws.complete and (data is not None or model.num_data is None):
-        kept, gradients = temperatures.slopes(draws, data, thin=thin)
+        found = temperatures.slopes(draws, data, thin=thin)
         set_to = temperatures.temperature_set(draws)[..., ::thin]
-        measured = temperatures.of_gradients(draws, kept, gradients, set_to)["all"]
-        slope = gradients.double()
+        measured = temperatures.of_slopes(draws, found, set_to)["all"]
+        squares = found.squares
         verdict.note("configurational temperature", measured.mean, measured.mcse)
         _judge(draws, "configurational", measured, Expected(target, target), target, verdict)
     if "kinetic_temperature" in draws.stats and draws.facts.kinetic != "held":
-        _check_kinetic(draws, slope, target, verdict)
+        _check_kinetic(draws, squares, target, verdict)
 
 
-def _check_kinetic(draws: DrawSet, slope: Tensor | None, target: float, verdict: Verdict) -> None:
+def _check_kinetic(draws: DrawSet, squares: Tensor | None, target: float, verdict: Verdict) -> None:
     every = temperatures.kinetic(draws)
     verdict.note("kinetic temperature", every["kinetic"].mean, every["kinetic"].mcse)
     where = {"kinetic": slice(None)}
@@ -69,7 +70,7 @@ def _check_kinetic(draws: DrawSet, slope: Tensor | None, target: float, verdict:
     for name, shape in draws.shapes.items():
         where[f"kinetic[{name}]"] = slice(start, start + math.prod(shape))
         start += math.prod(shape)
-    expected = {name: _expected(draws, slope, where[name], target) for name in every}
+    expected = {name: _expected(draws, squares, where[name], target) for name in every}
     off = {name: is_off(each, expected[name], target) for name, each in every.items()}
     off = {name: amount for name, amount in off.items() if amount}
     if off:
@@ -79,15 +80,15 @@ def _check_kinetic(draws: DrawSet, slope: Tensor | None, target: float, verdict:
         _judge(draws, "kinetic", every[worst], expected[worst], target, verdict, tensor)
 
 
-def _expected(draws: DrawSet, slope: Tensor | None, where: slice, target: float) -> Expected:
+def _expected(draws: DrawSet, squares: Tensor | None, where: slice, target: float) -> Expected:
     """The kinetic temperature that the sampler's own law has, with exact gradients."""
     law, step = draws.facts.kinetic, draws.stats.get("step_size")
     if law == "above":
         return Expected(target, math.inf)
     if law == "leapfrog":
-        if slope is None or step is None:
+        if squares is None or step is None:
             return Expected(0.0, target)
-        square = _moved(slope, draws.metric)[..., where].square().mean()
+        square = squares[where].mean()
         lower = float(step.double().square().mean() * square / 4)
         # Of the curvature's variation the formula knows the first order only.
         return Expected(target - 1.1 * lower, target - 0.9 * lower)
@@ -97,14 +98,6 @@ def _expected(draws: DrawSet, slope: Tensor | None, where: slice, target: float)
         noise = draws.stats["gradient_noise"].double() * step.double().square()
         return Expected(target - float(noise.mean()), target)
     return Expected(target, target)
-
-
-def _moved(slope: Tensor, metric: Tensor | None) -> Tensor:
-    """The gradient in the coordinates in which the method moved."""
-    if metric is None:
-        return slope
-    metric = metric.to(slope)
-    return slope * metric if metric.ndim == 1 else slope @ metric
 
 
 def _judge(

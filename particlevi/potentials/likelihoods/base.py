@@ -13,12 +13,13 @@ from particlevi.potentials.priors import Prior
 from particlevi.typing import JSON
 
 __all__ = [
+    "LikeOutputs",
     "Likelihood",
     "LikelihoodParameter",
+    "WithoutParameters",
     "check_integers",
     "check_targets",
     "log_prob",
-    "no_parameters",
     "per_output",
     "same_shape",
     "split_weights",
@@ -181,15 +182,26 @@ def same_shape(outputs: Tensor, targets: Tensor, per_particle: bool) -> Tensor:
     )
 
 
+class LikeOutputs:
+    """A likelihood whose targets have the shape of the outputs."""
+
+    def align(self, outputs: Tensor, targets: Tensor, per_particle: bool) -> Tensor:
+        """Targets as floats in the shape of the outputs."""
+        return same_shape(outputs, targets, per_particle).to(outputs.dtype)
+
+
 def per_output(values: Tensor, outputs: Tensor) -> Tensor:
     """Parameters ``[P, K]`` of a likelihood against outputs ``[P, B, ..., K]``."""
     between = [1] * (outputs.ndim - 2)
     return values.view(len(values), *between, -1) if between else values
 
 
-def no_parameters() -> dict[str, LikelihoodParameter]:
-    """None."""
-    return {}
+class WithoutParameters:
+    """A likelihood that adds no parameters to a particle."""
+
+    def parameters(self) -> dict[str, LikelihoodParameter]:
+        """None."""
+        return {}
 
 
 def check_integers(targets: Tensor, upper: int | None, name: str) -> None:

@@ -13,10 +13,10 @@ from torch.nn import functional
 from particlevi._checks import check_positive, check_positive_int, is_integer, is_word
 from particlevi.potentials.likelihoods.base import (
     LikelihoodParameter,
+    LikeOutputs,
+    WithoutParameters,
     check_integers,
-    no_parameters,
     per_output,
-    same_shape,
 )
 from particlevi.typing import JSON
 
@@ -24,7 +24,7 @@ __all__ = ["Bernoulli", "Categorical", "Ordinal"]
 
 
 @dataclass(frozen=True)
-class Bernoulli:
+class Bernoulli(LikeOutputs, WithoutParameters):
     """``y ~ Bernoulli(sigmoid(output))`` for targets 0 and 1.
 
     With several outputs per datum, ``[B, L]``, it is the law of L labels that are independent given
@@ -39,15 +39,9 @@ class Bernoulli:
         """The likelihood as JSON."""
         return {"kind": "Bernoulli"}
 
-    parameters = staticmethod(no_parameters)
-
     def distribution(self, outputs: Tensor, parameters: Mapping[str, Tensor]) -> Any:
         """``Bernoulli(logits=outputs)``."""
         return torch.distributions.Bernoulli(logits=outputs, validate_args=False)
-
-    def align(self, outputs: Tensor, targets: Tensor, per_particle: bool) -> Tensor:
-        """Targets as floats in the shape of the outputs."""
-        return same_shape(outputs, targets, per_particle).to(outputs.dtype)
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Targets are 0 or 1."""
@@ -74,7 +68,7 @@ class _WeightedCategorical(torch.distributions.Categorical):
 
 
 @dataclass(frozen=True)
-class Categorical:
+class Categorical(WithoutParameters):
     """``y ~ Categorical(softmax(output))`` for class numbers ``[B]`` and logits ``[B, C]``.
 
     Args:
@@ -103,6 +97,8 @@ class Categorical:
             check_positive("weight", value)
         if self.ignore_index is not None and not is_integer(self.ignore_index):
             raise TypeError(f"ignore_index must be an integer, got {self.ignore_index!r}.")
+        if self.ignore_index is not None and abs(int(self.ignore_index)) >= 2**63:
+            raise ValueError(f"ignore_index must be below 2**63, got {self.ignore_index!r}.")
 
     @property
     def settings(self) -> Mapping[str, JSON]:
@@ -113,8 +109,6 @@ class Categorical:
         if self.ignore_index is not None:
             found["ignore_index"] = self.ignore_index
         return found
-
-    parameters = staticmethod(no_parameters)
 
     def distribution(self, outputs: Tensor, parameters: Mapping[str, Tensor]) -> Any:
         """``Categorical(logits=outputs)``, torch's own: Pyro's cannot be compiled whole."""

@@ -12,10 +12,10 @@ from torch import Tensor
 from particlevi._checks import check_positive, check_positive_int, is_word
 from particlevi.potentials.likelihoods.base import (
     LikelihoodParameter,
+    LikeOutputs,
+    WithoutParameters,
     check_integers,
-    no_parameters,
     per_output,
-    same_shape,
 )
 from particlevi.potentials.priors import Normal, Prior, check_prior
 from particlevi.typing import JSON
@@ -36,7 +36,7 @@ class _LogRatePoisson(torch.distributions.Poisson):
 
 
 @dataclass(frozen=True)
-class Poisson:
+class Poisson(LikeOutputs, WithoutParameters):
     """``y ~ Poisson(exp(output))`` for counts."""
 
     classes = False
@@ -47,15 +47,9 @@ class Poisson:
         """The likelihood as JSON."""
         return {"kind": "Poisson"}
 
-    parameters = staticmethod(no_parameters)
-
     def distribution(self, outputs: Tensor, parameters: Mapping[str, Tensor]) -> Any:
         """``Poisson(exp(outputs))``."""
         return _LogRatePoisson(outputs)
-
-    def align(self, outputs: Tensor, targets: Tensor, per_particle: bool) -> Tensor:
-        """Targets as floats in the shape of the outputs."""
-        return same_shape(outputs, targets, per_particle).to(outputs.dtype)
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Targets are counts."""
@@ -64,7 +58,7 @@ class Poisson:
 
 
 @dataclass(frozen=True)
-class NegativeBinomial:
+class NegativeBinomial(LikeOutputs):
     """Counts with more variance than Poisson's: mean ``m = exp(output)``, variance ``m + m^2 / r``.
 
     Args:
@@ -119,10 +113,6 @@ class NegativeBinomial:
         return torch.distributions.NegativeBinomial(
             log_r.exp(), logits=outputs - log_r, validate_args=False
         )
-
-    def align(self, outputs: Tensor, targets: Tensor, per_particle: bool) -> Tensor:
-        """Targets as floats in the shape of the outputs."""
-        return same_shape(outputs, targets, per_particle).to(outputs.dtype)
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Targets are counts."""

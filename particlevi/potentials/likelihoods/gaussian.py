@@ -12,7 +12,8 @@ from torch import Tensor
 from particlevi._checks import check_positive, check_positive_int, is_word
 from particlevi.potentials.likelihoods.base import (
     LikelihoodParameter,
-    no_parameters,
+    LikeOutputs,
+    WithoutParameters,
     per_output,
     same_shape,
 )
@@ -23,7 +24,7 @@ __all__ = ["Gaussian", "MeanScaleGaussian"]
 
 
 @dataclass(frozen=True)
-class Gaussian:
+class Gaussian(LikeOutputs):
     """``y ~ Normal(output, scale)``.
 
     Args:
@@ -48,6 +49,8 @@ class Gaussian:
         if isinstance(self.scale, str) and not is_word(self.scale, "learned"):
             raise ValueError(f'scale must be a number, numbers or "learned", got {self.scale!r}.')
         if isinstance(self.scale, (Tensor, list)):
+            if isinstance(self.scale, Tensor) and self.scale.is_meta:
+                raise ValueError("scale must hold values, got a tensor on the meta device.")
             flat = self.scale.flatten().tolist() if isinstance(self.scale, Tensor) else self.scale
             object.__setattr__(self, "scale", flat[0] if len(flat) == 1 else tuple(flat))
         if not isinstance(self.scale, str):
@@ -88,10 +91,6 @@ class Gaussian:
             scale = self.scale
         return torch.distributions.Normal(outputs, scale, validate_args=False)
 
-    def align(self, outputs: Tensor, targets: Tensor, per_particle: bool) -> Tensor:
-        """Targets as floats in the shape of the outputs."""
-        return same_shape(outputs, targets, per_particle).to(outputs.dtype)
-
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """The number of scales fits the number of outputs."""
         self.align(outputs, targets, per_particle=False)
@@ -103,7 +102,7 @@ class Gaussian:
 
 
 @dataclass(frozen=True)
-class MeanScaleGaussian:
+class MeanScaleGaussian(WithoutParameters):
     """``y ~ Normal(m, exp(s))`` where the model gives ``(m, s)``, so that noise may vary.
 
     The last dimension of the outputs holds the means of the K targets, then their K log-scales: a
@@ -125,8 +124,6 @@ class MeanScaleGaussian:
     def settings(self) -> Mapping[str, JSON]:
         """The likelihood as JSON."""
         return {"kind": "MeanScaleGaussian"}
-
-    parameters = staticmethod(no_parameters)
 
     def distribution(self, outputs: Tensor, parameters: Mapping[str, Tensor]) -> Any:
         """``Normal(means, exp(log-scales))``."""

@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_flag, check_positive, check_positive_int, is_number, is_word
-from particlevi.potentials.likelihoods.base import LikelihoodParameter, per_output, same_shape
+from particlevi.potentials.likelihoods.base import (
+    LikelihoodParameter,
+    LikeOutputs,
+    per_output,
+    same_shape,
+)
 from particlevi.potentials.priors import (
     Mean,
     Normal,
@@ -29,7 +34,7 @@ __all__ = ["StudentT"]
 
 
 @dataclass(frozen=True)
-class StudentT:
+class StudentT(LikeOutputs):
     """Student's t with ``df`` degrees of freedom, as a likelihood or as a prior.
 
     A likelihood for data with outliers, ``y ~ StudentT(df, output, scale)``, or a heavy-tailed
@@ -120,10 +125,6 @@ class StudentT:
         if is_word(self.scale, "learned"):
             scale = per_output(parameters["log_scale"].exp(), outputs)
         return torch.distributions.StudentT(df, outputs, scale, validate_args=False)
-
-    def align(self, outputs: Tensor, targets: Tensor, per_particle: bool) -> Tensor:
-        """Targets as floats in the shape of the outputs."""
-        return same_shape(outputs, targets, per_particle).to(outputs.dtype)
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Shapes agree, and the scale is one number or learned."""

@@ -37,9 +37,8 @@ Mean = float | Mapping[str, float | Tensor]
 Value = TypeVar("Value")
 
 
-@runtime_checkable
-class Prior(Protocol):
-    """A law of each parameter by itself, with a scale."""
+class Scaled(Protocol):
+    """What all priors of parameters have."""
 
     @property
     def scale(self) -> Any:
@@ -55,6 +54,11 @@ class Prior(Protocol):
     def settings(self) -> Mapping[str, JSON]:
         """The prior as JSON."""
         ...
+
+
+@runtime_checkable
+class Prior(Scaled, Protocol):
+    """A law of each parameter by itself, with a scale."""
 
     def elementwise(self, scale: Tensor, mean: Tensor | None = None) -> Any:
         """The distribution of parameters with these scales and means; zero if absent."""
@@ -78,23 +82,8 @@ class Block(NamedTuple):
 
 
 @runtime_checkable
-class BlockPrior(Protocol):
+class BlockPrior(Scaled, Protocol):
     """A law that ties the parameters of a tensor together."""
-
-    @property
-    def scale(self) -> Any:
-        """One number, or one per name pattern."""
-        ...
-
-    @property
-    def fan_in(self) -> bool:
-        """Whether weights are scaled by the root of their fan-in."""
-        ...
-
-    @property
-    def settings(self) -> Mapping[str, JSON]:
-        """The prior as JSON."""
-        ...
 
     def block(self, name: str, shape: tuple[int, ...], scale: Tensor) -> Block:
         """The law of the tensor ``name``, whose elements have these scales ``[n]``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,17 +23,30 @@ from particlevi.typing import JSON
 __all__ = ["Flat", "Laplace", "Normal"]
 
 
-def _settings(prior: Any) -> dict[str, JSON]:
-    return {
-        "kind": type(prior).__name__,
-        "scale": describe_scale(prior.scale),
-        "fan_in": prior.fan_in,
-        "mean": describe_mean(prior.mean),
-    }
+@dataclass(frozen=True)
+class _LocationScale:
+    scale: Scale = 1.0
+    fan_in: bool = False
+    mean: Mean = 0.0
+
+    def __post_init__(self) -> None:
+        check_scale(self.scale)
+        check_flag("fan_in", self.fan_in)
+        check_mean(self.mean)
+
+    @property
+    def settings(self) -> Mapping[str, JSON]:
+        """The prior as JSON."""
+        return {
+            "kind": type(self).__name__,
+            "scale": describe_scale(self.scale),
+            "fan_in": self.fan_in,
+            "mean": describe_mean(self.mean),
+        }
 
 
 @dataclass(frozen=True)
-class Normal:
+class Normal(_LocationScale):
     """``w ~ Normal(mean, scale)``.
 
     Args:
@@ -50,20 +63,6 @@ class Normal:
         4.0
     """
 
-    scale: Scale = 1.0
-    fan_in: bool = False
-    mean: Mean = 0.0
-
-    def __post_init__(self) -> None:
-        check_scale(self.scale)
-        check_flag("fan_in", self.fan_in)
-        check_mean(self.mean)
-
-    @property
-    def settings(self) -> Mapping[str, JSON]:
-        """The prior as JSON."""
-        return _settings(self)
-
     def elementwise(self, scale: Tensor, mean: Tensor | None = None) -> Any:
         """``Normal(mean, scale)``."""
         mean = scale.new_zeros(()) if mean is None else mean
@@ -71,7 +70,7 @@ class Normal:
 
 
 @dataclass(frozen=True)
-class Laplace:
+class Laplace(_LocationScale):
     """``w ~ Laplace(mean, scale)``; its standard deviation is ``sqrt(2) scale``.
 
     Args:
@@ -79,20 +78,6 @@ class Laplace:
         fan_in: as in ``Normal``.
         mean: as in ``Normal``.
     """
-
-    scale: Scale = 1.0
-    fan_in: bool = False
-    mean: Mean = 0.0
-
-    def __post_init__(self) -> None:
-        check_scale(self.scale)
-        check_flag("fan_in", self.fan_in)
-        check_mean(self.mean)
-
-    @property
-    def settings(self) -> Mapping[str, JSON]:
-        """The prior as JSON."""
-        return _settings(self)
 
     def elementwise(self, scale: Tensor, mean: Tensor | None = None) -> Any:
         """``Laplace(mean, scale)``."""
@@ -119,9 +104,9 @@ class Flat:
     wander off without an end. There are no draws of it, so particles start elsewhere.
     """
 
-    scale = 1.0
-    fan_in = False
-    mean = 0.0
+    scale: ClassVar[float] = 1.0
+    fan_in: ClassVar[bool] = False
+    mean: ClassVar[float] = 0.0
 
     @property
     def settings(self) -> Mapping[str, JSON]:

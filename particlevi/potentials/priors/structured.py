@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -53,6 +53,8 @@ class Hierarchical:
     def __post_init__(self) -> None:
         check_scale(self.scale)
         check_positive("spread", self.spread)
+        if float(self.spread) > torch.finfo(torch.float32).max:
+            raise ValueError(f"spread must fit single precision, got {self.spread!r}.")
         check_flag("fan_in", self.fan_in)
 
     @property
@@ -151,7 +153,7 @@ class Correlated:
 
     covariance: Tensor
     fan_in: bool = False
-    scale = 1.0
+    scale: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         check_flag("fan_in", self.fan_in)

@@ -1,0 +1,544 @@
+"""How to run SGD so that it samples a given Gaussian: the inverse of its stationary law.
+
+SGD with preconditioner ``H`` (rate absorbed), momentum m and total gradient noise ``W = k C + J``
+has stationary covariance ``S`` if and only if, with ``G = H F S``::
+
+    H W H = (1 - m)(G + G') - (1 + m^2)/(1 - m^2) G S^-1 G'
+            + m/(1 - m^2) (H F G + G' F H)
+
+Given ``S`` this is linear in ``W``: any target is reached by injecting ``J = W - k C`` wherever
+that is no negative matrix. Without momentum it is also linear in ``X = H^-1``::
+
+    (F S) X + X (F S)' = F S F + k C
+
+so that SGD's own noise samples *any* Gaussian under the right preconditioner. For the posterior,
+``S = (N F)^-1``, with momentum too::
+
+    H = 2 (1 - m) [N k C + (1 - m)/(1 + m) F]^-1
+
+whose limit for small rates is Mandt, Hoffman and Blei's ``(2b/N) C^-1``. Preconditioners of a
+simpler family, averages of iterates and epochs minimise ``KL(Normal(0, S(H)) || target)`` by
+L-BFGS, with gradients through the Lyapunov equation.
+
+Reference: Mandt, Hoffman and Blei, "Stochastic gradient descent as approximate Bayesian inference",
+2017, for small rates; the rest is derived here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from particlevi._checks import (
+    check_choice,
+    check_flag,
+    check_fraction,
+    check_positive_int,
+)
+from particlevi.noise.scalings import batch_factor
+from particlevi.sgdvi._linear import Array, as_matrix, is_symmetric, symmetric_part
+from particlevi.sgdvi._lyapunov import continuous_covariance, discrete_covariance
+from particlevi.sgdvi.chains import GaussianChain, average_covariance, epoch_chain, sgd_chain
+from particlevi.sgdvi.preconditioners import Family, Structure, family
+from particlevi.sgdvi.stationary import checked_matrices
+
+__all__ = ["Design", "Law", "Order", "cheapest", "covariance_kl", "design", "required_noise"]
+
+Law = Literal["exact", "small_rates"]
+"""The law of the discrete steps, or its limit for small rates."""
+
+Order = Literal["replacement", "subset", "epoch"]
+"""How batches are drawn, as in ``sample``."""
+
+_MOST_PARAMS = 2000
+_UNSTABLE = 1e30
+
+
+@dataclass(frozen=True, eq=False)
+class Design:
+    """Settings of SGD and what they give.
+
+    Attributes:
+        learning_rate: ``eta`` on the mean loss.
+        preconditioner: ``H [D, D]``, of mean diagonal 1.
+        momentum: m.
+        batch_size: b.
+        batching: how batches are drawn.
+        injected: ``J [D, D]``, the covariance of noise added to the mean gradient; None if none.
+        averaging: iterates that are averaged to one draw.
+        thin: steps from one draw to the next, ``averaging`` included.
+        steps_per_epoch: steps for one step of the chain with epochs, else 1.
+        chain: the law of the iterates; with epochs of one iterate per epoch.
+        covariance: of draws, ``[D, D]``.
+        target: what it should be, ``[D, D]``.
+        kl: ``KL(draws || target)`` in nats.
+        autocorrelation_time: of the iterates in steps, the longest over the target's axes.
+        gradients_per_effective_sample: per-datum gradients for one independent draw of the slowest
+            axis, if every iterate is used (every average, with averaging).
+    """
+
+    learning_rate: float
+    preconditioner: Tensor
+    momentum: float
+    batch_size: int
+    batching: Order
+    injected: Tensor | None
+    averaging: int
+    thin: int
+    steps_per_epoch: int
+    chain: GaussianChain
+    covariance: Tensor
+    target: Tensor
+    kl: float
+    autocorrelation_time: float
+    gradients_per_effective_sample: float
+
+
+def covariance_kl(covariance: Tensor, target: Tensor) -> Tensor:
+    """``KL(Normal(0, S) || Normal(0, T))`` in nats; differentiable in ``S``."""
+    product = torch.linalg.solve(target, covariance)
+    found: Tensor = 0.5 * (product.trace() - torch.linalg.slogdet(product)[1] - len(target))
+    return found
+
+
+def required_noise(
+    hessian: Array, target: Array, preconditioner: Array, momentum: float = 0.0
+) -> Array:
+    """The gradient noise ``W [D, D]`` with which ``S`` is stationary; not always positive.
+
+    Args:
+        hessian: ``F [D, D]``.
+        target: ``S [D, D]``.
+        preconditioner: ``H [D, D]``, rate absorbed.
+        momentum: m.
+    """
+    f, s, h, m = hessian, target, preconditioner, momentum
+    g = h @ f @ s
+    twice = h @ f @ g
+    kick = (1 - m) * (g + g.T) - (1 + m**2) / (1 - m**2) * h @ f @ s @ f @ h
+    kick = kick + m / (1 - m**2) * (twice + twice.T)
+    inverse = np.linalg.inv(h)
+    return symmetric_part(inverse @ kick @ inverse)
+
+
+def design(
+    hessian: Tensor,
+    noise: Tensor,
+    target: Tensor,
+    *,
+    batch_size: int,
+    num_data: int | None = None,
+    momentum: float = 0.0,
+    batching: Order = "replacement",
+    preconditioner: Structure = "full",
+    injected: bool = True,
+    averaging: int = 1,
+    law: Law = "exact",
+    shapes: Sequence[tuple[int, ...]] | None = None,
+) -> Design:
+    """Settings of SGD whose draws are closest to ``Normal(minimum, target)``.
+
+    With ``injected``, noise is added where SGD's own is too small: under a full preconditioner in
+    the directions where it would otherwise take steps of more than Newton's, under the others as
+    much as the target needs, at the largest rate at which that is possible (Langevin dynamics, of
+    which SGD's noise is a part). Without, the preconditioner and rate are chosen for SGD's noise
+    alone, as they are for averages and epochs.
+
+    Args:
+        hessian: ``F [D, D]`` of the mean loss, prior included.
+        noise: per-sample gradient covariance ``C [D, D]``, at best averaged over the target.
+        target: ``S [D, D]``.
+        batch_size: b.
+        num_data: N; needed for subsets and epochs.
+        momentum: m in [0, 1).
+        batching: of independent data, subsets, or epochs; draws of epochs are those at their ends.
+        preconditioner: the family.
+        injected: whether noise may be added; see above.
+        averaging: iterates that are averaged to one draw.
+        law: ``"small_rates"`` leaves out what is of higher order in the rate.
+        shapes: of the tensors, for the Kronecker family; one vector if absent.
+
+    Raises:
+        ValueError: matrices that do not fit, or a combination that is not implemented.
+
+    Examples:
+        The posterior of two parameters, from SGD's own noise:
+
+        >>> f, c = torch.diag(torch.tensor([1.0, 4.0])), torch.diag(torch.tensor([2.0, 1.0]))
+        >>> found = design(f, c, torch.linalg.inv(100 * f.double()), batch_size=5, num_data=100)
+        >>> found.preconditioner.diag() * found.learning_rate
+        tensor([0.0488, 0.0833], dtype=torch.float64)
+        >>> abs(found.kl) < 1e-12
+        True
+    """
+    f, c, _ = checked_matrices(hessian, noise, 0.0, None)
+    s = _checked_target(target, f)
+    check_fraction("momentum", momentum)
+    check_choice("preconditioner", preconditioner, get_args(Structure))
+    check_choice("batching", batching, get_args(Order))
+    check_choice("law", law, ["exact", "small_rates"])
+    check_flag("injected", injected)
+    check_positive_int("averaging", averaging)
+    _check_combination(batching, momentum, averaging, law)
+    tensors = _checked_shapes(shapes, len(f))
+    own = batch_factor(batch_size, num_data, _independent(batching)) * c
+    problem = _Problem(f, c, own, s, float(momentum), int(averaging), law)
+    add = injected and averaging == 1 and batching != "epoch" and law == "exact"
+    extra: Array | None = None
+    if averaging > 1:
+        members = (
+            _any(len(f)) if preconditioner == "full" else family(preconditioner, len(f), tensors)
+        )
+        h = problem.search(members, problem.rough())
+    elif preconditioner == "full":
+        h = problem.full(add)
+    else:
+        members = family(preconditioner, len(f), tensors)
+        h = problem.search(members, problem.start())
+        h = problem.fastest(members, h) if add else h
+    if add:
+        extra = problem.injection(h)
+    if batching == "epoch":
+        h = _epoch_scale(f, c, s, h, batch_size, num_data)
+    return _finish(problem, h, extra, int(batch_size), batching, num_data)
+
+
+def _checked_target(target: Any, f: Array) -> Array:
+    s = as_matrix("target", target)
+    if s.shape != f.shape or not is_symmetric(s) or np.linalg.eigvalsh(s).min() <= 0:
+        raise ValueError(
+            f"target must be a positive-definite covariance [{len(f)}, {len(f)}], got "
+            f"{list(s.shape)} with eigenvalues from {np.linalg.eigvals(s).real.min():.3g}."
+        )
+    if len(f) > _MOST_PARAMS:
+        raise ValueError(
+            f"The laws are those of dense matrices with at most {_MOST_PARAMS} parameters, got "
+            f"{len(f)}: restrict the plan to some layers or to an invariant_subspace."
+        )
+    if not is_symmetric(f):
+        raise ValueError("hessian must be symmetric; a preconditioner is found, not given.")
+    return symmetric_part(s)
+
+
+def _checked_shapes(
+    shapes: Sequence[tuple[int, ...]] | None, size: int
+) -> Sequence[tuple[int, ...]]:
+    found = [(size,)] if shapes is None else shapes
+    right = isinstance(found, Sequence) and all(isinstance(shape, tuple) for shape in found)
+    if not right or sum(math.prod(shape) for shape in found) != size:
+        raise ValueError(f"shapes must be those of tensors with {size} numbers in all: {shapes}.")
+    return found
+
+
+def _check_combination(batching: Order, momentum: float, averaging: int, law: Law) -> None:
+    if batching == "epoch" and (momentum > 0 or averaging > 1 or law != "exact"):
+        raise ValueError(
+            "Plans for epochs take neither momentum, averaging nor the law of small rates: use "
+            'batching="subset", whose batches are independent.'
+        )
+    if law == "small_rates" and (momentum > 0 or averaging > 1):
+        raise ValueError('law="small_rates" takes neither momentum nor averaging: use "exact".')
+
+
+def _independent(batching: Order) -> Any:
+    return "subset" if batching == "epoch" else batching
+
+
+class _Problem:
+    """One inverse problem: matrices, momentum, averaging and the law that is inverted."""
+
+    def __init__(
+        self, f: Array, c: Array, own: Array, s: Array, momentum: float, averaging: int, law: Law
+    ) -> None:
+        self.f, self.c, self.own, self.target = f, c, own, s
+        self.momentum, self.averaging, self.law = momentum, averaging, law
+        self.tensors = [torch.from_numpy(each.copy()) for each in (f, own, s)]
+
+    def full(self, add: bool) -> Array:
+        """``H`` of any form; with ``add``, for the noise with what ``injection`` adds."""
+        from scipy.linalg import solve_continuous_lyapunov
+
+        f, s, m = self.f, self.target, self.momentum
+        drift, curved = f @ s, f @ s @ f
+        noise = self.own + (_missing(self.own, (1 - m) / (1 + m) * curved) if add else 0.0)
+        second = (1 + m**2) / (1 - m**2) * curved if self.law == "exact" else 0.0 * curved
+        x = solve_continuous_lyapunov((1 - m) * drift, noise + second)
+        # With momentum the equation in H^-1 is not linear: iterate on its last term.
+        for _ in range(200 if m else 0):
+            cross = f @ np.linalg.solve(x, f @ s @ x)
+            right = noise + second - m / (1 - m**2) * (cross + cross.T)
+            again = symmetric_part(solve_continuous_lyapunov((1 - m) * drift, right))
+            moved, x = np.abs(again - x).max(), 0.5 * (again + x)
+            if moved <= 1e-14 * np.abs(x).max():
+                break
+        x = symmetric_part(x)
+        values = np.linalg.eigvalsh(x)
+        if values.min() <= 1e-14 * values.max():
+            raise ValueError(
+                f"No preconditioner makes SGD with momentum {m} sample this target: lower "
+                "momentum, let injected=True, or choose a target nearer to the posterior."
+            )
+        return symmetric_part(np.linalg.inv(x))
+
+    def rough(self) -> Array:
+        """A stable start for averages: Newton's direction at a small rate."""
+        values, vectors = np.linalg.eigh(self.f)
+        return np.asarray(0.3 * (vectors / values) @ vectors.T)
+
+    def start(self) -> Array:
+        """A preconditioner from which to search: that of any form without momentum."""
+        plain = _Problem(self.f, self.c, self.own, self.target, 0.0, 1, self.law)
+        return (1 - self.momentum) * plain.full(True)
+
+    def divergence(self, h: Tensor) -> Tensor:
+        """``KL(draws || target)``, differentiable in ``H``; raises where ``H`` is not stable."""
+        f, own, s = self.tensors
+        size, m = len(f), self.momentum
+        drift, kick = h @ f, h @ own @ h.T
+        if self.law == "small_rates":
+            return covariance_kl(continuous_covariance(drift, kick), s)
+        one = torch.eye(size, dtype=torch.float64)
+        step, joint = one - drift, kick
+        if m:
+            step = torch.cat(
+                [torch.cat([one - drift, -m * one], 1), torch.cat([drift, m * one], 1)], 0
+            )
+            joint = torch.cat([torch.cat([kick, -kick], 1), torch.cat([-kick, kick], 1)], 0)
+        radius = float(np.abs(np.linalg.eigvals(step.detach().numpy())).max())
+        if not radius < 1 - 1e-12:
+            raise _Unstable
+        p = discrete_covariance(step, joint)
+        if self.averaging > 1:
+            p = average_covariance(step, p, self.averaging)
+        return covariance_kl(p[:size, :size], s)
+
+    def search(self, members: Family, near: Array) -> Array:
+        """The member of a family with the least divergence, by L-BFGS."""
+        from scipy.optimize import minimize
+
+        def value_and_slope(numbers: Array) -> tuple[float, Array]:
+            a = torch.from_numpy(np.array(numbers, dtype=np.float64)).requires_grad_()
+            try:
+                value = self.divergence(members.matrix(a))
+            except (_Unstable, ValueError, RuntimeError):
+                return _UNSTABLE, np.zeros_like(numbers)
+            if not torch.isfinite(value):
+                return _UNSTABLE, np.zeros_like(numbers)
+            (slope,) = torch.autograd.grad(value, a)
+            return float(value.detach()), slope.numpy()
+
+        scale = 1.0
+        for _ in range(60):
+            start = members.start(torch.from_numpy(scale * near)).numpy()
+            if value_and_slope(start)[0] < _UNSTABLE:
+                break
+            scale *= 0.5
+        found = minimize(
+            value_and_slope,
+            start,
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": 300, "ftol": members.tolerance, "gtol": 1e-10, "maxcor": 30},
+        )
+        with torch.no_grad():
+            return np.asarray(members.matrix(torch.from_numpy(found.x)).numpy())
+
+    def fastest(self, members: Family, found: Array) -> Array:
+        """The preconditioner of a family that reaches the target with injected noise the soonest.
+
+        Of the one that is best for SGD's noise alone and some that are cheap to write down, each
+        at its largest feasible rate; ``found`` itself where the target cannot be reached.
+        """
+        near = self.start()
+        curves = np.diag(1 / np.diag(self.f))
+        shapes = [found, np.eye(len(found)), np.diag(1 / np.diag(np.linalg.inv(near))), curves]
+        best, slowest = found, 0.0
+        for shape in shapes:
+            member = members.matrix(members.start(torch.from_numpy(shape))).detach().numpy()
+            scaled = self.largest_scale(member)
+            rate = 0.0 if scaled is None else float(np.linalg.eigvals(scaled @ self.f).real.min())
+            if scaled is not None and rate > slowest:
+                best, slowest = scaled, rate
+        return best
+
+    def largest_scale(self, h: Array) -> Array | None:
+        """The largest multiple of ``H`` with which the target only needs *more* noise, if any."""
+        largest = float(np.abs(np.linalg.eigvals(h @ self.f)).max())
+        h = h / largest
+
+        def feasible(scale: float) -> bool:
+            if scale >= 2 * (1 + self.momentum):
+                return False
+            lacking = required_noise(self.f, self.target, scale * h, self.momentum) - self.own
+            return bool(np.linalg.eigvalsh(lacking).min() >= -1e-12 * np.abs(lacking).max())
+
+        scales = [2.0**power for power in range(1, -40, -1)]
+        low = next((scale for scale in scales if feasible(scale)), None)
+        if low is None:
+            return None
+        high = 2 * low
+        for _ in range(50):
+            middle = 0.5 * (low + high)
+            low, high = (middle, high) if feasible(middle) else (low, middle)
+        return low * h
+
+    def injection(self, h: Array) -> Array | None:
+        """The noise that is still lacking, its positive part; None where it does not help."""
+        lacking = required_noise(self.f, self.target, h, self.momentum) - self.own
+        values, vectors = np.linalg.eigh(lacking)
+        kept = np.where(values > 1e-9 * np.abs(self.own + lacking).max(), values, 0.0)
+        extra = symmetric_part((vectors * kept) @ vectors.T)
+        if not kept.any() or self._reached(h, extra) > self._reached(h, 0 * extra):
+            return None
+        return extra
+
+    def _reached(self, h: Array, extra: Array) -> float:
+        whole = _Problem(
+            self.f, self.c, self.own + extra, self.target, self.momentum, self.averaging, self.law
+        )
+        try:
+            return float(whole.divergence(torch.from_numpy(h)))
+        except _Unstable:
+            return _UNSTABLE
+
+
+class _Unstable(Exception):
+    """A preconditioner beyond stability."""
+
+
+def _any(size: int) -> Family:
+    """Every positive-definite matrix, by its Cholesky factor."""
+    whole = family("kronecker", size, [(size,)])
+
+    def start(h: Tensor) -> Tensor:
+        root = torch.linalg.cholesky(h)
+        rows, columns = torch.tril_indices(size, size, -1)
+        return torch.cat([root.diagonal().log(), root[rows, columns]])
+
+    return Family(whole.matrix, start)
+
+
+def _missing(noise: Array, least: Array) -> Array:
+    """What brings ``noise`` up to ``least`` in every direction of the metric ``least``."""
+    root = np.linalg.cholesky(least)
+    inner = np.linalg.solve(root, np.linalg.solve(root, noise).T)
+    values, vectors = np.linalg.eigh(symmetric_part(inner))
+    lacking = np.clip(1.0 - values, 0.0, None)
+    columns = root @ vectors
+    return symmetric_part((columns * lacking) @ columns.T)
+
+
+def _epoch_scale(
+    f: Array, c: Array, s: Array, h: Array, batch_size: int, num_data: int | None
+) -> Array:
+    """The multiple of ``H`` with the least divergence of epochs' ends, by bounded search."""
+    from scipy.optimize import minimize_scalar
+
+    if num_data is None:
+        raise ValueError('batching="epoch" needs num_data.')
+    target = torch.from_numpy(s)
+
+    def value(power: float) -> float:
+        try:
+            chain = epoch_chain(
+                torch.from_numpy(f),
+                torch.from_numpy(c),
+                num_data=num_data,
+                learning_rate=2.0**power,
+                batch_size=batch_size,
+                preconditioner=torch.from_numpy(h),
+            )
+            found = float(covariance_kl(chain.covariance, target))
+        except ValueError:
+            return _UNSTABLE
+        return found if math.isfinite(found) else _UNSTABLE
+
+    coarse = min(np.arange(-6.0, 8.0), key=value)
+    best = minimize_scalar(value, bounds=(coarse - 1, coarse + 1), method="bounded")
+    return np.asarray(2.0**best.x * h)
+
+
+def _finish(
+    problem: _Problem,
+    h: Array,
+    extra: Array | None,
+    batch_size: int,
+    batching: Order,
+    num_data: int | None,
+) -> Design:
+    rate = float(np.trace(h)) / len(h)
+    unit = torch.from_numpy(h / rate)
+    matrices = torch.from_numpy(problem.f), torch.from_numpy(problem.c)
+    if batching == "epoch":
+        assert num_data is not None
+        chain = epoch_chain(
+            *matrices,
+            num_data=num_data,
+            learning_rate=rate,
+            batch_size=batch_size,
+            preconditioner=unit,
+        )
+        steps_per = num_data // batch_size
+    else:
+        chain = sgd_chain(
+            *matrices,
+            learning_rate=rate,
+            batch_size=batch_size,
+            momentum=problem.momentum,
+            preconditioner=unit,
+            injected=None if extra is None else torch.from_numpy(extra),
+            batching=_independent(batching),
+            num_data=num_data,
+        )
+        steps_per = 1
+    target = torch.from_numpy(problem.target)
+    axes = torch.linalg.eigh(target).eigenvectors
+    slowest = max(float(chain.autocorrelation_time(axes).max()), 1.0)
+    if problem.averaging > 1:
+        covariance = chain.average_covariance(problem.averaging)
+        ratio = torch.einsum("ik,ij,jk->k", axes, chain.covariance, axes)
+        averaged = torch.einsum("ik,ij,jk->k", axes, covariance, axes)
+        # A long mean has variance tau / n of an iterate, or tau_T T / n of an average.
+        blocks = chain.autocorrelation_time(axes) * ratio / averaged / problem.averaging
+        cost = max(float(blocks.max()), 1.0) * problem.averaging * batch_size
+        thin = problem.averaging
+    else:
+        covariance = chain.covariance
+        cost = slowest * steps_per * batch_size
+        thin = max(1, math.ceil(slowest)) * steps_per
+    return Design(
+        learning_rate=rate,
+        preconditioner=unit,
+        momentum=problem.momentum,
+        batch_size=batch_size,
+        batching=batching,
+        injected=None if extra is None else torch.from_numpy(extra),
+        averaging=problem.averaging,
+        thin=thin,
+        steps_per_epoch=steps_per,
+        chain=chain,
+        covariance=covariance,
+        target=target,
+        kl=max(float(covariance_kl(covariance, target)), 0.0),
+        autocorrelation_time=slowest * steps_per,
+        gradients_per_effective_sample=cost,
+    )
+
+
+def cheapest(found: Sequence[Design]) -> Design:
+    """Of designs about as close to the target as the closest, the one with the least cost.
+
+    Of costs that differ by less than a quarter, the one with the fewest steps.
+    """
+    size = len(found[0].target)
+    least = min(each.kl for each in found)
+    near = [each for each in found if each.kl <= 1.01 * least + 1e-3 * size]
+    cost = min(each.gradients_per_effective_sample for each in near)
+    cheap = [each for each in near if each.gradients_per_effective_sample <= 1.25 * cost]
+    return max(cheap, key=lambda each: each.batch_size)

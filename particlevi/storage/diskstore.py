@@ -1,0 +1,345 @@
+"""The store of a run whose draws go to disk."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import shutil
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from particlevi.drawset import DrawSet
+from particlevi.drawset.lazy import LazyTensor
+from particlevi.errors import ParticleviWarning
+from particlevi.storage import drawfile
+from particlevi.storage.chunking import block_length, chunk_shape
+from particlevi.storage.groups import Names, Own, check_name, group_names, group_names_of
+from particlevi.storage.hierarchy import DRAW, Hierarchy
+from particlevi.storage.rounding import Rounding
+from particlevi.storage.series import Series, plain
+from particlevi.storage.store import Part, Recording
+from particlevi.storage.zarrsource import ZarrSource, read_stats
+from particlevi.typing import JSON
+
+__all__ = ["DiskStore"]
+
+_SECONDS = 30.0
+_STATS_BYTES = 2**20
+_LOOKED_AT = 2**16
+_TYPES = {torch.float64: "f8", torch.float32: "f4", torch.float16: "f2", torch.bfloat16: "f4"}
+
+
+class DiskStore:
+    """Draws ``[P, T, K]`` and their statistics in a hierarchy; made by ``create`` or ``reopen``.
+
+    What a commit has announced is whole and stays: chunks are replaced by chunks that hold the
+    same draws and more, and the number of draws grows after they are there.
+    """
+
+    def __init__(self, hierarchy: Hierarchy, recording: Recording, run: str, count: int):
+        self.hierarchy = hierarchy
+        self.recording = recording
+        self.run = run
+        self.count = count
+        self.committed = count
+        self.failed = False
+        self.noted = time.monotonic()
+        width = recording.recorder.size
+        self.rounding = Rounding(recording.dtype, max(1, width // _LOOKED_AT))
+        draw = recording.num_particles * width * recording.dtype.itemsize
+        self.length = block_length(draw, recording.num_draws)
+        self.values: dict[str, dict[str, Series]] = {}
+        self.stats: dict[str, dict[str, Series]] = {}
+        self.names = group_names(recording.known["facts"].kind)
+        self.own = Own(recording)
+
+    @classmethod
+    def create(cls, path: Path, recording: Recording) -> DiskStore:
+        """A hierarchy with room for the draws, and none in it."""
+        run = uuid4().hex
+        empty = torch.empty(recording.num_particles, 0, recording.recorder.size)
+        known = DrawSet(particles=empty, **recording.known)
+        store = cls(Hierarchy(path, _attributes(known, run, recording)), recording, run, 0)
+        store._warn_of_space()
+        for warm in (True, False):
+            if store._room(warm):
+                store._make(warm)
+        store.describe(known)
+        return store
+
+    @classmethod
+    def reopen(cls, path: Path, recording: Recording, receipt: Mapping[str, JSON]) -> DiskStore:
+        """The draws of a receipt; those after them are made anew, over the old ones."""
+        if not path.exists():
+            raise FileNotFoundError(
+                f"The draws of the run are not in {path}: they were written to {receipt['path']}; "
+                "give the place where they are, store=path."
+            )
+        hierarchy = Hierarchy(path)
+        hierarchy.remove_left_over()
+        run, count = str(receipt["run"]), receipt["count"]
+        assert isinstance(count, int)
+        if hierarchy.attributes.get("run") != run:
+            raise ValueError(
+                f"{path} holds the draws of another run: give the store of this one, which was "
+                f"{receipt['path']}."
+            )
+        if sum(hierarchy.counts.get(n, 0) for n in group_names_of(hierarchy)) < count:
+            raise ValueError(f"{path} holds fewer draws than the checkpoint tells, {count}.")
+        store = cls(hierarchy, recording, run, count)
+        for warm in (True, False):
+            if store._room(warm):
+                store._take_up(warm)
+        store.commit()
+        return store
+
+    def _room(self, warm: bool) -> int:
+        num_warmup = self.recording.num_warmup
+        return num_warmup if warm else self.recording.num_draws - num_warmup
+
+    def _filled(self, warm: bool) -> int:
+        num_warmup = self.recording.num_warmup
+        return min(self.count, num_warmup) if warm else max(0, self.count - num_warmup)
+
+    def _warn_of_space(self) -> None:
+        recording = self.recording
+        wanted = recording.num_particles * recording.num_draws * recording.recorder.size
+        wanted *= recording.dtype.itemsize
+        free = shutil.disk_usage(self.hierarchy.path).free
+        if wanted > free:
+            warnings.warn(
+                f"The draws take {wanted / 1e9:.1f} GB if none is left out, and "
+                f"{free / 1e9:.1f} GB are free at {self.hierarchy.path}.",
+                ParticleviWarning,
+                stacklevel=2,
+            )
+
+    def _make(self, warm: bool) -> None:
+        """Arrays of the draws, and coordinates."""
+        recording, room = self.recording, self._room(warm)
+        names, length = self.names.prefixed(warm), min(self.length, room)
+        tensors = {
+            (names.raw(self.own.replaced, n), n): s for n, s in recording.recorder.parts.items()
+        }
+        tensors |= {(names.posterior, name): shape for name, shape in self.own.shapes.items()}
+        said: dict[str, JSON] = {"torch_dtype": str(recording.dtype).removeprefix("torch.")}
+        kind, narrow = _TYPES[recording.dtype], recording.dtype == torch.bfloat16
+        self.values[names.posterior] = {}
+        for (group, name), shape in tensors.items():
+            check_name(name)
+            chunks = chunk_shape(recording.num_particles, length, shape, int(kind[1]))
+            dims = (names.chain, DRAW, *(f"{name}_dim_{axis}" for axis in range(len(shape))))
+            full = (recording.num_particles, room, *shape)
+            array = self.hierarchy.add(
+                group, name, full, chunks, dims, kind, squeeze=narrow, attributes=said
+            )
+            self.values[names.posterior][f"{group}/{name}"] = Series(
+                array, 1, length, dtype=recording.dtype
+            )
+        for group in {group for group, _ in tensors}:
+            self._coordinates(group, room)
+
+    def _coordinates(self, group: str, room: int) -> None:
+        chains = np.arange(self.recording.num_particles)
+        chain = self.names.chain
+        self.hierarchy.put(group, chain, chains, (chain,))
+        self.hierarchy.put(group, DRAW, np.arange(room), (DRAW,))
+        self.hierarchy.counts[group] = 0
+        known = self.recording.known.get("coordinates")
+        if known is not None and f"{group}/theta" in self.hierarchy.nodes:
+            self.hierarchy.put(group, "theta_dim_0", known.numpy(), ("theta_dim_0",))
+
+    def _take_up(self, warm: bool) -> None:
+        """Go on with the arrays that are there."""
+        names, room, filled = self.names.prefixed(warm), self._room(warm), self._filled(warm)
+        series: dict[str, Series] = {}
+        for group in (names.posterior, names.unconstrained):
+            for name in self.hierarchy.names(group) if group in self.hierarchy.nodes else []:
+                if self.hierarchy.dims(f"{group}/{name}")[:2] == [names.chain, DRAW]:
+                    array = self.hierarchy.roomy(group, name, room)
+                    length = array.chunks[1]
+                    series[f"{group}/{name}"] = Series(
+                        array, 1, length, filled, self.recording.dtype
+                    )
+            if group in self.hierarchy.nodes:
+                self._coordinates(group, room)
+                self.hierarchy.counts[group] = filled
+        self.values[names.posterior] = series
+        if names.stats in self.hierarchy.nodes:
+            self._coordinates(names.stats, room)
+            self.hierarchy.counts[names.stats] = filled
+
+    def append(self, kept: Tensor, stats: Mapping[str, Tensor | float]) -> None:
+        """One draw of every particle.
+
+        Raises:
+            OSError: the disk is full, or fails in another way.
+        """
+        warm = self.count < self.recording.num_warmup
+        names, place = self.names.prefixed(warm), self._filled(warm)
+        try:
+            self._put(names, place, kept, stats)
+            self.count += 1
+            series = self.values[names.posterior].values()
+            over = self.count in (self.recording.num_warmup, self.recording.num_draws)
+            late = time.monotonic() - self.noted > _SECONDS
+            if over or late or any(each.due(place + 1) for each in series):
+                self.commit()
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _put(
+        self, names: Names, place: int, kept: Tensor, stats: Mapping[str, Tensor | float]
+    ) -> None:
+        series, parts = self.values[names.posterior], self.recording.recorder.parts
+        sizes = [math.prod(shape) for shape in parts.values()]
+        for (name, shape), part in zip(parts.items(), kept.split(sizes, -1), strict=True):
+            stored = part.unflatten(-1, shape) if shape else part[:, 0]
+            series[f"{names.raw(self.own.replaced, name)}/{name}"].put(place, stored)
+        if self.own.shapes:
+            found = self.own.of(kept)
+            for name in self.own.shapes:
+                series[f"{names.posterior}/{name}"].put(place, found[name])
+        looked_at = kept[:, :: self.rounding.every]
+        if kept.dtype != self.recording.dtype:
+            self.rounding.note(looked_at, looked_at.to("cpu", self.recording.dtype))
+        self._put_stats(names, place, stats)
+
+    def _put_stats(self, names: Names, place: int, stats: Mapping[str, Tensor | float]) -> None:
+        if names.stats not in self.stats:
+            self.stats[names.stats] = {}
+        series = self.stats[names.stats]
+        for name, value in stats.items():
+            shown = "lp" if name == "potential" else name
+            if shown not in series:
+                series[shown] = self._new_stat(names, shown, value, place)
+            series[shown].put(place, -value if name == "potential" else value)
+
+    def _new_stat(self, names: Names, name: str, value: Tensor | float, place: int) -> Series:
+        if f"{names.stats}/{name}" in self.hierarchy.nodes:
+            warm = names.posterior.startswith("warmup_")
+            found = self.hierarchy.roomy(names.stats, name, self._room(warm))
+            return Series(found, found.ndim - 1, found.chunks[-1], place)
+        warm = names.posterior.startswith("warmup_")
+        room, num = self._room(warm), self.recording.num_particles
+        full = (num, room) if isinstance(value, Tensor) else (room,)
+        dims = (names.chain, DRAW) if isinstance(value, Tensor) else (DRAW,)
+        dtype, attributes = np.dtype("f8"), dict[str, JSON]()
+        if isinstance(value, Tensor):
+            dtype = plain(value[:0]).dtype
+            attributes = {"torch_dtype": str(value.dtype).removeprefix("torch.")}
+        length = max(2, min(room, _STATS_BYTES // (8 * num)))
+        chunks = (num, length) if isinstance(value, Tensor) else (length,)
+        check_name(name)
+        array = self.hierarchy.add(
+            names.stats, name, full, chunks, dims, dtype, attributes=attributes
+        )
+        if f"{names.stats}/{DRAW}" not in self.hierarchy.nodes:
+            self._coordinates(names.stats, room)
+        return Series(array, len(full) - 1, length, place)
+
+    def commit(self) -> None:
+        """Put all draws on disk, and then say how many there are."""
+        for warm in (True, False):
+            names, filled = self.names.prefixed(warm), self._filled(warm)
+            series = {**self.values.get(names.posterior, {}), **self.stats.get(names.stats, {})}
+            for each in series.values():
+                each.write(filled)
+            for group in (names.posterior, names.unconstrained, names.stats):
+                if group in self.hierarchy.nodes:
+                    self.hierarchy.counts[group] = filled
+        self.hierarchy.commit()
+        self.committed, self.noted = self.count, time.monotonic()
+
+    def _failure(self, error: OSError) -> OSError:
+        """What went wrong with the disk; the draws that were whole before stay."""
+        self.failed = True
+        self.count = self.committed
+        what = "The disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
+        return type(error)(
+            error.errno,
+            f"{what}: no more draws can be written to {self.hierarchy.path}. The "
+            f"{self.committed} draws before are whole, and pvi.load reads them",
+        )
+
+    def flush(self) -> JSON:
+        """Put all draws on disk; the receipt by which ``reopen`` finds them."""
+        self._commit_if_new()
+        return {"run": self.run, "count": self.count, "path": str(self.hierarchy.path)}
+
+    def _commit_if_new(self) -> None:
+        if self.failed or self.committed == self.count:
+            return
+        try:
+            self.commit()
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def read(self, start: int, stop: int) -> Part:
+        """Draws ``start`` to ``stop``, which stay on disk; statistics, in memory."""
+        self._commit_if_new()
+        self.rounding.tell()
+        warm = self.recording.num_warmup > 0 and start < self.recording.num_warmup
+        first = 0 if warm else self.recording.num_warmup
+        names = self.names.prefixed(warm)
+        parts = {
+            f"{names.raw(self.own.replaced, name)}/{name}": shape
+            for name, shape in self.recording.recorder.parts.items()
+        }
+        source = ZarrSource(self.hierarchy.path, parts, self.recording.dtype)
+        values = LazyTensor.of(
+            source,
+            self.recording.num_particles,
+            start - first,
+            stop - first,
+            self.recording.recorder.size,
+        )
+        stats = read_stats(self.hierarchy, names.stats, start - first, stop - first)
+        return Part(values, stats)
+
+    def describe(self, draws: DrawSet) -> None:
+        """Write down what the run was."""
+        if self.failed:
+            return
+        attributes = _attributes(draws, self.run, self.recording)
+        self.hierarchy.attributes = attributes
+        for name, value in drawfile.tensors_of(draws).items():
+            dims = [f"{name}_dim_{axis}" for axis in range(value.ndim)]
+            self.hierarchy.put("constant_data", name, plain(value), dims)
+        self.commit()
+
+
+def _attributes(draws: DrawSet, run: str, recording: Recording) -> dict[str, JSON]:
+    """Of the root: numbers and strings, which netCDF holds too, and all else as JSON."""
+    shown: dict[str, JSON] = {"inference_library": "particlevi", "run": run}
+    others = {
+        **draws.attrs,
+        "interacting": draws.interacting,
+        "interrupted": draws.interrupted,
+        "diverged": draws.diverged,
+        "chains": draws.chains,
+    }
+    for name, value in others.items():
+        plain = isinstance(value, (str, int, float)) and not isinstance(value, bool)
+        shown[name] = value if plain else json.dumps(value, default=float)
+    if math.isfinite(draws.seconds):
+        shown["sampling_time"] = draws.seconds
+    shown["particlevi"] = json.dumps(
+        {
+            **drawfile.meta_of(draws),
+            "parts": {name: list(s) for name, s in recording.recorder.parts.items()},
+            "rows": recording.known["chains"],
+            "own": sorted(Own(recording).replaced),
+            "dtype": str(recording.dtype).removeprefix("torch."),
+        },
+        default=float,
+    )
+    return shown

@@ -1,0 +1,138 @@
+"""Draws on disk in Zarr v3, as they are made.
+
+One array ``(chain, draw, *shape)`` per named tensor in the group ``posterior``, statistics in
+``sample_stats``, the warm-up in groups of its own. The names, dimensions and coordinates are
+ArviZ's, so that ``xarray.open_datatree(path)`` is what ``Draws.to_arviz`` gives, also while the run
+is going on. Where the model's own quantities are not what is sampled (constrained sites, learned
+scales), they are in ``posterior`` and what is sampled in ``unconstrained_posterior``. Particles of
+which only the last state is the sample are in ``particles``, since a reader would take them for
+chains.
+
+Memory: draws wait in a buffer of at most 64 MB for their chunk to be full, or go straight to disk
+where one draw of all particles is larger than half of that. A chunk that is not full yet is written
+when the run is saved, looked at or over, and every 30 seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from particlevi._checks import check_choice
+from particlevi.storage.chunking import block_length
+from particlevi.storage.diskstore import DiskStore
+from particlevi.storage.hierarchy import check_zarr
+from particlevi.storage.recording import Keep
+from particlevi.storage.store import InMemory, Recording, Storage, Store, check_dtype
+from particlevi.typing import JSON
+
+__all__ = ["OnDisk", "as_storage"]
+
+_WRITERS_BYTES = 2**27
+"""Copies of chunks on their way to disk: about ten at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class OnDisk:
+    """Keep the draws on disk, in a Zarr v3 hierarchy that ArviZ and xarray read.
+
+    Args:
+        path: of the folder, which must not be there yet.
+        keep: what is kept of a draw, as in ``InMemory``.
+        dtype: of the draws; that of the potential if absent. ``torch.bfloat16`` is written as
+            float32 with 16 bits of zeros, and compressed, since NumPy has no such type.
+        warmup: keep every ``thin``-th step of the warm-up too.
+
+    Raises:
+        ImportError: zarr is not installed.
+        TypeError: a dtype that is not one of floating-point numbers.
+
+    Examples:
+        >>> import tempfile, torch, particlevi as pvi
+        >>> normal = pvi.from_log_density(lambda theta: -0.5 * (theta**2).sum(), num_params=2)
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> path = folder.name + "/draws.zarr"
+        >>> draws = pvi.sample(
+        ...     pvi.sghmc(normal), step_size=0.5, num_particles=4, num_draws=100, progress=False,
+        ...     store=pvi.storage.OnDisk(path, warmup=True),
+        ... )
+        >>> torch.equal(pvi.load(path, normal).particles, draws.particles)
+        True
+        >>> folder.cleanup()
+    """
+
+    path: str | Path
+    keep: Keep = None
+    dtype: torch.dtype | None = None
+    warmup: bool = False
+
+    @property
+    def spreads(self) -> bool:
+        """One process writes to a path."""
+        return False
+
+    def __post_init__(self) -> None:
+        check_choice("warmup", self.warmup, [True, False])
+        if self.dtype is not None:
+            check_dtype(self.dtype)
+        check_zarr()
+
+    def nbytes(self, num_particles: int, num_draws: int, size: int, dtype: torch.dtype) -> int:
+        """Memory of the draws in bytes: of those that wait, and of chunks being written."""
+        draw = num_particles * size * dtype.itemsize
+        length = block_length(draw, num_draws)
+        return (draw * length if length > 1 else 0) + min(draw * num_draws, _WRITERS_BYTES)
+
+    def check(self) -> None:
+        """Refuse a place where no run can begin.
+
+        Raises:
+            FileExistsError: there is something already.
+            OSError: nothing can be written there.
+        """
+        path = Path(self.path)
+        if path.exists():
+            raise FileExistsError(
+                f"{path} is there already: pvi.load({str(path)!r}) reads the draws of a run, "
+                "pvi.resume goes on with one that wrote a checkpoint; or choose another path."
+            )
+        try:
+            path.mkdir(parents=True)
+            path.rmdir()
+        except OSError as error:
+            raise type(error)(
+                error.errno, f"No draws can be written to {path} ({error.strerror})"
+            ) from error
+
+    def open(self, recording: Recording, receipt: JSON = None) -> Store:
+        """A store for draws ``[P, T, K]``."""
+        path = Path(self.path).absolute()
+        if receipt is None:
+            self.check()
+            return DiskStore.create(path, recording)
+        if not isinstance(receipt, dict) or "path" not in receipt:
+            raise ValueError(
+                f"The run kept its draws in memory and in its checkpoint, not in {path}: leave "
+                "store out, or give the one of the first run."
+            )
+        return DiskStore.reopen(path, recording, receipt)
+
+
+def as_storage(store: Storage | str | Path | None) -> Storage:
+    """A storage from what ``sample`` was given: one, the path of one, or None for memory.
+
+    Raises:
+        TypeError: something else.
+    """
+    if store is None:
+        return InMemory()
+    if isinstance(store, (str, Path)):
+        return OnDisk(store)
+    if not all(hasattr(store, name) for name in ("open", "check", "nbytes", "keep")):
+        raise TypeError(
+            "store must be a path, pvi.storage.OnDisk(path) or pvi.storage.InMemory(), got "
+            f"{type(store).__name__}."
+        )
+    return store

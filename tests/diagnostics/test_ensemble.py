@@ -1,0 +1,92 @@
+"""Draws as a module: what it predicts, and that torch.export takes it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import particlevi as pvi
+
+F64 = torch.float64
+GENERATOR = torch.Generator().manual_seed(0)
+X = torch.randn(11, 3, generator=GENERATOR, dtype=F64)
+
+
+def draws_of(likelihood, outputs=1, batch_norm=False, extra=0):
+    torch.manual_seed(0)
+    middle = [nn.BatchNorm1d(4)] if batch_norm else []
+    net = nn.Sequential(nn.Linear(3, 4), *middle, nn.Tanh(), nn.Linear(4, outputs)).double()
+    net(X)
+    model = pvi.from_module(net, likelihood, pvi.Normal(1.0), num_data=11)
+    particles = torch.randn(2, 6, model.num_params, dtype=F64)
+    return pvi.Draws.from_tensor(particles, model), net
+
+
+def test_numbers_have_the_mean_and_the_spreads_of_predict():
+    draws, _ = draws_of(pvi.Gaussian("learned"), batch_norm=True)
+    found, expected = draws.to_module()(X), draws.predict(X)
+    torch.testing.assert_close(found["mean"], expected.mean)
+    torch.testing.assert_close(found["std"], expected.std)
+    torch.testing.assert_close(found["epistemic_std"], expected.epistemic_std)
+
+
+def test_classes_have_entropies_by_their_definition():
+    draws, _ = draws_of(pvi.Categorical(), 4)
+    found = draws.to_module()(X)
+    probs = draws.outputs(X).softmax(-1).flatten(0, 1)
+    total = torch.distributions.Categorical(probs.mean(0)).entropy()
+    each = torch.distributions.Categorical(probs).entropy().mean(0)
+    torch.testing.assert_close(found["mean"], probs.mean(0))
+    torch.testing.assert_close(found["entropy"], total)
+    torch.testing.assert_close(found["mutual_information"], total - each)
+
+
+def test_labels_have_entropies_by_their_definition():
+    draws, _ = draws_of(pvi.Bernoulli(), 2)
+    found = draws.to_module()(X)
+    probs = draws.outputs(X).sigmoid().flatten(0, 1)
+    total = torch.distributions.Bernoulli(probs.mean(0)).entropy()
+    each = torch.distributions.Bernoulli(probs).entropy().mean(0)
+    torch.testing.assert_close(found["entropy"], total)
+    torch.testing.assert_close(found["mutual_information"], total - each)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "outputs"),
+    [
+        (pvi.Gaussian("learned"), 1),
+        (pvi.Categorical(), 4),
+        pytest.param(pvi.MeanScaleGaussian(), 2, marks=pytest.mark.slow),
+        pytest.param(pvi.Bernoulli(), 1, marks=pytest.mark.slow),
+        pytest.param(pvi.Ordinal(3), 1, marks=pytest.mark.slow),
+        pytest.param(pvi.Poisson(), 1, marks=pytest.mark.slow),
+    ],
+)
+def test_an_exported_program_agrees_at_another_batch_size(likelihood, outputs):
+    draws, _ = draws_of(likelihood, outputs, batch_norm=True)
+    ensemble = draws.to_module(num=5).eval()
+    size = torch.export.Dim("size", min=2, max=100)
+    program = torch.export.export(ensemble, (X,), dynamic_shapes=(({0: size},),))
+    found, expected = program.module()(X[:7]), ensemble(X[:7])
+    assert found.keys() == expected.keys()
+    for name in found:
+        torch.testing.assert_close(found[name], expected[name])
+
+
+def test_it_is_a_module_of_its_own():
+    draws, net = draws_of(pvi.Gaussian(1.0))
+    ensemble = draws.to_module(num=4)
+    expected = ensemble(X)["mean"]
+    with torch.no_grad():
+        net[0].weight.zero_()
+    assert torch.equal(ensemble(X)["mean"], expected)
+    assert ensemble.members(X).shape == (4, 11, 1)
+    assert not any(p.requires_grad for p in ensemble.parameters())
+    assert ensemble.float()(X.float())["mean"].dtype == torch.float32
+
+
+def test_draws_of_a_density_have_no_module():
+    normal = pvi.from_log_density(lambda x: -0.5 * x.square().sum(), 2)
+    with pytest.raises(ValueError, match="from_module"):
+        pvi.Draws.from_tensor(torch.randn(1, 3, 2), normal).to_module()
