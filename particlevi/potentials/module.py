@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
@@ -37,6 +38,7 @@ def from_module(
     prior: PriorLike,
     num_data: int,
     *,
+    sample: str | Sequence[str] | None = None,
     dropout: Literal["off", "sample"] | None = None,
     batch_norm: Literal["frozen", "batch"] = "frozen",
     chunk_size: int | None = None,
@@ -66,6 +68,9 @@ def from_module(
         likelihood: the law of a target given the module's output.
         prior: one prior for all parameters, or one per name pattern.
         num_data: N, the number of data in the whole training set.
+        sample: name patterns of the parameters that are sampled, such as ``"head.*"`` for the last
+            layer of a trained net or ``"*lora_*"`` for adapters; all others stay as they are,
+            whatever their ``requires_grad``. Those with ``requires_grad=True`` if absent.
         dropout: what to do with dropout layers; must be given if there are any. ``"off"`` samples
             the posterior of the net without dropout. ``"sample"`` keeps the masks, drawn from
             torch's global generator (which ``sample`` seeds) at every evaluation: the energy is
@@ -78,9 +83,10 @@ def from_module(
         chunk_size: at most so many particles are evaluated at once, to bound memory.
 
     Raises:
-        ValueError: dropout without a choice, batch normalisation without running statistics, no
-            trainable parameters, mixed dtypes, or a prior that does not cover the parameters; at
-            the first evaluation, a module that cannot be sampled.
+        ValueError: a pattern that matches no parameter, dropout without a choice, batch
+            normalisation without running statistics, no trainable parameters, mixed dtypes, or a
+            prior that does not cover the parameters; at the first evaluation, a module that cannot
+            be sampled.
 
     Examples:
         >>> net = nn.Linear(3, 1)
@@ -105,6 +111,8 @@ def from_module(
         raise ValueError(f"{lazy} have no shape yet: run the module on data once.")
     known = set(module.state_dict())
     module = copy.deepcopy(module).eval()
+    if sample is not None:
+        _freeze_all_but(module, sample)
     set_dropout(module, dropout)
     set_batch_norm(module, batch_norm)
     set_plain_paths(module)
@@ -263,6 +271,17 @@ def _is_plain(tensor: Tensor) -> bool:
     if tensor.device.type == "meta" or torch.is_inference_mode_enabled():
         return False
     return torch._C._functorch.peek_interpreter_stack() is None
+
+
+def _freeze_all_but(module: nn.Module, sample: str | Sequence[str]) -> None:
+    """Parameters that match a pattern are trainable, and no others."""
+    patterns = [sample] if isinstance(sample, str) else list(sample)
+    named = dict(module.named_parameters())
+    idle = [p for p in patterns if not any(fnmatchcase(name, p) for name in named)]
+    if idle or not patterns:
+        raise ValueError(f"sample={sample!r}: {idle} match none of the parameters {list(named)}.")
+    for name, parameter in named.items():
+        parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in patterns))
 
 
 def _check_trainable(module: nn.Module, trainable: Mapping[str, Tensor]) -> Tensor:

@@ -9,9 +9,9 @@ can be used:
     minibatches of B    min(k(B), k0) / s(B),     k(B) = k(B0) B / B0
     control variates    the same with their own k and s, the centre at the lowest minimum
 
-where the seconds of a step of all chains ``s(B) = a + b B`` are measured at B0, 8 B0 and N, and
-k(B0) on 40 batches per chain where the chains are. B goes by doubling from B0 to N / 2. The choice
-is the worthiest, but
+where the seconds of a step of all chains ``s(B) = a + b B`` are measured at B0, at 8 B0 or 4096 and
+at N, of which the steeper slope b counts, and k(B0) on 40 batches per chain where the chains are. B
+goes by doubling from B0 to N / 2. The choice is the worthiest, but
 
 * what was asked for, ``batch_size`` as it was given, is kept unless another is worth 1.5 times as
   much;
@@ -55,6 +55,7 @@ FIRST_BATCH = 64
 _KEPT, _ALL_DATA_KEPT = 1.5, 2.0
 _TIMINGS = 5
 _SETTLING = 100
+_LARGE_BATCH = 4096
 
 
 class Option(NamedTuple):
@@ -129,9 +130,11 @@ def options(
     for each in samplers:
         noisy = dataclasses.replace(tuner, estimator=each.estimator)
         allowed = float(noisy.init(points, {}).factor)
-        large = min(8 * first, data.num_data)
+        large = min(max(8 * first, _LARGE_BATCH), data.num_data)
         few, many = (seconds_of(each, data, points, size) for size in (first, large))
-        slope = max(0.0, (many - few) / max(1, large - first))
+        # Chance in two short times must not make large batches cheap: all data bound the slope.
+        whole_slope = (found[0].seconds - few) / max(1, data.num_data - first)
+        slope = max(0.0, whole_slope, (many - few) / max(1, large - first))
         size = first
         while size == first or 2 * size <= data.num_data:
             seconds = few + slope * (size - first)

@@ -42,7 +42,8 @@ def views(draws):
     """By name, arguments and the values ``[P, T, ...]`` that they stand for."""
     generator = torch.Generator().manual_seed(0)
     size = draws.particles.shape[-1]
-    directions = [torch.randn(size, generator=generator) / size**0.5 for _ in range(3)]
+    # Coordinates come in blocks of 4096, each with a seed of its own.
+    directions = torch.randn(3, 4096, generator=generator)[:, :size] / size**0.5
     return {
         "parameters": ({}, draws.particles),
         "projections": (

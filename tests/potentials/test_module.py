@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 
@@ -247,6 +248,22 @@ def test_frozen_parameters_stay_and_the_module_is_copied():
     with torch.no_grad():
         net[2].weight.zero_()
     assert torch.equal(potential.init(2, method="current"), current)
+
+
+def test_sample_names_what_is_sampled_and_freezes_the_rest():
+    """As if all else had been frozen by hand, also where everything was frozen before."""
+    net = nn.Sequential(linear(3), nn.Tanh(), linear())
+    arguments = (pvi.Gaussian(0.5), pvi.Normal(1.0))
+    whole = copy.deepcopy(net).requires_grad_(False)
+    net[0].requires_grad_(False)
+    by_hand = pvi.from_module(net, *arguments, num_data=N)
+    named = pvi.from_module(whole, *arguments, num_data=N, sample="2.*")
+    assert named.fingerprint == by_hand.fingerprint
+    batch, theta = Batch((rand(B, 3), rand(B, 1))), rand(P, 4)
+    assert torch.equal(named(theta, batch), by_hand(theta, batch))
+    assert not whole[2].weight.requires_grad
+    with pytest.raises(ValueError, match=r"\['head\.\*'\] match none of the parameters"):
+        pvi.from_module(whole, *arguments, num_data=N, sample=["2.*", "head.*"])
 
 
 class Two(nn.Module):

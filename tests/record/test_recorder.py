@@ -103,15 +103,15 @@ def test_a_full_memory_keeps_evenly_spaced_points():
 
 
 def test_the_temperature_of_sgd_on_a_quadratic_is_its_closed_form():
-    """Cov(theta, g) = eta s^2 / (2 - eta l) for g = l theta + s xi."""
+    """Cov(theta, g) = eta s^2 / (2 - eta l) for g = l (theta - m) + s xi, wherever m lies."""
     rate, curvature, scale, size, steps = 0.3, 2.0, 1.5, 256, 2000
-    weight = nn.ParameterList([nn.Parameter(torch.zeros(size, dtype=torch.float64))])
+    weight = nn.ParameterList([nn.Parameter(torch.full((size,), 1000.0, dtype=torch.float64))])
     optimizer = torch.optim.SGD(weight, lr=rate)
     generator = torch.Generator().manual_seed(3)
     with Recorder(weight, optimizer, every=1) as recorder:
         for _ in range(steps):
             noise = torch.randn(size, generator=generator, dtype=torch.float64)
-            weight[0].grad = curvature * weight[0].detach() + scale * noise
+            weight[0].grad = curvature * (weight[0].detach() - 1000) + scale * noise
             optimizer.step()
     found = recorder.temperature(num_data=10)
     expected = 10 * rate * scale**2 / (2 - rate * curvature)

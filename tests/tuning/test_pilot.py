@@ -64,6 +64,14 @@ def test_what_batches_may_use_goes_with_their_size_and_ends_at_what_all_data_use
         assert each.seconds == pytest.approx(each.batch_size / N)
 
 
+def test_chance_in_short_times_does_not_make_large_batches_cheap(monkeypatch):
+    """Where small batches all cost the same, the slope is that to all data."""
+    monkeypatch.setattr(pilot, "seconds_of", lambda sampler, data, points, size: 0.1 if size else 1)
+    found = options(SAMPLER, tuner_of(10), as_data(DATA, TARGET), POINTS, None)
+    assert found[-1].batch_size == 160
+    assert found[-1].seconds == pytest.approx(0.1 + 0.9 * 150 / (N - 10))
+
+
 def test_control_variates_are_worth_it_where_they_have_no_noise(monkeypatch):
     """On a Gaussian with its mean as the centre."""
     monkeypatch.setattr(pilot, "seconds_of", lambda sampler, data, points, size: (size or N) / N)
