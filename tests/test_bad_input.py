@@ -134,7 +134,7 @@ CASES = {
         "takes a sampler.*got Linear",
     ),
     "no potential": (lambda: pvi.sgld(nn.Linear(1, 1)), TypeError, "takes a potential.*got Linear"),
-    "resume no sampler": (lambda: pvi.resume("x", nn.Linear(1, 1)), TypeError, "takes the sampler"),
+    "resume no sampler": (lambda: pvi.resume("x", nn.Linear(1, 1)), TypeError, "takes a sampler"),
     # starting points
     "initial shape": (
         lambda: run(initial=torch.zeros(2), num_particles=None),
