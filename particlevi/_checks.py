@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,18 +14,28 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "as_device",
+    "as_list",
+    "as_path",
+    "as_real_tensor",
     "check_choice",
     "check_finite",
     "check_flag",
+    "check_floating",
     "check_fraction",
+    "check_function",
     "check_groups",
+    "check_has",
+    "check_is",
     "check_nonnegative",
     "check_particles",
     "check_positive",
     "check_positive_int",
+    "check_real",
     "check_seed",
     "is_integer",
     "is_number",
+    "is_word",
 ]
 
 
@@ -35,6 +47,11 @@ def is_number(value: Any) -> bool:
 def is_integer(value: Any) -> bool:
     """Whether ``value`` is an integer, of numpy too, booleans excluded."""
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_word(value: Any, word: str) -> bool:
+    """Whether ``value`` is this text; an array is none, and is not compared by element."""
+    return isinstance(value, str) and value == word
 
 
 def _shown(value: Any) -> str:
@@ -59,6 +76,12 @@ def check_nonnegative(name: str, value: Any) -> None:
     """``value`` is a finite number of at least 0."""
     if not _is_finite(value) or value < 0:
         raise ValueError(f"{name} must be a finite number of at least 0, got {_shown(value)}.")
+
+
+def check_real(name: str, value: Any) -> None:
+    """``value`` is a finite number."""
+    if not _is_finite(value):
+        raise ValueError(f"{name} must be a finite number, got {_shown(value)}.")
 
 
 def check_flag(name: str, value: Any) -> None:
@@ -95,6 +118,86 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
         listed = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{name} must be one of {listed}, got {_shown(value)}.")
+
+
+def check_is(name: str, value: Any, kind: type | tuple[type, ...], expected: str) -> None:
+    """``value`` is of a class, ``expected`` in words."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {expected}, got {_shown(value)}.")
+
+
+def check_has(name: str, value: Any, members: Iterable[str], expected: str) -> None:
+    """``value`` has the members of a protocol, ``expected`` in words; a class has not."""
+    missing = [each for each in members if not hasattr(value, each)]
+    if missing or isinstance(value, type):
+        raise TypeError(f"{name} must be {expected}, got {_shown(value)}.")
+
+
+def check_function(name: str, value: Any, of: str) -> None:
+    """``value`` can be called; ``of`` says with what, and what it gives."""
+    if not callable(value):
+        raise TypeError(f"{name} must be a function of {of}, got {_shown(value)}.")
+
+
+def as_list(name: str, value: Any, expected: str) -> list[Any]:
+    """The items of a sequence; text and mappings are none."""
+    scalar = isinstance(value, (Tensor, np.ndarray)) and not value.ndim
+    if isinstance(value, (str, bytes, Mapping)) or scalar or not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be {expected}, got {_shown(value)}.")
+    return list(value)
+
+
+def as_device(name: str, value: Any) -> torch.device:
+    """``value`` as a device; a number, which torch takes for a GPU's, is none."""
+    try:
+        if isinstance(value, (str, torch.device)):
+            return torch.device(value)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{name} must be a device, as 'cpu' or 'cuda:0', got {value!r}."
+        ) from error
+    raise TypeError(f"{name} must be a device, as 'cpu' or 'cuda:0', got {_shown(value)}.")
+
+
+def check_floating(name: str, value: Any) -> None:
+    """``value`` is a floating point dtype."""
+    if not isinstance(value, torch.dtype) or not value.is_floating_point:
+        raise TypeError(
+            f"{name} must be a floating point torch.dtype, as torch.float64, got {_shown(value)}."
+        )
+
+
+def as_path(name: str, value: Any) -> Path:
+    """``value`` as a path; it is text or a path."""
+    if not isinstance(value, (str, PathLike)) or not str(value):
+        raise TypeError(f"{name} must be a path, got {_shown(value)}.")
+    return Path(value)
+
+
+def as_real_tensor(name: str, value: Any, shape: str, ndim: int | None = None) -> Tensor:
+    """``value`` as a tensor of real numbers, arrays and lists too.
+
+    Args:
+        name: in messages.
+        value: what was given.
+        shape: what was expected, in messages.
+        ndim: how many dimensions; any if None.
+
+    Raises:
+        ValueError: what torch cannot read, complex numbers, no values, other dimensions.
+    """
+    try:
+        found = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"{name} must be a tensor {shape}, got {_shown(value)}.") from error
+    if found.is_meta or found.is_complex() or (ndim is not None and found.ndim != ndim):
+        raise ValueError(
+            f"{name} must be a tensor {shape} of real numbers, got {found.dtype} "
+            f"{list(found.shape)} on {found.device}."
+        )
+    if not found.numel():
+        raise ValueError(f"{name} must be a tensor {shape}, got one without values.")
+    return found.detach()
 
 
 def check_finite(name: str, value: Tensor, fix: str) -> None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from particlevi import _html
+from particlevi._checks import as_path, check_flag
 from particlevi.data import DataLike
 from particlevi.diagnostics import convergence, export, outputs, predictive, temperatures
 from particlevi.diagnostics.arviz import EssMethod, McseMethod
@@ -259,6 +260,9 @@ class Draws(DrawSet):
         Returns:
             The verdict, with ``.ok``, ``.findings`` and ``.facts``.
         """
+        check_flag("verbose", verbose)
+        if alarm is not None:
+            check_flag("alarm", alarm)
         verdict = diagnose(self, data, inputs=inputs, thin=thin)
         add_alarm(self, data, inputs, alarm, verdict)
         if verbose and not _html.in_notebook():
@@ -369,7 +373,7 @@ class Draws(DrawSet):
 
     def save(self, path: str | Path) -> None:
         """Write the draws to one safetensors file; ``pvi.load`` reads it and runs no code."""
-        drawfile.write(self, Path(path))
+        drawfile.write(self, as_path("path", path))
 
     def to_module(self, num: int | None = None, chunk_size: int | None = None) -> Ensemble:
         """The draws as one ``nn.Module`` that predicts, for code that knows nothing of them.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from particlevi._checks import as_path
 from particlevi.draws import Draws
 from particlevi.potentials.protocol import as_potential
 from particlevi.storage import drawfile, zarrfile
@@ -25,7 +26,7 @@ def load(path: str | Path, potential: Potential | None = None) -> Draws:
         FileNotFoundError: no such file.
         ValueError: the potential is another one; the difference is named.
     """
-    path, model = Path(path), None if potential is None else as_potential(potential)
-    if path.is_dir():
-        return zarrfile.read(Draws, path, model)
-    return drawfile.read(Draws, path, model)
+    place, model = as_path("path", path), None if potential is None else as_potential(potential)
+    if place.is_dir():
+        return zarrfile.read(Draws, place, model)
+    return drawfile.read(Draws, place, model)

@@ -7,9 +7,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, cast
 
-from particlevi._checks import check_fraction, check_nonnegative, check_positive, check_positive_int
+from particlevi._checks import (
+    check_fraction,
+    check_function,
+    check_is,
+    check_nonnegative,
+    check_positive,
+    check_positive_int,
+)
 from particlevi.typing import JSON, Schedule
 
 __all__ = [
@@ -258,7 +265,10 @@ _KINDS: dict[str, Any] = {
 
 def as_schedule(name: str, value: float | Schedule) -> Schedule:
     """``value`` itself if it is callable, else a constant; only a step size must not be 0."""
+    check_is("name", name, str, "text, the name of what changes")
     if callable(value):
+        if hasattr(value, "num_params"):
+            raise TypeError(f"{name} must be a number or a function of the step, got a potential.")
         return value
     (check_positive if name == "step_size" else check_nonnegative)(name, value)
     return constant(float(value))
@@ -266,6 +276,7 @@ def as_schedule(name: str, value: float | Schedule) -> Schedule:
 
 def describe(schedule: Schedule) -> JSON:
     """A schedule as JSON; ``restore`` reads it back unless it is the caller's own function."""
+    check_function("schedule", schedule, "the step")
     kind = type(schedule).__name__
     if kind in _KINDS:
         return {"kind": kind, **asdict(schedule)}  # type: ignore[call-overload]
@@ -274,6 +285,14 @@ def describe(schedule: Schedule) -> JSON:
 
 def restore(description: dict[str, Any]) -> Schedule | None:
     """The schedule that ``describe`` wrote down, or None for the caller's own function."""
+    check_is("description", description, dict, "what describe gives")
     values = dict(description)
+    if "kind" not in values:
+        raise ValueError(f"description must be what describe gives, got {description!r}.")
     kind = values.pop("kind")
-    return _KINDS[kind](**values) if kind in _KINDS else None
+    if kind not in _KINDS:
+        return None
+    names = {each.name for each in fields(_KINDS[kind])}
+    if set(values) - names:
+        raise ValueError(f"A {kind} schedule has {sorted(names)}, got {sorted(values)}.")
+    return cast("Schedule", _KINDS[kind](**values))

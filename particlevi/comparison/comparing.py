@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from particlevi._checks import check_choice, check_positive_int, check_seed
+from particlevi._checks import as_list, check_choice, check_is, check_positive_int, check_seed
 from particlevi.comparison import predictive_scores
 from particlevi.comparison.cost_scores import costs, count
 from particlevi.comparison.distance_scores import distances
@@ -25,7 +25,7 @@ from particlevi.comparison.subject import Setting, Subject
 from particlevi.comparison.table import Comparison, Row
 from particlevi.comparison.temperature_score import spectrum, temperature
 from particlevi.data import DataLike, as_data
-from particlevi.drawset import DrawSet
+from particlevi.drawset import DrawSet, check_draws
 from particlevi.potentials.potential import ModelPotential
 
 __all__ = ["compare", "default_scores"]
@@ -104,14 +104,20 @@ def compare(
         >>> sorted(result.rows)
         ['sgd', 'sghmc']
     """
+    check_is("draws", draws, Mapping, "sets of draws by name")
+    for name, each in draws.items():
+        check_draws(each, f"draws[{name!r}]")
     if len(draws) < 2:
         raise ValueError(f"A comparison takes at least two sets of draws, got {list(draws)}.")
     names = list(draws)
     reference = names[-1] if reference is None else reference
     check_choice("reference", reference, names)
     check_positive_int("thin", thin)
+    check_positive_int("max_hessian", max_hessian, minimum=0)
     check_seed("seed", seed)
-    columns = _checked(default_scores() if scores is None else list(scores))
+    columns = _checked(
+        default_scores() if scores is None else as_list("scores", scores, "a list of Score")
+    )
     model = _shared_model(draws)
     train = None if train_data is None else as_data(train_data, model)
     held_out = as_data(data, model, complete=False).whole().data

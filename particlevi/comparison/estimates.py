@@ -39,6 +39,6 @@ def root_of(square: Estimate) -> Estimate:
 
 def bootstrap(statistic: Callable[[Tensor], float], num_data: int, seed: int) -> float:
     """The standard error of a statistic of the data ``[n]`` that are picked, over resamples."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     picks = torch.randint(num_data, (RESAMPLES, num_data), generator=generator)
     return float(torch.tensor([statistic(pick) for pick in picks]).std())

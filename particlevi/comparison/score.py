@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from particlevi._checks import check_choice, check_flag, check_function, check_is
 from particlevi.comparison.estimates import Estimate
 from particlevi.comparison.subject import Subject
 
@@ -38,3 +39,11 @@ class Score:
     compute: Callable[[Subject, Subject], Estimate | None]
     rank: bool = False
     best: Literal["lowest", "highest"] | None = None
+
+    def __post_init__(self) -> None:
+        check_is("name", self.name, str, "text, the head of the column")
+        check_is("meaning", self.meaning, str, "text, one line")
+        check_function("compute", self.compute, "a subject and the reference")
+        check_flag("rank", self.rank)
+        if self.best is not None:
+            check_choice("best", self.best, ["lowest", "highest"])

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from particlevi._checks import check_is
 from particlevi.curvature.hessian import Energy, hessian_product
 from particlevi.curvature.second_order import second_order
 from particlevi.data import DataLike, as_data, as_particles
@@ -45,6 +46,7 @@ def gauss_newton_product(
     Raises:
         ValueError: a potential that is not from a module, data or shapes that do not fit.
     """
+    check_is("potential", potential, ModelPotential, "a potential, as from_module makes")
     likelihood = potential.likelihood
     if likelihood is None:
         raise ValueError(

@@ -53,6 +53,9 @@ def potential_energy(
         ValueError: data missing, superfluous, or not all of them.
     """
     model = as_potential(potential)
+    if not isinstance(position, Tensor) or position.shape != (model.num_params,):
+        got = list(position.shape) if isinstance(position, Tensor) else type(position).__name__
+        raise ValueError(f"position must be a tensor [{model.num_params}], got {got}.")
     held = as_data(data, model).held()
     (theta,) = as_particles(position.unsqueeze(0), model, model.num_params, "position")
 

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from particlevi._checks import check_function, check_nonnegative, check_positive_int, check_seed
+
 __all__ = ["Eigenpairs", "top_eigenpairs"]
 
 _DENSE = 3
@@ -50,10 +52,18 @@ def top_eigenpairs(
         >>> top_eigenpairs(lambda v: matrix @ v, 4, 2).values
         tensor([5.0000, 3.0000], dtype=torch.float64)
     """
+    check_function("product", product, "a vector [D] that gives one")
+    check_positive_int("size", size)
+    check_positive_int("num", num)
+    check_nonnegative("tolerance", tolerance)
+    check_seed("seed", seed)
+    size, num, seed = int(size), int(num), int(seed)
     from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
     def apply(vector: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         found = product(torch.from_numpy(np.ascontiguousarray(vector.reshape(-1))))
+        if not isinstance(found, Tensor) or found.shape != (size,):
+            raise ValueError(f"product must give a tensor [{size}] for one.")
         return np.asarray(found.detach().double().cpu().numpy())
 
     if size <= _DENSE or num >= size:
@@ -61,7 +71,7 @@ def top_eigenpairs(
         values, vectors = np.linalg.eigh(0.5 * (dense + dense.T))
         values, vectors = values[-num:], vectors[:, -num:]
     else:
-        start = np.random.default_rng(seed).standard_normal(size)
+        start = np.random.default_rng(int(seed)).standard_normal(size)
         operator = LinearOperator((size, size), matvec=apply, dtype=np.float64)
         try:
             values, vectors = eigsh(operator, num, which="LA", v0=start, tol=tolerance)

@@ -51,7 +51,7 @@ class GlobalStreams:
     @classmethod
     def seeded(cls, loader: Any, seed: int = 0) -> GlobalStreams:
         """The streams as after seeding."""
-        own = list(generators_of(loader).values())
+        own, seed = list(generators_of(loader).values()), int(seed)
         short = seed % 2**32
         states = (
             torch.Generator().manual_seed(seed).get_state(),

@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from particlevi._checks import as_real_tensor, check_finite
+
 __all__ = ["agreement"]
 
 _BATCHES = 4
@@ -33,6 +35,9 @@ def agreement(values: Tensor | npt.NDArray[np.float64]) -> float:
     Returns:
         The p-value; 1 if nothing moves.
 
+    Raises:
+        ValueError: fewer chains or draws, or values that are no finite real numbers.
+
     Examples:
         >>> generator = np.random.default_rng(0)
         >>> chains = generator.normal(size=(4, 100, 3))
@@ -41,9 +46,14 @@ def agreement(values: Tensor | npt.NDArray[np.float64]) -> float:
         >>> agreement(chains + np.arange(4).reshape(4, 1, 1)) < 1e-6
         True
     """
-    if isinstance(values, Tensor):
-        values = values.detach().double().cpu().numpy()
-    flat = np.asarray(values, dtype=np.float64).reshape(*values.shape[:2], -1)
+    found = as_real_tensor("values", values, "[P, T, ...]")
+    if found.ndim < 2 or found.shape[0] < 2 or found.shape[1] < 4:
+        raise ValueError(
+            "values must be [P, T, ...] of at least 2 chains of at least 4 draws, got "
+            f"{list(found.shape)}."
+        )
+    check_finite("values", found, "Leave out chains that diverged.")
+    flat = found.double().cpu().numpy().reshape(*found.shape[:2], -1)
     size = flat.shape[-1]
     step = max(1, _BLOCK // (flat.shape[0] * flat.shape[1]))
     parts = [flat[..., start : start + step] for start in range(0, size, step)]

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_choice, check_positive_int
+from particlevi._checks import as_real_tensor, check_choice, check_finite, check_positive_int
 from particlevi.diagnostics import arviz
 
 __all__ = ["Binning", "brier", "calibration_error", "coverage", "crps", "loo", "nll"]
@@ -20,7 +20,9 @@ __all__ = ["Binning", "brier", "calibration_error", "coverage", "crps", "loo", "
 Binning: TypeAlias = Literal["width", "mass"]
 
 
-def _check_probabilities(probs: Tensor, targets: Tensor) -> None:
+def _check_probabilities(probs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    probs = as_real_tensor("probs", probs, "[N, C] of probabilities").double()
+    targets = as_real_tensor("targets", targets, "[N] of class numbers")
     if probs.ndim != 2 or targets.shape != probs.shape[:1]:
         raise ValueError(
             "probs must be [N, C] and targets class numbers [N], got "
@@ -29,8 +31,9 @@ def _check_probabilities(probs: Tensor, targets: Tensor) -> None:
     total = probs.double().sum(1)
     if (probs < 0).any() or not torch.allclose(total, torch.ones_like(total), atol=1e-3):
         raise ValueError("probs must be probabilities: at least 0, each row with the sum 1.")
-    if targets.min() < 0 or targets.max() >= probs.shape[1]:
+    if targets.is_floating_point() or targets.min() < 0 or targets.max() >= probs.shape[1]:
         raise ValueError(f"targets must be class numbers in 0 ... {probs.shape[1] - 1}.")
+    return probs, targets.long()
 
 
 def nll(probs: Tensor, targets: Tensor) -> float:
@@ -43,7 +46,7 @@ def nll(probs: Tensor, targets: Tensor) -> float:
     >>> round(nll(torch.tensor([[0.5, 0.5], [0.2, 0.8]]), torch.tensor([0, 1])), 4)
     0.4581
     """
-    _check_probabilities(probs, targets)
+    probs, targets = _check_probabilities(probs, targets)
     chosen = probs.double().gather(1, targets.long().unsqueeze(1))
     return float(-chosen.log().mean())
 
@@ -56,7 +59,7 @@ def brier(probs: Tensor, targets: Tensor) -> float:
     >>> round(brier(torch.tensor([[0.5, 0.5], [0.2, 0.8]]), torch.tensor([0, 1])), 4)
     0.29
     """
-    _check_probabilities(probs, targets)
+    probs, targets = _check_probabilities(probs, targets)
     truth = torch.nn.functional.one_hot(targets.long(), probs.shape[1])
     return float((probs.double() - truth).square().sum(1).mean())
 
@@ -89,7 +92,7 @@ def calibration_error(
         >>> round(calibration_error(probs, targets), 4)
         0.2
     """
-    _check_probabilities(probs, targets)
+    probs, targets = _check_probabilities(probs, targets)
     check_positive_int("num_bins", num_bins)
     check_choice("binning", binning, ["width", "mass"])
     confidence, predicted = probs.double().max(1)
@@ -120,7 +123,11 @@ def crps(draws: Tensor, targets: Tensor) -> float:
     >>> round(crps(torch.tensor([[0.0], [1.0]]), torch.tensor([0.0])), 4)
     0.0
     """
-    if draws.ndim != 2 or len(draws) < 2 or draws.shape[1:] != targets.shape:
+    draws = as_real_tensor("draws", draws, "[S, N]", ndim=2).double()
+    targets = as_real_tensor("targets", targets, "[N]")
+    check_finite("draws", draws, "Leave those draws out.")
+    check_finite("targets", targets, "Leave those data out.")
+    if len(draws) < 2 or draws.shape[1:] != targets.shape:
         raise ValueError(
             "draws must be [S, N] with S at least 2 and targets [N], got "
             f"{list(draws.shape)} and {list(targets.shape)}."
@@ -144,6 +151,10 @@ def coverage(lower: Tensor, upper: Tensor, targets: Tensor) -> tuple[float, floa
     >>> coverage(torch.zeros(4), torch.ones(4), torch.tensor([0.5, 0.1, 2.0, 0.9]))
     (0.75, 0.2165...)
     """
+    lower, upper, targets = (
+        as_real_tensor(name, value, "[N]")
+        for name, value in (("lower", lower), ("upper", upper), ("targets", targets))
+    )
     if lower.shape != targets.shape or upper.shape != targets.shape:
         raise ValueError(
             f"lower, upper and targets must have one shape, got {list(lower.shape)}, "
@@ -168,4 +179,6 @@ def loo(log_likelihood: Tensor) -> Any:
         ArviZ's result: ``elpd_loo``, ``se``, ``p_loo``, ``pareto_k`` ``[N]`` ... (``elpd`` and
         ``p`` on ArviZ 1.x).
     """
-    return arviz.loo(log_likelihood)
+    values = as_real_tensor("log_likelihood", log_likelihood, "[P, T, N]", ndim=3)
+    check_finite("log_likelihood", values, "Leave those data out.")
+    return arviz.loo(values)

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from particlevi._checks import check_flag, check_is, check_seed
 from particlevi.data import DataLike, as_data, as_particles
 from particlevi.data.tensors import is_tensors
 from particlevi.diagnostics import arviz, outputs
 from particlevi.diagnostics.predictive import draw_sites
-from particlevi.drawset import DrawSet
+from particlevi.drawset import DrawSet, check_draws
 from particlevi.drawset.lazy import LazyTensor
 from particlevi.potentials._pyro_terms import arguments
 from particlevi.potentials.prior_predictive import PriorPredictive
@@ -32,6 +33,12 @@ def to_arviz(
     seed: int = 0,
 ) -> Any:
     """See ``Draws.to_arviz``."""
+    check_draws(draws)
+    check_flag("log_likelihood", log_likelihood)
+    check_flag("posterior_predictive", posterior_predictive)
+    check_seed("seed", seed)
+    if prior is not None:
+        check_is("prior", prior, PriorPredictive, "what potential.prior_predictive gives")
     model = draws.potential
     without_data = model is not None and model.predictive_fn is not None and model.num_data is None
     if (log_likelihood or (posterior_predictive and not without_data)) and data is None:
@@ -167,7 +174,7 @@ def _targets(draws: DrawSet, data: Any, seed: int) -> dict[str, np.ndarray[Any, 
         values = outputs.outputs(draws, data[:-1]).flatten(0, 1)
         law = model.likelihood.distribution(values, model.likelihood_parameters(flat))
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
+            torch.manual_seed(int(seed))
             sites = {"y": law.sample()}
     chains, last = len(draws), draws.facts.kind == "particles"
     return {

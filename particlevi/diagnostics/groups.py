@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_positive_int, check_seed
+from particlevi._checks import check_flag, check_positive_int, check_seed
 from particlevi.diagnostics import convergence
-from particlevi.drawset import DrawSet
+from particlevi.drawset import DrawSet, check_draws
 from particlevi.gradients._partition import Partition
 from particlevi.potentials.layout import Groups, Layout
 
@@ -140,6 +140,7 @@ def group_numbers(draws: DrawSet, rule: Groups | None) -> Tensor:
     Raises:
         ValueError: no rule is given and the run had none, or outputs were kept.
     """
+    check_draws(draws)
     if draws.output_shape is not None:
         raise ValueError(
             "These draws are outputs of the model, which have no groups: keep the parameters."
@@ -154,15 +155,18 @@ def group_numbers(draws: DrawSet, rule: Groups | None) -> Tensor:
 
 def recombine(draws: Set, num: int, groups: Groups | None, pooled: bool | None, seed: int) -> Set:
     """See ``Draws.recombine``."""
+    check_draws(draws)
     check_positive_int("num", num)
     check_seed("seed", seed)
     partition = Partition(group_numbers(draws, groups))
+    if pooled is not None:
+        check_flag("pooled", pooled)
     if pooled is None:
         pooled = draws.pooled
     rows = draws.flat()
     chains = 1 if pooled or draws.interacting else len(draws.particles)
     length = len(rows) // chains
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     chain = torch.randint(chains, (num, 1), generator=generator)
     index = torch.randint(length, (num, partition.num_groups), generator=generator)
     return replace(

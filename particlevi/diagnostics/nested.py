@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from particlevi._checks import check_positive_int
+from particlevi._checks import as_real_tensor, check_finite, check_positive_int
 
 __all__ = ["nested_rhat"]
 
@@ -39,7 +39,11 @@ def nested_rhat(values: Any, num_superchains: int) -> np.ndarray[Any, Any]:
     True
     """
     check_positive_int("num_superchains", num_superchains, minimum=2)
-    values = np.asarray(values, dtype=np.float64)
+    found = as_real_tensor("values", values, "[chain, draw, *shape]")
+    if found.ndim < 2:
+        raise ValueError(f"values must be [chain, draw, *shape], got {list(found.shape)}.")
+    check_finite("values", found, "Leave out chains that diverged.")
+    values = found.double().cpu().numpy()
     chains, draws = values.shape[:2]
     size = chains // num_superchains
     if chains % num_superchains or size * draws < 2:

@@ -11,7 +11,7 @@ from torch import Tensor
 from particlevi._checks import check_positive_int
 from particlevi.data import DataLike, as_data, as_particles, place
 from particlevi.data.tensors import as_tensors
-from particlevi.drawset import DrawSet
+from particlevi.drawset import DrawSet, check_draws
 from particlevi.potentials.potential import ModelPotential
 from particlevi.typing import Batch
 
@@ -42,6 +42,7 @@ def outputs(draws: DrawSet, inputs: Any, thin: int = 1, chunk_size: int = 64) ->
         thin: use every ``thin``-th draw.
         chunk_size: draws evaluated at once.
     """
+    check_draws(draws)
     check_positive_int("chunk_size", chunk_size)
     draws.check_complete()
     kept, model = draws.by_chain(thin), draws.model()
@@ -69,6 +70,7 @@ def log_likelihood(
         chunk_size: draws evaluated at once.
         batch_size: data evaluated at once.
     """
+    check_draws(draws)
     model = draws.model()
     check_positive_int("chunk_size", chunk_size)
     check_positive_int("batch_size", batch_size)

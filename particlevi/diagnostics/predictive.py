@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from particlevi._checks import check_positive_int, check_seed, is_number
+from particlevi._checks import as_list, check_positive_int, check_seed, is_number
 from particlevi.data import as_particles, place
 from particlevi.data.tensors import as_tensors
 from particlevi.diagnostics.outputs import as_inputs
-from particlevi.drawset import DrawSet
+from particlevi.drawset import DrawSet, check_draws
 from particlevi.potentials.potential import ModelPotential
 from particlevi.typing import Batch
 
@@ -64,10 +64,12 @@ def predict(
     seed: int = 0,
 ) -> Prediction:
     """The posterior predictive at some inputs; see ``Draws.predict``."""
+    check_draws(draws)
     model = draws.model()
     check_positive_int("chunk_size", chunk_size)
     check_positive_int("batch_size", batch_size)
     check_seed("seed", seed)
+    quantiles = tuple(as_list("quantiles", quantiles, "a tuple of numbers in [0, 1]"))
     for each in quantiles:
         if not is_number(each) or not 0 <= each <= 1:
             raise ValueError(f"quantiles must be numbers in [0, 1], got {quantiles!r}.")
@@ -133,7 +135,7 @@ def _predict_outputs(
 ) -> Prediction:
     """From the likelihood at the model's outputs, for draws ``flat [S, D]``."""
     length = len(pytree.tree_leaves(batch.data)[0])
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     parts = []
     for start in range(0, length, batch_size):
         piece = pytree.tree_map(lambda leaf, a=start: leaf[a : a + batch_size], batch.data)

@@ -30,7 +30,7 @@ from torch import Tensor
 from particlevi._checks import check_fraction, check_positive, check_positive_int
 from particlevi.data import DataLike, as_data, as_particles
 from particlevi.diagnostics import arviz
-from particlevi.drawset import DrawSet
+from particlevi.drawset import DrawSet, check_draws
 from particlevi.gradients.full import full_gradient
 
 __all__ = [
@@ -154,6 +154,8 @@ def slopes(
 
     Arguments and errors as for ``configurational``.
     """
+    check_draws(draws)
+    check_positive_int("thin", thin)
     if draws.interacting:
         raise ValueError(
             "A temperature is a statement about Markov chains, and these particles interact."
@@ -161,7 +163,7 @@ def slopes(
     model = draws.model()
     draws.check_complete()
     checked = as_data(data, model)
-    kept = draws.particles[:, ::thin]
+    kept = draws.particles[:, :: int(thin)]
     parts = kept.flatten(0, 1).split(chunk_size)
     where = {"all": slice(None), **model.layout.slices()}
     virial: dict[str, list[Tensor]] = {name: [] for name in where}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from particlevi._checks import check_choice, check_positive_int
 from particlevi.diagnostics.outputs import log_likelihood, outputs
-from particlevi.drawset import DrawSet
+from particlevi.drawset import DrawSet, check_draws
 from particlevi.drawset.lazy import panels
 from particlevi.potentials.potential import ModelPotential
 
@@ -30,6 +30,7 @@ def series(draws: DrawSet, of: View, inputs: Any, num: int, what: str) -> Tensor
     Raises:
         ValueError: draws that are no chains, or a view that needs ``inputs``.
     """
+    check_draws(draws)
     check_choice("of", of, VIEWS)
     check_positive_int("num", num)
     _check_chains(draws, what)

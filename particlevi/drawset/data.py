@@ -5,13 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
 from particlevi import _html
-from particlevi._checks import check_choice, check_positive_int, is_integer
+from particlevi._checks import (
+    as_list,
+    check_choice,
+    check_flag,
+    check_is,
+    check_positive_int,
+    is_integer,
+)
 from particlevi.drawset.parts import (
     check_particles,
     check_stats,
@@ -24,7 +31,7 @@ from particlevi.potentials.potential import ModelPotential
 from particlevi.potentials.protocol import as_potential
 from particlevi.typing import Facts, Potential
 
-__all__ = ["DrawSet", "Index", "Kind"]
+__all__ = ["DrawSet", "Index", "Kind", "check_draws"]
 
 Index: TypeAlias = int | slice | Sequence[int] | Tensor
 """Which chains or draws: a number, a range, a list of numbers, or a LongTensor or mask."""
@@ -96,6 +103,20 @@ class DrawSet:
     potential: ModelPotential | None = None
 
     def __post_init__(self) -> None:
+        for name in ("interrupted", "minibatch", "pooled"):
+            check_flag(name, getattr(self, name))
+        if self.potential is not None:
+            check_is("potential", self.potential, ModelPotential, "what from_module makes")
+        if self.coordinates is not None:
+            check_is("coordinates", self.coordinates, Tensor, "a LongTensor [K]")
+            if self.coordinates.ndim != 1 or self.coordinates.dtype != torch.long:
+                raise ValueError(
+                    "coordinates must be a LongTensor [K], got "
+                    f"{self.coordinates.dtype} {list(self.coordinates.shape)}."
+                )
+        if self.output_shape is not None:
+            for each in as_list("output_shape", self.output_shape, "a tuple of sizes"):
+                check_positive_int("each of output_shape", each)
         check_particles(self.particles)
         check_width(self.particles.shape[-1], self._width())
         check_stats(self.stats, self.particles)
@@ -234,7 +255,11 @@ class DrawSet:
             ValueError: no chain of that number, or none at all.
         """
         num = len(self)
-        rows = list(range(num)[chains]) if isinstance(chains, slice) else chains
+        rows = (
+            list(range(num)[chains])
+            if isinstance(chains, slice)
+            else as_list("chains", chains, "a list of the chains' numbers, or a slice")
+        )
         if not rows or not all(is_integer(row) and -num <= row < num for row in rows):
             raise ValueError(f"chains must be some of 0 ... {num - 1}, got {chains!r}.")
         return self[rows]
@@ -327,7 +352,9 @@ class DrawSet:
                 fit.
         """
         check_choice("along", along, ["chains", "draws"])
-        parts = list(parts)
+        parts = cast("list[Self]", as_list("parts", parts, "a list of sets of draws"))
+        for part in parts:
+            check_draws(part, "each of parts")
         _check_parts(parts, along)
         first, by_draws = parts[0], along == "draws"
         names = [name for name in first.stats if all(name in part.stats for part in parts)]
@@ -419,10 +446,16 @@ class DrawSet:
             >>> pvi.Draws.from_state_dicts(model, [net.state_dict()] * 5).particles.shape
             torch.Size([1, 5, 3])
         """
-        if not state_dicts:
+        check_is("potential", potential, ModelPotential, "a potential, as from_module makes")
+        given = as_list("state_dicts", state_dicts, "a list of the module's state_dicts")
+        if not given:
             raise ValueError("state_dicts holds no weights: give at least one state_dict.")
-        chains = [[each] if isinstance(each, Mapping) else list(each) for each in state_dicts]
-        if isinstance(state_dicts[0], Mapping):
+        expected = "a state_dict, or a list of them for each chain"
+        chains = [
+            [each] if isinstance(each, Mapping) else as_list("each of state_dicts", each, expected)
+            for each in given
+        ]
+        if isinstance(given[0], Mapping):
             chains = [[state for chain in chains for state in chain]]
         model = as_potential(potential)
         rows = [torch.stack([_raveled(model, state) for state in chain]) for chain in chains]
@@ -430,6 +463,7 @@ class DrawSet:
 
 
 def _raveled(potential: ModelPotential, state: Mapping[str, Tensor]) -> Tensor:
+    check_is("each of state_dicts", state, Mapping, "a state_dict: tensors by name")
     names = potential.layout.shapes
     missing = [name for name in names if name not in state]
     if missing:
@@ -457,3 +491,12 @@ def _check_parts(parts: Sequence[DrawSet], along: str) -> None:
                 f"Parts joined along {along} must agree in all other dimensions, got "
                 f"{list(first.particles.shape)} and {list(part.particles.shape)}."
             )
+
+
+def check_draws(draws: Any, name: str = "draws") -> None:
+    """``draws`` are draws.
+
+    Raises:
+        TypeError: anything else.
+    """
+    check_is(name, draws, DrawSet, "draws, as sample gives them or pvi.Draws.from_tensor")

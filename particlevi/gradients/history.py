@@ -10,7 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_choice, check_finite, check_positive_int
+from particlevi._checks import (
+    as_device,
+    check_choice,
+    check_finite,
+    check_flag,
+    check_positive_int,
+)
 from particlevi.typing import JSON, Progress, Streams
 
 __all__ = ["Bank", "history"]
@@ -84,6 +90,10 @@ class history:
         check_positive_int("capacity", self.capacity)
         check_positive_int("thin", self.thin)
         check_choice("replace", self.replace, ["oldest", "random"])
+        check_flag("pooled", self.pooled)
+        check_flag("frozen", self.frozen)
+        if self.device is not None:
+            as_device("device", self.device)
         if self.after is not None:
             check_positive_int("after", self.after, minimum=0)
         floating = isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from particlevi._checks import check_is
 from particlevi.gradients._evaluate import value_and_grad
 from particlevi.potentials.potential import ModelPotential
 from particlevi.potentials.protocol import as_potential, is_potential
@@ -52,6 +53,9 @@ class minibatch:
     conservative: bool = field(default=True, init=False)
     interacting: bool = field(default=False, init=False)
     records: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        check_is("potential", self.potential, ModelPotential, "a potential, as from_module makes")
 
     def init(self, particles: Tensor, streams: Streams) -> Stateless:
         """Nothing to remember."""

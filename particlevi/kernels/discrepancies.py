@@ -193,7 +193,7 @@ def ksd_test(
     check_seed("seed", seed)
     chosen, points, scores, width = _prepared(x, scores, kernel)
     num = len(x)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     signs = torch.randint(0, 2, (num, num_bootstrap), generator=generator).to(x) * 2 - 1
     signs = torch.cat([signs.new_ones(num, 1), signs], 1)
 
@@ -297,7 +297,7 @@ def mmd_test(
 def _splits(n: int, m: int, count: int, seed: int) -> Tensor:
     """Columns of which n rows are 1, the first column the first n: ``[n + m, 1 + count]``."""
     check_seed("seed", seed)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     order = torch.rand(n + m, count, generator=generator).argsort(0)
     return torch.cat([(torch.arange(n + m) < n)[:, None], order < n], 1)
 
@@ -305,7 +305,7 @@ def _splits(n: int, m: int, count: int, seed: int) -> Tensor:
 def _projected(pool: Tensor, num_projections: int, seed: int) -> Tensor:
     check_positive_int("num_projections", num_projections)
     check_seed("seed", seed)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     directions = torch.randn(pool.shape[1], num_projections, generator=generator, dtype=pool.dtype)
     lengths = torch.linalg.vector_norm(directions, dim=0)
     projected: Tensor = pool @ (directions / lengths).to(pool.device)

@@ -216,7 +216,7 @@ class random_features:
         return self._drawn(space.num_params)
 
     def _drawn(self, dim: int) -> random_features:
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(int(self.seed))
         drawn = torch.randn(self.num_features, dim, generator=generator, dtype=torch.float64)
         return replace(self, _frequencies=drawn)
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_particles, check_positive, check_positive_int
+from particlevi._checks import check_has, check_particles, check_positive, check_positive_int
 from particlevi.noise.scalings import FreshBatching, batch_factor
 
 if TYPE_CHECKING:
@@ -178,6 +178,7 @@ def balance_along(noise: GradientNoise, positions: Tensor) -> BalancePath:
         >>> path.names, list(path.imbalance.shape)
         (('0 / 2.weight',), [2, 1])
     """
+    check_has("noise", noise, ["num_params", "at", "samples"], "what noise.measure gives")
     check_particles(positions, noise.num_params, "positions")
     found = _symmetries(noise)
     rows = []

@@ -27,7 +27,16 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from particlevi._checks import check_finite, check_positive, check_positive_int, check_seed
+from particlevi._checks import (
+    as_list,
+    as_real_tensor,
+    check_finite,
+    check_is,
+    check_positive,
+    check_positive_int,
+    check_seed,
+)
+from particlevi.noise.covariance import GradientNoise, check_noise
 
 if TYPE_CHECKING:
     from particlevi.noise.covariance import GradientNoise
@@ -76,12 +85,20 @@ class SGDRun:
                 number.
         """
         check_positive_int("every", every)
-        if positions.ndim != 2 or len(positions) < 2:
+        positions = as_real_tensor("positions", positions, "[T + 1, D], all points of a run", 2)
+        if len(positions) < 2 or not positions.is_floating_point():
             raise ValueError(
-                f"positions must be all points of a run [T + 1, D], got {list(positions.shape)}."
+                "positions must be all points of a run [T + 1, D], floating point, got "
+                f"{positions.dtype} {list(positions.shape)}."
             )
         check_finite("positions", positions, "The run has diverged.")
-        rates = torch.as_tensor(learning_rate, dtype=positions.dtype).expand(len(positions) - 1)
+        rates = as_real_tensor("learning_rate", learning_rate, "[T], or a number")
+        if rates.shape not in ((), (1,), (len(positions) - 1,)):
+            raise ValueError(
+                f"learning_rate must be a number or [{len(positions) - 1}], one of each step, got "
+                f"{list(rates.shape)}."
+            )
+        rates = rates.to(positions).expand(len(positions) - 1)
         if not bool((rates > 0).all()):
             raise ValueError("learning_rate must be above 0 in every step.")
         used = (positions[:-1] - positions[1:]) / rates.unsqueeze(1)
@@ -165,6 +182,14 @@ def generalization_bound(
     check_positive_int("num_draws", num_draws)
     check_positive_int("final_draws", final_draws)
     check_seed("seed", seed)
+    runs = as_list("runs", runs, "a list of SGDRun")
+    train = as_list("train", train, "a list of what measure gives, one per run")
+    for run in runs:
+        check_is("each of runs", run, SGDRun, "an SGDRun")
+    for noise in (*train, held_out):
+        check_noise(noise)
+    scales = as_real_tensor("scales", scales, "[K] of positive numbers")
+    check_finite("scales", scales, "Leave those out.")
     if not runs or len(runs) != len(train):
         raise ValueError(
             f"Give one training set per run, got {len(runs)} runs and {len(train)} training sets."
@@ -176,7 +201,7 @@ def generalization_bound(
     sizes = {noise.num_data for noise in train}
     if len(sizes) > 1:
         raise ValueError(f"All training sets must have one size, got {sorted(sizes)}.")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     sums, ends = [], []
     common = torch.zeros(len(scales) + 1, held_out.num_data, dtype=torch.float64)
     for run, noise in zip(runs, train, strict=True):

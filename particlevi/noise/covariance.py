@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from particlevi._checks import (
     check_finite,
     check_flag,
+    check_function,
     check_particles,
     check_positive,
     check_positive_int,
@@ -100,7 +101,7 @@ class GradientNoise:
 
     def at(self, position: Tensor) -> GradientNoise:
         """The noise at another point ``[D]``."""
-        if not isinstance(position, Tensor) or position.is_complex():
+        if not isinstance(position, Tensor) or position.is_complex() or position.is_meta:
             got = position.dtype if isinstance(position, Tensor) else type(position).__name__
             raise ValueError(f"position must be a real tensor [{self.num_params}], got {got}.")
         moved = position.detach().to(self.position)
@@ -230,7 +231,7 @@ class GradientNoise:
             error = float(squared.std()) / math.sqrt(len(squared)) if len(squared) > 1 else math.nan
             return Estimate(float(squared.mean()), 0.0, error)
         check_positive_int("num_probes", num_probes, minimum=2)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(int(seed))
         found = []
         for _ in range(num_probes):
             signs = torch.randint(2, (self.num_params,), generator=generator) * 2 - 1
@@ -446,6 +447,7 @@ def measure(
     elif isinstance(model, nn.Module):
         if loss_fn is None:
             raise ValueError("A module needs loss_fn, such as torch.nn.functional.cross_entropy.")
+        check_function("loss_fn", loss_fn, "outputs and targets")
         samples = of_module(model, loss_fn, data, mode)
         own = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
         start = samples.layout.ravel(own)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from particlevi._checks import check_positive, check_positive_int, is_integer
+from particlevi._checks import check_positive, check_positive_int, check_real, is_integer
 from particlevi.noise.samples import Array
 
 __all__ = ["DiagonalNet"]
@@ -60,6 +60,7 @@ class DiagonalNet:
     def __post_init__(self) -> None:
         for name in ("a1", "a3", "b1", "b2"):
             check_positive(name, getattr(self, name))
+        check_real("a2", self.a2)
         check_positive_int("num_paths", self.num_paths)
         if not is_integer(self.depth) or self.depth < 0:
             raise ValueError(f"depth must be an integer of at least 0, got {self.depth!r}.")

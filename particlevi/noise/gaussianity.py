@@ -120,7 +120,7 @@ def gaussianity(
     check_positive_int("num_directions", num_directions)
     check_seed("seed", seed)
     values, num_constant = varying(check_samples(samples, _LEAST, MOST_SAMPLES))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(int(seed))
     num_samples, size = values.shape
     values = values / values.std(0)
     half = num_samples // 2

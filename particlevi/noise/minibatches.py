@@ -42,7 +42,7 @@ def gaussianity_of(
             "Shapiro-Wilk test are not known beyond."
         )
     check_positive_int("num_directions", num_directions)
-    size, rng = _begin(noise, batching, seed), np.random.default_rng(seed)
+    size, rng = _begin(noise, batching, seed), np.random.default_rng(int(seed))
     random = torch.from_numpy(rng.standard_normal((num_directions, noise.num_params)))
     columns = _columns(noise, _CANDIDATES * num_directions, rng)
     most = min(num_directions, noise.num_params, noise.num_data - 1)
@@ -70,7 +70,7 @@ def tail_index_of(
     """See ``GradientNoise.tail_index``."""
     check_positive_int("num_batches", num_batches, minimum=50)
     check_positive_int("num_coordinates", num_coordinates)
-    size, rng = _begin(noise, batching, seed), np.random.default_rng(seed)
+    size, rng = _begin(noise, batching, seed), np.random.default_rng(int(seed))
     columns = _columns(noise, num_coordinates, rng).sort().values
     nothing = noise.position.new_empty(noise.num_params, 0)
     values, _ = varying(_projected(noise, nothing, columns)[1])

@@ -154,7 +154,7 @@ def top_spectrum(
     """
     top = min(top, num_params)
     width = min(num_params, max(8, top // 4))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     block = torch.randn(num_params, width, generator=generator).to(like)
     basis = torch.linalg.qr(block)[0]
     projected = torch.zeros(0, 0, dtype=like.dtype, device=like.device)

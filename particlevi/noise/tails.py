@@ -25,7 +25,13 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from particlevi._checks import check_flag, check_fraction, check_positive_int, check_seed
+from particlevi._checks import (
+    check_flag,
+    check_fraction,
+    check_positive_int,
+    check_seed,
+    is_integer,
+)
 from particlevi.noise.samples import Array, check_samples, varying
 
 __all__ = ["TailIndex", "hill", "tail_index"]
@@ -129,7 +135,7 @@ def tail_index(
     check_flag("center", center)
     check_fraction("confidence", confidence)
     check_seed("seed", seed)
-    if num_null:
+    if not is_integer(num_null) or num_null:
         check_positive_int("num_null", num_null, minimum=19)
     values = check_samples(samples, _LEAST)
     total = values.shape[1]
@@ -151,10 +157,11 @@ def tail_index(
             f"block_size={size} leaves fewer than two sums of the M={len(values)} samples: take "
             f"at most {len(values) // 2}."
         )
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(int(seed))
     blocks, each = _inverse(values, size)
     wide = math.isqrt(values.size) if block_size is None else size
     found = _estimates(values, size, wide)
+    num_null = int(num_null)
     null = np.array([_estimates(v, size, wide) for v in _gaussian(values, num_null, rng)])
     null = null.reshape(num_null, 4)
     below = (null[:, 0] <= found[0]).sum() + 1

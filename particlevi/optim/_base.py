@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from particlevi._checks import check_nonnegative, is_number
+from particlevi._checks import as_list, check_flag, check_nonnegative, is_number
 
 __all__ = [
     "Closure",
@@ -44,10 +44,13 @@ def check_lr(lr: float | Tensor) -> None:
             raise ValueError(f"A tensor lr must have one element, got {list(lr.shape)}.")
     else:
         check_nonnegative("lr", lr)
+        if float(lr) > torch.finfo(torch.float32).max:
+            raise ValueError(f"lr must fit single precision, got {lr!r}.")
 
 
 def check_betas(betas: Sequence[float], names: Sequence[str]) -> None:
     """All but the last are decay rates in [0, 1); the last is any finite number."""
+    betas = as_list("betas", betas, f"({', '.join(names)})")
     if len(betas) != len(names):
         raise ValueError(f"betas must be ({', '.join(names)}), got {betas!r}.")
     for name, beta in zip(names[:-1], betas[:-1], strict=True):
@@ -97,6 +100,34 @@ def fast_together(params: Tensors) -> bool:
     return not params[0].is_cpu or sum(p.numel() for p in params) < 2**17
 
 
+def _checked_params(params: Params) -> Params:
+    """Parameters or groups of them; what torch says of others does not name the argument."""
+    listed = as_list("params", params, "parameters or groups of them, as net.parameters()")
+    for each in listed:
+        group = isinstance(each, dict) and "params" in each
+        named = isinstance(each, tuple) and len(each) == 2 and isinstance(each[1], Tensor)
+        if isinstance(each, Tensor) and each.is_meta:
+            raise ValueError("params must hold values, got a tensor on the meta device.")
+        if not (group or named or isinstance(each, Tensor)):
+            raise TypeError(
+                "params must be parameters or groups of them, as net.parameters(), got "
+                f"{type(each).__name__} among them."
+            )
+    if not listed:
+        raise ValueError("params is empty: give what is to be optimised, as net.parameters().")
+    return listed
+
+
+_FLAGS = {
+    "amsgrad",
+    "capturable",
+    "decoupled_weight_decay",
+    "differentiable",
+    "maximize",
+    "nesterov",
+}
+
+
 class TorchOptimizer(Optimizer):
     """Loss, groups, state and gradients as in ``torch.optim``; a subclass says how a list moves.
 
@@ -108,9 +139,13 @@ class TorchOptimizer(Optimizer):
     def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
         check_lr(defaults["lr"])
         check_nonnegative("weight_decay", defaults["weight_decay"])
+        for name in _FLAGS & set(defaults):
+            check_flag(name, defaults[name])
+        if defaults["foreach"] is not None:
+            check_flag("foreach", defaults["foreach"])
         if defaults["foreach"] and defaults.get("differentiable"):
             raise ValueError("foreach=True keeps no graph: leave it out for differentiable=True.")
-        super().__init__(params, {"differentiable": False, **defaults})
+        super().__init__(_checked_params(params), {"differentiable": False, **defaults})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

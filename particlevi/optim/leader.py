@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_fraction, check_positive_int
+from particlevi._checks import check_flag, check_fraction, check_positive_int
 from particlevi.optim._base import Closure, Group, Params, Tensors, descend
 from particlevi.optim.workers import Workers, WorkersOptimizer
 
@@ -99,6 +99,7 @@ class LeaderSGD(WorkersOptimizer):
         check_fraction("pull", pull)
         check_fraction("global_pull", global_pull)
         check_fraction("pull + global_pull", pull + global_pull)
+        pull, global_pull = float(pull), float(global_pull)
         check_fraction("momentum", momentum)
         for name, value in (
             ("period", period),
@@ -107,6 +108,7 @@ class LeaderSGD(WorkersOptimizer):
             ("num_groups", num_groups),
         ):
             check_positive_int(name, value)
+        check_flag("nesterov", nesterov)
         if nesterov and not momentum:
             raise ValueError("nesterov=True needs a momentum above 0.")
         super().__init__(

@@ -127,7 +127,7 @@ class PerturbedGD(TorchOptimizer):
             for p in group["params"]:
                 if p.device not in generators:
                     seed = mixed(group["seed"], index, draw, *key)
-                    generators[p.device] = torch.Generator(p.device).manual_seed(seed)
+                    generators[p.device] = torch.Generator(p.device).manual_seed(int(seed))
                 xi = torch.empty_like(p)
                 real([xi])[0].normal_(0.0, std, generator=generators[p.device])
                 drawn.append((p, xi))

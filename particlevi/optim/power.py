@@ -82,6 +82,14 @@ class Power(Optimizer):
     optimizer: Optimizer
 
     def __init__(self, optimizer: Optimizer, exponent: float) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"power takes a torch optimizer, got {type(optimizer).__name__}.")
+        check_positive("exponent", exponent)
+        if optimizer.defaults.get("differentiable"):
+            raise ValueError(
+                "power keeps no graph, since |g|^exponent has no derivative at 0: "
+                "leave out differentiable=True."
+            )
         optimizer.defaults["exponent"] = exponent
         for group in optimizer.param_groups:
             group.setdefault("exponent", exponent)
@@ -202,12 +210,4 @@ def power(optimizer: Optimizer, exponent: float) -> Power:
         >>> optimizer.step(); theta.detach()
         tensor([-0.0099,  0.0000])
     """
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"power takes a torch optimizer, got {type(optimizer).__name__}.")
-    check_positive("exponent", exponent)
-    if optimizer.defaults.get("differentiable"):
-        raise ValueError(
-            "power keeps no graph, since |g|^exponent has no derivative at 0: "
-            "leave out differentiable=True."
-        )
     return Power(optimizer, exponent)

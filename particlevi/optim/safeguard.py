@@ -129,6 +129,7 @@ class SafeguardSGD(WorkersOptimizer):
             },
             workers,
         )
+        self.workers.count(self._params())
         self._prepare()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -141,7 +142,7 @@ class SafeguardSGD(WorkersOptimizer):
         self._signs = list(self._draw_signs())
 
     def _draw_signs(self) -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(self.param_groups[0]["seed"])
+        generator = torch.Generator().manual_seed(int(self.param_groups[0]["seed"]))
         for p in self._params():
             size = self.workers.rows(torch.view_as_real(p) if torch.is_complex(p) else p).shape[1]
             bits = torch.randint(0, 2, (size,), generator=generator, dtype=torch.int8)

@@ -7,6 +7,7 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor
 
+from particlevi._checks import check_has
 from particlevi.optim._base import Params, Tensors, TorchOptimizer
 
 __all__ = ["Particles", "Processes", "Workers", "WorkersOptimizer"]
@@ -134,10 +135,15 @@ class Processes:
         return [s / total.to(s) for s in sums]
 
 
+_MEMBERS = ("count", "numbers", "rows", "gather", "copies", "mean")
+
+
 class WorkersOptimizer(TorchOptimizer):
     """An optimiser that several workers share."""
 
     def __init__(self, params: Params, defaults: dict[str, Any], workers: Workers | None) -> None:
+        if workers is not None:
+            check_has("workers", workers, _MEMBERS, "Particles(), Processes() or of their kind")
         self.workers: Workers = Particles() if workers is None else workers
         super().__init__(params, defaults)
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from particlevi._checks import as_list, check_is, check_positive_int, is_integer
 from particlevi.draws import Draws
 from particlevi.plots.axes import as_axes
 from particlevi.sgdvi.currents import Current
@@ -24,6 +25,7 @@ def current(result: Current, axes: Any = None) -> Any:
         result: from ``probability_current``.
         axes: to draw on.
     """
+    check_is("result", result, Current, "what sgdvi.probability_current gives")
     axes = as_axes(axes)
     x, y = (axis.numpy() for axis in result.axes)
     axes.pcolormesh(x, y, result.density.T.numpy(), cmap="Blues", shading="nearest")
@@ -64,13 +66,20 @@ def lag_covariance_loops(
         axes: to draw on.
     """
     axes = as_axes(axes)
-    series = as_series(draws)[..., list(plane)]
+    check_positive_int("max_lag", max_lag, minimum=0)
+    series = as_series(draws)
+    pair, size = as_list("plane", plane, "two numbers of coordinates"), series.shape[2]
+    if len(pair) != 2 or not all(is_integer(i) and -size <= i < size for i in pair):
+        raise ValueError(f"plane must be two coordinates in 0 ... {size - 1}, got {plane!r}.")
+    series = series[..., [int(i) for i in pair]]
     if series.shape[1] <= max_lag:
         raise ValueError(f"max_lag must be below {series.shape[1]}, got {max_lag}.")
     x, y = (series - series.mean((0, 1))).unbind(-1)
     length = x.shape[1]
     forward, backward = (
-        torch.stack([(a[:, : length - s] * b[:, s:]).mean() for s in range(max_lag + 1)]).numpy()
+        torch.stack(
+            [(a[:, : length - s] * b[:, s:]).mean() for s in range(int(max_lag) + 1)]
+        ).numpy()
         for a, b in ((x, y), (y, x))
     )
     lags = np.arange(max_lag + 1)
@@ -91,6 +100,7 @@ def reversible_null(result: Spectra, axes: Any = None) -> Any:
         result: from ``spectra``.
         axes: two.
     """
+    check_is("result", result, Spectra, "what sgdvi.spectra gives")
     first, second = axes = as_axes(axes, 2)
     curves = (
         (first, result.frequencies, result.power, result.power_std, result.null_power),

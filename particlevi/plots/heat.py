@@ -8,7 +8,7 @@ import numpy as np
 
 from particlevi.data import DataLike
 from particlevi.diagnostics.temperatures import chi_square_interval, every, temperature_set
-from particlevi.drawset import DrawSet
+from particlevi.drawset import DrawSet, check_draws
 from particlevi.plots.axes import as_axes
 
 __all__ = ["temperatures"]
@@ -30,6 +30,7 @@ def temperatures(draws: DrawSet, data: DataLike = None, *, thin: int = 1, axes: 
     Raises:
         ValueError: several temperatures, or draws that have none; see ``Draws.temperatures``.
     """
+    check_draws(draws)
     set_to = temperature_set(draws)
     target = float(set_to.mean())
     if float(set_to.max() - set_to.min()) > 1e-6 * abs(target):
@@ -38,8 +39,9 @@ def temperatures(draws: DrawSet, data: DataLike = None, *, thin: int = 1, axes: 
             f"{float(set_to.max()):.3g}; the picture is of one: draws.select(chains) picks chains."
         )
     measured = every(draws, data, thin=thin)
-    if axes is None:
-        axes = as_axes(None)
+    given = axes is not None
+    axes = as_axes(axes)
+    if not given:
         axes.figure.set_figheight(1.5 + 0.35 * len(measured))
     rows = np.arange(len(measured))
     for row, each in zip(rows, measured.values(), strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from particlevi._checks import check_is
 from particlevi.plots.axes import as_axes
 from particlevi.sgdvi.slices import Slice
 
@@ -17,6 +18,7 @@ def potential_against_loss(result: Slice, axes: Any = None) -> Any:
         result: from ``compare_potentials``.
         axes: one for a line, two for a plane.
     """
+    check_is("result", result, Slice, "what sgdvi.compare_potentials gives")
     if result.potential.ndim == 1:
         axes = as_axes(axes)
         distance = (result.points - result.points[0]).double().norm(dim=-1).numpy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from particlevi._checks import check_is
 from particlevi.comparison.table import Comparison
 from particlevi.plots.axes import as_axes
 
@@ -26,6 +27,7 @@ def effective_temperature(result: Comparison, axes: Any = None) -> Any:
     Raises:
         ValueError: a comparison without Hessian.
     """
+    check_is("result", result, Comparison, "what compare gives")
     if not result.temperatures:
         raise ValueError("No temperatures in this comparison: compare(..., train_data=(x, y)).")
     axes = as_axes(axes)

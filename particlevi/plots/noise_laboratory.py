@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from particlevi._checks import check_is
 from particlevi.noise.balance import BalancePath
 from particlevi.noise.bounds import GeneralizationBound
 from particlevi.noise.gaussianity import Gaussianity
@@ -22,6 +23,7 @@ def normality(result: Gaussianity, axes: Any = None) -> Any:
         result: from ``pvi.noise.gaussianity`` or the method of that name.
         axes: to draw on.
     """
+    check_is("result", result, Gaussianity, "what noise.gaussianity gives")
     axes = as_axes(axes)
     place = np.arange(len(result.families))
     tests = list(result.families.values())
@@ -41,6 +43,7 @@ def tails(result: TailIndex, axes: Any = None) -> Any:
         result: from ``pvi.noise.tail_index`` or the method of that name.
         axes: to draw on.
     """
+    check_is("result", result, TailIndex, "what noise.tail_index gives")
     axes = as_axes(axes)
     rows = [
         ("per coordinate", result.alpha, result.null),
@@ -75,6 +78,7 @@ def balance(path: BalancePath, axes: Any = None) -> Any:
         path: from ``pvi.noise.balance_along``.
         axes: to draw on.
     """
+    check_is("path", path, BalancePath, "what noise.balance_along gives")
     axes = as_axes(axes)
     for k, name in enumerate(path.names):
         ratio = path.first_norm[:, k] / path.second_norm[:, k]
@@ -93,6 +97,7 @@ def bound(result: GeneralizationBound, axes: Any = None) -> Any:
         result: from ``pvi.noise.generalization_bound``.
         axes: to draw on.
     """
+    check_is("result", result, GeneralizationBound, "what noise.generalization_bound gives")
     axes = as_axes(axes)
     scales = result.scales.numpy()
     for name, style in (("bound", "-"), ("trajectory", "--"), ("sensitivity", ":")):

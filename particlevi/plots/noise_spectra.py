@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from particlevi._checks import check_is
 from particlevi.noise.spectrum import Spectrum
 from particlevi.plots.axes import as_axes
 
@@ -19,6 +20,7 @@ def spectrum(result: Spectrum, axes: Any = None) -> Any:
         result: from ``gradient_noise(...).spectrum()``.
         axes: to draw on.
     """
+    check_is("result", result, Spectrum, "what noise.measure(...).spectrum() gives")
     axes = as_axes(axes)
     values = result.eigenvalues.numpy()
     shown = values > values[0] * 1e-16

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from particlevi._checks import check_is
 from particlevi.plots.axes import as_axes
 
 __all__ = ["training"]
@@ -26,6 +27,7 @@ def training(trace: Mapping[str, Tensor], *, axes: Any = None) -> Any:
     Raises:
         ValueError: another number of axes.
     """
+    check_is("trace", trace, Mapping, "what recorder.trace() gives")
     first, second, third = axes = as_axes(axes, 3, width=4.5)
     for name in ("weight_norm", "gradient_norm", "update_norm"):
         first.plot(trace["step"], trace[name], label=name.replace("_norm", ""))

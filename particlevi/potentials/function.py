@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_flag, check_positive_int
+from particlevi._checks import as_device, check_flag, check_floating, check_positive_int
 from particlevi.potentials.layout import Layout
 from particlevi.potentials.potential import Evaluation, ModelPotential
 from particlevi.potentials.starts import Starts
@@ -47,6 +47,8 @@ def from_log_density(
     """
     check_positive_int("num_params", num_params)
     check_flag("vectorized", vectorized)
+    if dtype is not None:
+        check_floating("dtype", dtype)
     density = _lifted(log_density, "log_density", vectorized)
 
     def log_prior(particles: Tensor) -> Tensor:
@@ -58,7 +60,7 @@ def from_log_density(
         log_prior_fn=log_prior,
         log_likelihood_fn=None,
         starts=Starts({"normal": _standard_normal(num_params)}),
-        device=torch.device(device),
+        device=as_device("device", device),
         dtype=dtype or torch.get_default_dtype(),
         evaluation=Evaluation(chunk_size=chunk_size),
         fingerprint={"kind": "log_density", "num_params": num_params},
@@ -107,6 +109,8 @@ def from_log_likelihood(
     check_positive_int("num_params", num_params)
     check_positive_int("num_data", num_data)
     check_flag("vectorized", vectorized)
+    if dtype is not None:
+        check_floating("dtype", dtype)
     prior = _lifted(log_prior, "log_prior", vectorized)
     likelihood = _lifted(log_likelihood, "log_likelihood", vectorized)
 
@@ -130,7 +134,7 @@ def from_log_likelihood(
         log_prior_fn=log_prior_fn,
         log_likelihood_fn=log_likelihood_fn,
         starts=Starts({"normal": _standard_normal(num_params)}),
-        device=torch.device(device),
+        device=as_device("device", device),
         dtype=dtype or torch.get_default_dtype(),
         evaluation=Evaluation(chunk_size=chunk_size),
         fingerprint={"kind": "log_likelihood", "num_params": num_params, "num_data": num_data},

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from particlevi import _html
-from particlevi._checks import check_choice, check_particles, check_positive_int
+from particlevi._checks import check_choice, check_has, check_particles, check_positive_int
 from particlevi.potentials.arithmetic import pinned
 from particlevi.potentials.layout import Groups, Layout
 from particlevi.potentials.likelihoods import Likelihood, check_targets
@@ -319,6 +319,13 @@ class ModelPotential:
                 (-2, 2)); of a function ``"normal"``. ``"default"`` is the potential's choice.
         """
         check_positive_int("num_particles", num_particles)
+        if streams is not None:
+            check_has(
+                "streams",
+                streams,
+                ["normal", "uniform", "integers", "shared"],
+                "particlevi.streams.ParticleStreams(seed)",
+            )
         check_choice("method", method, ["default", *self.starts.methods])
         chosen = self.starts.default() if method == "default" else method
         particles = self.starts.methods[chosen](

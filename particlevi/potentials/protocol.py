@@ -165,7 +165,7 @@ def _starts(candidate: Any, name: str, num_params: int) -> dict[str, Any]:
 
     def init(num_particles: int, streams: Streams) -> Tensor:
         (seed,) = draw_seeds(streams, 1)
-        points: Tensor = given(num_particles, torch.Generator().manual_seed(seed))
+        points: Tensor = given(num_particles, torch.Generator().manual_seed(int(seed)))
         check_particles(points, num_params, f"the result of {name}.init")
         return points
 

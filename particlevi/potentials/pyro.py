@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from particlevi._checks import check_positive_int
+from particlevi._checks import check_function, check_positive_int
 from particlevi.potentials._pyro_terms import (
     Sites,
     check_complete,
@@ -102,6 +102,9 @@ def from_pyro(
         >>> potential(torch.zeros(1, 1), Batch(torch.ones(10)))
         tensor([142.62])
     """
+    check_function("model", model, "the data, a Pyro program")
+    if isinstance(model, ModelPotential):
+        raise TypeError("model must be a Pyro program, got a potential: pass it to a sampler.")
     if isinstance(num_data, (Tensor, tuple, dict)):
         raise TypeError(
             "from_pyro takes the model's arguments as one: from_pyro(model, example_batch=(x, y)); "

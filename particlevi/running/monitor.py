@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from torch import Tensor
 
-from particlevi._checks import check_choice, check_positive, check_positive_int
+from particlevi._checks import as_list, check_choice, check_positive, check_positive_int
 from particlevi.data import Data
 from particlevi.draws import Draws
 from particlevi.typing import Controls
@@ -225,6 +225,7 @@ class Monitor:
 
     def __post_init__(self) -> None:
         check_positive_int("every", self.every)
+        as_list("rules", self.rules, "a list of functions of a Look")
         timed = tuple(r if isinstance(r, Every) else Every(self.every, r) for r in self.rules)
         object.__setattr__(self, "timed", timed)
 
@@ -251,9 +252,8 @@ def as_monitor(value: Monitor | Rule | Every | Sequence[Rule | Every] | None) ->
         return Monitor()
     if isinstance(value, Every) or callable(value):
         return Monitor((value,))
-    if not isinstance(value, Iterable):
-        _check_callable(value)
-    return Monitor(tuple(value))
+    rules = as_list("monitor", value, "a Monitor, a function of a Look, or a list of them")
+    return Monitor(tuple(rules))
 
 
 def _check_callable(rule: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_choice, check_positive_int, check_seed
+from particlevi._checks import as_path, check_choice, check_has, check_positive_int, check_seed
 from particlevi.data import Batching, DataLike, Minibatches, as_data, as_particles
 from particlevi.data.minibatches import as_minibatches
 from particlevi.distributed import Processes
@@ -271,10 +271,11 @@ def resume(
             that is damaged or of another run.
         RuntimeError: another process runs in that folder.
     """
+    check_choice("progress", progress, [True, False])
     what = _sampled(sampler, "resume")
     if num_draws is not None:
         check_positive_int("num_draws", num_draws)
-    folder = Path(checkpoint)
+    folder = as_path("checkpoint", checkpoint)
     if not (folder / STATE_FILE).is_file():
         raise FileNotFoundError(f"There is no file {folder / STATE_FILE}.")
     saved = Saved.read(folder)
@@ -412,7 +413,7 @@ def _prepared(
         )
     potential = what if isinstance(what, ModelPotential) else what.potential
     points = _start(potential, num_particles, initial, seed)
-    generator = torch.Generator(points.device).manual_seed(seed)
+    generator = torch.Generator(points.device).manual_seed(int(seed))
     keep = not (initial is None or isinstance(initial, str))
     with torch.no_grad(), global_seed(seed), pinned(points.device):
         return prepare(what, data, points, generator, batch_size, keep_start=keep)
@@ -450,6 +451,8 @@ def _tuner(
             "The run has no step size: give step_size (pvi.suggest_step_size proposes one), or a "
             "tuner, which chooses it during the warm-up."
         )
+    if tuner is not None:
+        check_has("tuner", tuner, ["name", "settings", "init"], "a tuner, as pvi.tuning.windows()")
     if tuner is not None and num_warmup == 0:
         raise ValueError(
             f"The tuner {tuner.name} works during the warm-up, but num_warmup is 0: give it steps."

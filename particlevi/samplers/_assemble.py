@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypedDict, Unpack
 
+import torch
 from torch import Tensor
 
 from particlevi._checks import check_particles
@@ -183,9 +184,13 @@ def assemble(
         check_batch(name, requires, batch, estimator.potential.num_data)
         metric = Metric.of(controls)
         gradient_at = GradientAt(estimator, state.estimator, batch, masks, metric)
-        z = state.position if metric is None else metric.whiten(state.position)
-        z, memory, info = transition(z, state.memory, gradient_at, own, controls)
-        position = z if metric is None else metric.unwhiten(z)
+        start = state.position if metric is None else metric.whiten(state.position)
+        z, memory, info = transition(start, state.memory, gradient_at, own, controls)
+        position = z
+        if metric is not None:
+            # A rejected particle stays where it was, to the bit.
+            still = (z == start).all(-1, keepdim=True)
+            position = torch.where(still, state.position, metric.unwhiten(z))
         return SamplerState(position, memory, state.estimator), info
 
     def record(state: SamplerState, progress: Progress) -> SamplerState:

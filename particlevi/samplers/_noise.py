@@ -163,6 +163,8 @@ class Noise:
 
 
 def _checked(value: Tensor, num_params: int) -> Tensor:
+    if value.is_complex() or value.is_meta:
+        raise ValueError(f"gradient_noise must be real variances, got {value.dtype}.")
     check_finite("gradient_noise", value, "Estimate it again.")
     if (value < 0).any():
         raise ValueError("gradient_noise is a variance: it must not be negative.")

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from particlevi._checks import check_choice
+from particlevi._checks import check_choice, check_function
 from particlevi.gradients.minibatch import as_estimator
 from particlevi.samplers._assemble import (
     SHOWN,
@@ -215,6 +215,7 @@ def optimizer(target: Target, make: Make, loss: Literal["mean", "total"] = "mean
         'optimizer'
     """
     check_choice("loss", loss, ("mean", "total"))
+    check_function("make", make, "a list of parameters that gives a torch optimizer")
     potential = as_estimator(target).potential
     like = torch.zeros(1, potential.num_params, dtype=potential.dtype, device=potential.device)
     check_rows(make, like)

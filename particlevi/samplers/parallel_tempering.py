@@ -28,7 +28,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_choice, check_nonnegative, check_positive, check_positive_int
+from particlevi._checks import (
+    as_list,
+    check_choice,
+    check_nonnegative,
+    check_positive,
+    check_positive_int,
+)
 from particlevi.gradients.minibatch import as_estimator
 from particlevi.samplers import baoab
 from particlevi.samplers._assemble import (
@@ -116,9 +122,10 @@ def parallel_tempering(
             potential it reports, such as ``structured``; at the first step, a minibatch that
             the replicas share.
     """
-    ladder = [float(t) for t in temperatures]
-    for t in ladder:
-        check_positive("each temperature", t)
+    given = as_list("temperatures", temperatures, "a list of increasing numbers")
+    for t in given:
+        check_positive("each of temperatures", t)
+    ladder = [float(t) for t in given]
     if len(ladder) < 2 or any(b <= a for a, b in pairwise(ladder)):
         raise ValueError(f"temperatures must be at least two and increase, got {ladder}.")
     check_positive("friction", friction)
@@ -127,6 +134,8 @@ def parallel_tempering(
         check_choice("energy_noise, if not a variance,", energy_noise, ["online"])
     else:
         check_nonnegative("energy_noise", energy_noise)
+        if float(energy_noise) > torch.finfo(torch.float32).max:
+            raise ValueError(f"energy_noise must fit single precision, got {energy_noise!r}.")
     online = energy_noise == "online"
     rungs = len(ladder)
     potential = as_estimator(target).potential

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_fraction, check_positive, check_positive_int
+from particlevi._checks import check_flag, check_fraction, check_positive, check_positive_int
 from particlevi.gradients.minibatch import as_estimator
 from particlevi.samplers._assemble import (
     MOMENTUM_SHOWN,
@@ -98,6 +98,7 @@ def psghmc(
     check_fraction("decay", decay)
     check_positive("regularisation", regularisation)
     check_positive_int("update_every", update_every)
+    check_flag("freeze", freeze)
     potential = as_estimator(target).potential
     num_data = potential.num_data or 1
     groups = potential.groups("tensor")

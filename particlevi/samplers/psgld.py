@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_fraction, check_positive
+from particlevi._checks import check_flag, check_fraction, check_positive
 from particlevi.gradients.minibatch import as_estimator
 from particlevi.samplers._assemble import (
     SHOWN,
@@ -92,6 +92,8 @@ def psgld(
     """
     check_fraction("decay", decay)
     check_positive("regularisation", regularisation)
+    check_flag("freeze", freeze)
+    check_flag("divergence", divergence)
     potential = as_estimator(target).potential
     num_data = potential.num_data or 1
 

@@ -69,7 +69,7 @@ def as_real(name: str, value: Any, shape: str) -> Tensor:
         raise ValueError(
             f"{name} must be a tensor {shape}, got {type(value).__name__}: {error}"
         ) from error
-    if tensor.is_complex() or tensor.dtype == torch.bool:
+    if tensor.is_meta or tensor.is_complex() or tensor.dtype == torch.bool:
         raise ValueError(f"{name} must be a real tensor {shape}, got {_got(tensor)}.")
     tensor = tensor.detach().cpu().double()
     check_finite(name, tensor, "Estimate it again.")

@@ -115,7 +115,7 @@ def circulation(
     rates = torch.einsum("k,kij->ij", weights, blocks)
     error = (weights.square()[:, None, None] * (blocks - rates).square()).sum(0).sqrt()
     error = error * math.sqrt(count / (count - 1))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     i, j = torch.triu_indices(size, size, offset=1)
     pairs = weights[:, None] * blocks[:, i, j]
     # A unit that flips leave as it is: else the largest of the flipped rates is of another law.

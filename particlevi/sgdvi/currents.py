@@ -180,7 +180,7 @@ def _tested(flow: Tensor, seed: int) -> tuple[Tensor, float]:
     error = (deviation.square().sum(0) / freedom).sqrt()
     unit = error.clamp(min=torch.finfo(error.dtype).tiny)
     observed = (flow[0] / unit).square().mean()
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     weights = torch.randn(999, len(deviation), generator=generator, dtype=flow.dtype)
     chi = torch.randn(999, freedom, generator=generator, dtype=flow.dtype).square().mean(1)
     drawn = (weights @ (deviation / unit) / math.sqrt(freedom)).square().mean(1) / chi

@@ -149,11 +149,13 @@ def fit_potential(
     for name, value in (("width", width), ("ridge", ridge)):
         if value is not None:
             check_positive(name, value)
+            if not 1e-20 < value < 1e20:
+                raise ValueError(f"{name} must be between 1e-20 and 1e20, got {value!r}.")
     series = as_series(draws)
     flat, size = series.flatten(0, 1), series.shape[-1]
     numbers = _numbers(num_centers, len(flat), size)
     stationary = is_stationary(series)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     center, scale = flat.mean(0), flat.std(0)
     if (scale == 0).any():
         raise ValueError("The draws do not move in some coordinates: leave those out.")

@@ -164,7 +164,7 @@ def project(
         total = np.tensordot(weights, smooth, 1) / (weights @ sizes)
         return np.asarray(total / math.prod(steps))
 
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(int(seed))
     with np.errstate(divide="ignore", invalid="ignore"):
         found = density(np.ones(count))
         potential = -temperature * np.log(found)

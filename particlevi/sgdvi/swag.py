@@ -68,7 +68,7 @@ def swag(
     diagonal = deviation.square().mean(1, keepdim=True).sqrt()
     columns = deviation[:, -rank:]
     kept = columns.shape[1]
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     chains, _, size = values.shape
 
     def noise(*shape: int) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from particlevi._checks import check_positive_int, is_integer, is_number
+from particlevi._checks import as_path, check_positive_int, is_integer, is_number
 from particlevi.storage import sealed
 
 __all__ = ["Checkpoint", "differences", "flatten", "read", "unflatten", "write"]
@@ -41,6 +41,7 @@ class Checkpoint:
     every: int | None = None
 
     def __post_init__(self) -> None:
+        as_path("folder", self.folder)
         if self.every is not None:
             check_positive_int("every", self.every)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch.utils import _pytree as pytree
 
+from particlevi._checks import check_flag, check_function
 from particlevi.streams import ParticleStreams
 from particlevi.testing._expect import NUM_PARTICLES, equal, expect, own, slopes, unchanged
 from particlevi.testing.problems import PROBLEMS, Problem
@@ -34,6 +35,8 @@ def check_estimator(
         >>> import particlevi as pvi
         >>> check_estimator(lambda problem: pvi.gradients.minibatch(problem.potential))
     """
+    check_function("make", make, "a problem that gives an estimator")
+    check_flag("needs_data", needs_data)
     for name, problem in PROBLEMS.items():
         made = problem(torch.float64)
         if needs_data and made.data is None:

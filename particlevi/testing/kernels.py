@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from particlevi._checks import check_flag, check_has
 from particlevi.kernels.kernels import Kernel
 from particlevi.testing._expect import equal, expect, unchanged
 
@@ -42,6 +43,8 @@ def check_kernel(kernel: Kernel, *, differentiable: bool = True) -> None:
         >>> import particlevi as pvi
         >>> check_kernel(pvi.kernels.rbf(2.0))
     """
+    check_has("kernel", kernel, ["bind"], "a kernel")
+    check_flag("differentiable", differentiable)
     generator = torch.Generator().manual_seed(0)
     x, y, scores = (
         torch.randn(num, NUM_PARAMS, generator=generator, dtype=torch.float64)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from particlevi._checks import check_has, check_is
 from particlevi.data import DataLike
 from particlevi.data.reading import as_data
 from particlevi.gradients.minibatch import as_estimator
@@ -35,6 +36,8 @@ def check_potential(potential: Potential, data: DataLike = None, *, particles: T
         >>> normal = pvi.from_log_density(lambda x: -0.5 * x.square().sum(), num_params=2)
         >>> check_potential(normal, particles=torch.randn(5, 2))
     """
+    check_has("potential", potential, ["num_params", "num_data", "__call__"], "a potential")
+    check_is("particles", particles, torch.Tensor, "a tensor [P, D]")
     expect(
         particles.ndim == 2 and particles.shape[1] == potential.num_params,
         f"particles {list(particles.shape)} are not [P, {potential.num_params}]",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from particlevi._checks import check_floating
 from particlevi.potentials.function import from_log_density, from_log_likelihood
 from particlevi.potentials.likelihoods import Gaussian
 from particlevi.potentials.module import from_module
@@ -43,7 +44,7 @@ class Problem:
         """
         if self.data is None:
             return None
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(int(seed))
         shape = (size,) if num_particles is None else (num_particles, size)
         rows = torch.randint(NUM_DATA, shape, generator=generator)
         data = tuple(leaf[rows] for leaf in self.data)
@@ -108,4 +109,5 @@ PROBLEMS: Mapping[str, Callable[[torch.dtype], Problem]] = {
 
 def problems(dtype: torch.dtype = torch.float64) -> list[Problem]:
     """A Gaussian density without data, a regression written by hand, and a net."""
+    check_floating("dtype", dtype)
     return [make(dtype) for make in PROBLEMS.values()]

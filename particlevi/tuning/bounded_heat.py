@@ -44,7 +44,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_choice, check_positive, check_positive_int
+from particlevi._checks import check_choice, check_flag, check_positive, check_positive_int
 from particlevi.data import Data, as_data
 from particlevi.gradients.control_variate import control_variate
 from particlevi.gradients.minibatch import minibatch
@@ -215,6 +215,7 @@ class bounded_heat:
     name: str = field(default="bounded_heat", init=False)
 
     def __post_init__(self) -> None:
+        check_flag("compensated", self.compensated)
         for each in ("tolerance", "target", "step_size", "decoherence"):
             check_positive(each, getattr(self, each))
         check_choice("dynamics", self.dynamics, ["momentum", "overdamped"])

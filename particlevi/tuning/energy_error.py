@@ -34,9 +34,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_choice, check_positive
+from particlevi._checks import check_choice, check_is, check_positive
 from particlevi.tuning.dual_averaging import running_mean
-from particlevi.tuning.metric import Moments, add, no_moments, regularised
+from particlevi.tuning.metric import Moments, add, check_metric, no_moments, regularised
 from particlevi.tuning.windows import pooled_windows
 from particlevi.typing import JSON, Controls, Progress, World
 
@@ -117,6 +117,7 @@ def implied_bias(energy_error: float) -> float:
     >>> round(implied_bias(1.5e-4), 3)
     0.013
     """
+    check_positive("energy_error", energy_error)
     return 0.013 * math.pow(energy_error / 1.5e-4, 1 / 3)
 
 
@@ -183,6 +184,8 @@ class energy_error:
         check_choice("metric", self.metric, ["diagonal", "none"])
         if self.step_size is not None:
             check_positive("step_size", self.step_size)
+        if self.start is not None:
+            check_is("start", self.start, Tensor, "a tensor [D], the first metric")
 
     @property
     def settings(self) -> Mapping[str, JSON]:
@@ -196,6 +199,8 @@ class energy_error:
 
     def init(self, position: Tensor, controls: Controls) -> State:
         """The first state."""
+        if self.start is not None:
+            check_metric(self.start, position, dense=False)
         root = math.sqrt(position.shape[1])
         scale = torch.ones_like(position[0]) if self.start is None else self.start.to(position)
         first = position.new_tensor(0.1 * root if self.step_size is None else self.step_size)

@@ -34,7 +34,7 @@ from particlevi._checks import check_positive, check_positive_int, check_seed
 from particlevi.data import Data, DataLike, as_data, as_particles
 from particlevi.diagnostics.outputs import as_inputs
 from particlevi.diagnostics.views import identified
-from particlevi.drawset import DrawSet
+from particlevi.drawset import DrawSet, check_draws
 from particlevi.potentials.chunks import chunks
 from particlevi.potentials.potential import ModelPotential
 from particlevi.samplers.randomized_hmc import randomized_hmc
@@ -184,6 +184,7 @@ def check_invariance(
         >>> check_invariance(pvi.Draws.from_tensor(1.5 * exact, normal)).moved
         True
     """
+    check_draws(draws)
     check_positive_int("num_starts", num_starts)
     check_positive_int("num_steps", num_steps)
     check_positive("tolerance", tolerance)

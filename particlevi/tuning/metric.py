@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from particlevi._checks import check_finite
 from particlevi.typing import World
 
 __all__ = ["Moments", "add", "factor_of_hessian", "no_moments", "regularised"]
@@ -104,3 +105,22 @@ def factor_of_hessian(hessian: Tensor) -> Tensor:
     signs = torch.where(upper.diagonal() < 0, -1.0, 1.0).to(upper)
     lower: Tensor = (signs.unsqueeze(1) * upper).mT.contiguous()
     return lower
+
+
+def check_metric(start: Tensor, position: Tensor, dense: bool) -> None:
+    """A first metric fits particles ``[P, D]``.
+
+    Raises:
+        ValueError: another shape, values that are not finite, or scales that are not above 0.
+    """
+    size = position.shape[1]
+    shape = (size, size) if dense else (size,)
+    if start.shape != shape or not start.is_floating_point():
+        raise ValueError(
+            f"start must be a floating-point tensor {list(shape)}, got {start.dtype} "
+            f"{list(start.shape)}."
+        )
+    check_finite("start", start, "Leave it out.")
+    scales = start.diagonal() if dense else start
+    if not bool((scales > 0).all()):
+        raise ValueError("start must have scales above 0: it whitens the coordinates.")

@@ -21,9 +21,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_choice, check_fraction, check_positive
+from particlevi._checks import check_choice, check_flag, check_fraction, check_is, check_positive
 from particlevi.tuning.dual_averaging import Averages, acceptance_of, advance, begin, running_mean
-from particlevi.tuning.metric import Moments, add, no_moments, regularised
+from particlevi.tuning.metric import Moments, add, check_metric, no_moments, regularised
 from particlevi.typing import JSON, Controls, Progress, World
 
 __all__ = ["pooled_windows", "stan_windows", "windows"]
@@ -67,6 +67,7 @@ def pooled_windows(num_warmup: int) -> list[int]:
 
 
 _PATIENCE = 10.0
+_LONGEST = 1e30
 _MOST_STEPS_TUNING, _MOST_STEPS = 16.0, 1000.0
 
 
@@ -125,6 +126,12 @@ class windows:
         check_positive("target_acceptance", self.target_acceptance)
         check_positive("step_size", self.step_size)
         wanted = 2 if self.metric == "dense" else 1
+        if self.trajectory_length is not None:
+            check_positive("trajectory_length", self.trajectory_length)
+        if self.pooled is not None:
+            check_flag("pooled", self.pooled)
+        if self.start is not None:
+            check_is("start", self.start, Tensor, "a tensor, the first metric")
         if self.start is not None and self.start.ndim != wanted:
             raise ValueError(
                 f"The first {self.metric} metric is a tensor of {wanted} axes, got "
@@ -146,6 +153,8 @@ class windows:
         """The first state."""
         dense, size = self.metric == "dense", position.shape[1]
         zero = position.new_zeros(())
+        if self.start is not None:
+            check_metric(self.start, position, dense=self.metric == "dense")
         start = self.start
         if start is None:
             start = torch.ones(size) if not dense else torch.eye(size)
@@ -164,7 +173,7 @@ class windows:
         found["factor" if state.metric.ndim == 2 else "scale"] = state.metric
         if self.trajectory_length is not None:
             most = torch.where(state.ended > 0, _MOST_STEPS, _MOST_STEPS_TUNING)
-            wanted = torch.full_like(most, self.trajectory_length)
+            wanted = torch.full_like(most, min(self.trajectory_length, _LONGEST))
             found["trajectory_length"] = torch.minimum(wanted, most * found["step_size"])
             found["patience"] = torch.where(state.ended > 0, math.inf, _PATIENCE).to(wanted)
         return found

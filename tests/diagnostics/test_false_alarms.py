@@ -37,6 +37,18 @@ def test_exact_sets(chains, size, a, worth):
 
 
 @pytest.mark.slow
+def test_many_coordinates_of_chains_with_a_long_memory():
+    """10 chains of 42 independent draws each, where estimates of the ESS are at their worst."""
+    rng, target = np.random.default_rng(5), normal(150)
+    length = math.ceil(42 * (1 + 0.75) / (1 - 0.75))
+    alarms = 0
+    for _ in range(40):
+        values = torch.from_numpy(autoregressive(0.75, 10, length, 150, rng))
+        alarms += not pvi.Draws.from_tensor(values, target).diagnose(verbose=False).ok
+    assert alarms <= 4
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

@@ -57,3 +57,15 @@ def test_noise_of_each_parameter_needs_a_diagonal_metric(noise):
     controls = {"step_size": 0.1 * one, "temperature": one, "factor": FACTOR}
     with pytest.raises(ValueError, match="use scale in place of factor"):
         sampler.step(state, None, sampler.draw_noise(state, streams), controls)
+
+
+@pytest.mark.parametrize("metric", [{"scale": SCALE}, {"factor": FACTOR}], ids=["scale", "factor"])
+def test_a_rejected_particle_stays_to_the_bit(metric):
+    """There and back through the metric rounds, and passes for a step that is lost to rounding."""
+    sampler = pvi.hmc(gaussian(1e4 * PRECISION), num_leapfrog=3)
+    start = torch.randn(50, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    state = sampler.init(start, ParticleStreams(0))
+    controls = {"step_size": torch.tensor(1.0, dtype=torch.float64), "temperature": torch.ones(())}
+    noise = sampler.draw_noise(state, ParticleStreams(1))
+    moved, _ = sampler.step(state, None, noise, controls | metric)
+    assert torch.equal(moved.position, state.position)

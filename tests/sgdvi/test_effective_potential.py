@@ -398,11 +398,14 @@ def test_the_promised_dimensions(size, limit):
 
 @beyond
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "runs"), [(1, 30), (2, 16)])
-def test_the_bands_cover(size, runs):
-    """The standardised error has an rms of about 1: 1.0 to 1.1 in 1-d, 1.2 to 1.3 in 2-d."""
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_bands_cover(size):
+    """The standardised error has a root mean square of 1.
+
+    That of one run varies by .25, so that 16 runs, as this once took, tell it to .06 only.
+    """
     scores = []
-    for seed in range(runs):
+    for seed in range(60):
         draws, wanted, _ = rotated_wells(size, 4000, seed, barrier=1.0)
         phi = sgdvi.fit_potential(draws.view(50, -1, size), 1.0, num_bootstrap=40)
         points = rotated_wells(size, 300, 10_000 + seed, barrier=1.0)[0]
@@ -410,7 +413,7 @@ def test_the_bands_cover(size, runs):
         error, again = phi(points) - wanted(points), phi.resampled(points)
         error, again = error - error.mean(), again - again.mean(1, keepdim=True)
         scores.append(error / again.std(0))
-    assert 0.8 < float(torch.cat(scores).square().mean().sqrt()) < 1.3
+    assert 0.9 < float(torch.cat(scores).square().mean().sqrt()) < 1.1
 
 
 def test_more_unknowns_than_the_data_bear_are_not_taken():

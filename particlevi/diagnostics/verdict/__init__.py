@@ -14,7 +14,7 @@ from particlevi.diagnostics.verdict.fit import check_fit
 from particlevi.diagnostics.verdict.heat import check_heat
 from particlevi.diagnostics.verdict.mixing import check_mixing
 from particlevi.diagnostics.verdict.moves import check_moves
-from particlevi.drawset import DrawSet
+from particlevi.drawset import DrawSet, check_draws
 
 __all__ = ["Finding", "FindingKind", "Severity", "Verdict", "diagnose"]
 
@@ -33,6 +33,7 @@ def diagnose(
             parameters, or of 50 random projections if there are more than 200.
         thin: for the configurational temperature and the fit, use every ``thin``-th draw.
     """
+    check_draws(draws)
     verdict = Verdict()
     _check_end(draws, verdict)
     if draws.interacting:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from particlevi._checks import check_positive, check_positive_int, is_integer
+from particlevi._checks import check_positive, check_positive_int, is_integer, is_word
 from particlevi.potentials.likelihoods.base import (
     LikelihoodParameter,
     LikeOutputs,
@@ -86,6 +86,8 @@ class Categorical(WithoutParameters):
     def __post_init__(self) -> None:
         if isinstance(self.weight, (Tensor, list)):
             values = self.weight.tolist() if isinstance(self.weight, Tensor) else self.weight
+            if not isinstance(values, list):
+                raise TypeError(f"weight must hold one number per class, got {values!r}.")
             object.__setattr__(self, "weight", tuple(values))
         if self.weight is not None and not isinstance(self.weight, tuple):
             raise TypeError(
@@ -95,6 +97,8 @@ class Categorical(WithoutParameters):
             check_positive("weight", value)
         if self.ignore_index is not None and not is_integer(self.ignore_index):
             raise TypeError(f"ignore_index must be an integer, got {self.ignore_index!r}.")
+        if self.ignore_index is not None and abs(int(self.ignore_index)) >= 2**63:
+            raise ValueError(f"ignore_index must be below 2**63, got {self.ignore_index!r}.")
 
     @property
     def settings(self) -> Mapping[str, JSON]:
@@ -175,9 +179,10 @@ class Ordinal:
 
     def __post_init__(self) -> None:
         check_positive_int("num_classes", self.num_classes, minimum=2)
+        object.__setattr__(self, "num_classes", int(self.num_classes))
         if isinstance(self.cutpoints, list):
             object.__setattr__(self, "cutpoints", tuple(self.cutpoints))
-        if self.cutpoints == "learned":
+        if is_word(self.cutpoints, "learned"):
             return
         found = self.cutpoints
         number = self.num_classes - 1
@@ -200,7 +205,7 @@ class Ordinal:
 
     def parameters(self) -> dict[str, LikelihoodParameter]:
         """``raw_cutpoints [K-1]`` if the cutpoints are learned."""
-        if self.cutpoints != "learned":
+        if not is_word(self.cutpoints, "learned"):
             return {}
         number = self.num_classes - 1
         scale = torch.ones(number, dtype=torch.float64)
@@ -210,7 +215,7 @@ class Ordinal:
 
     def distribution(self, outputs: Tensor, parameters: Mapping[str, Tensor]) -> Any:
         """``Categorical`` over the grades."""
-        if self.cutpoints == "learned":
+        if is_word(self.cutpoints, "learned"):
             cuts = per_output(_ordered(parameters["raw_cutpoints"]), outputs)
         else:
             cuts = outputs.new_tensor(self.cutpoints)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_positive, check_positive_int
+from particlevi._checks import check_positive, check_positive_int, is_word
 from particlevi.potentials.likelihoods.base import (
     LikelihoodParameter,
     LikeOutputs,
@@ -80,23 +80,25 @@ class NegativeBinomial(LikeOutputs):
     binary = False
 
     def __post_init__(self) -> None:
-        if self.concentration != "learned":
+        if not is_word(self.concentration, "learned"):
             check_positive("concentration", self.concentration)
+            object.__setattr__(self, "concentration", float(self.concentration))
         check_positive_int("num_outputs", self.num_outputs)
+        object.__setattr__(self, "num_outputs", int(self.num_outputs))
         check_prior(self.log_concentration_prior, "log_concentration_prior")
 
     @property
     def settings(self) -> Mapping[str, JSON]:
         """The likelihood as JSON."""
         found: dict[str, JSON] = {"kind": "NegativeBinomial", "concentration": self.concentration}
-        if self.concentration == "learned":
+        if is_word(self.concentration, "learned"):
             found["num_outputs"] = self.num_outputs
             found["log_concentration_prior"] = dict(self.log_concentration_prior.settings)
         return found
 
     def parameters(self) -> dict[str, LikelihoodParameter]:
         """``log_concentration [num_outputs]`` if it is learned."""
-        if self.concentration != "learned":
+        if not is_word(self.concentration, "learned"):
             return {}
         prior = self.log_concentration_prior
         shape = (self.num_outputs,)
@@ -104,7 +106,7 @@ class NegativeBinomial(LikeOutputs):
 
     def distribution(self, outputs: Tensor, parameters: Mapping[str, Tensor]) -> Any:
         """``NegativeBinomial(r, logits=outputs - log r)``."""
-        if self.concentration == "learned":
+        if is_word(self.concentration, "learned"):
             log_r = per_output(parameters["log_concentration"], outputs)
         else:
             log_r = torch.log(outputs.new_tensor(self.concentration))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_positive, check_positive_int
+from particlevi._checks import check_positive, check_positive_int, is_word
 from particlevi.potentials.likelihoods.base import (
     LikelihoodParameter,
     LikeOutputs,
@@ -46,16 +46,22 @@ class Gaussian(LikeOutputs):
     binary = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.scale, str) and self.scale != "learned":
+        if isinstance(self.scale, str) and not is_word(self.scale, "learned"):
             raise ValueError(f'scale must be a number, numbers or "learned", got {self.scale!r}.')
         if isinstance(self.scale, (Tensor, list)):
+            if isinstance(self.scale, Tensor) and self.scale.is_meta:
+                raise ValueError("scale must hold values, got a tensor on the meta device.")
             flat = self.scale.flatten().tolist() if isinstance(self.scale, Tensor) else self.scale
             object.__setattr__(self, "scale", flat[0] if len(flat) == 1 else tuple(flat))
         if not isinstance(self.scale, str):
             values = self.scale if isinstance(self.scale, tuple) else (self.scale,)
             for value in values or (None,):
                 check_positive("scale", value)
+            # Plain numbers: torch's laws take none of numpy's.
+            plain = tuple(float(value) for value in values)
+            object.__setattr__(self, "scale", plain if isinstance(self.scale, tuple) else plain[0])
         check_positive_int("num_outputs", self.num_outputs)
+        object.__setattr__(self, "num_outputs", int(self.num_outputs))
         check_prior(self.log_scale_prior, "log_scale_prior")
 
     @property
@@ -63,21 +69,21 @@ class Gaussian(LikeOutputs):
         """The likelihood as JSON."""
         scale: JSON = list(self.scale) if isinstance(self.scale, tuple) else self.scale
         found: dict[str, JSON] = {"kind": "Gaussian", "scale": scale}
-        if self.scale == "learned":
+        if is_word(self.scale, "learned"):
             found["num_outputs"] = self.num_outputs
             found["log_scale_prior"] = dict(self.log_scale_prior.settings)
         return found
 
     def parameters(self) -> dict[str, LikelihoodParameter]:
         """``log_scale [num_outputs]`` if the scale is learned."""
-        if self.scale != "learned":
+        if not is_word(self.scale, "learned"):
             return {}
         shape = (self.num_outputs,)
         return {"log_scale": LikelihoodParameter.positive(shape, self.log_scale_prior, "scale")}
 
     def distribution(self, outputs: Tensor, parameters: Mapping[str, Tensor]) -> Any:
         """``Normal(outputs, scale)``."""
-        if self.scale == "learned":
+        if is_word(self.scale, "learned"):
             scale: Any = per_output(parameters["log_scale"].exp(), outputs)
         elif isinstance(self.scale, tuple):
             scale = outputs.new_tensor(self.scale)
@@ -88,7 +94,7 @@ class Gaussian(LikeOutputs):
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """The number of scales fits the number of outputs."""
         self.align(outputs, targets, per_particle=False)
-        num = self.num_outputs if self.scale == "learned" else None
+        num = self.num_outputs if is_word(self.scale, "learned") else None
         num = len(self.scale) if isinstance(self.scale, tuple) else num
         width = outputs.shape[-1] if outputs.ndim > 2 else 1
         if num is not None and num not in (1, width):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_flag, check_positive, check_positive_int, is_number
+from particlevi._checks import check_flag, check_positive, check_positive_int, is_number, is_word
 from particlevi.potentials.likelihoods.base import (
     LikelihoodParameter,
     LikeOutputs,
@@ -67,13 +67,18 @@ class StudentT(LikeOutputs):
     binary = False
 
     def __post_init__(self) -> None:
-        if self.df != "learned":
+        if not is_word(self.df, "learned"):
             check_positive("df", self.df)
-        if self.scale != "learned":
+            # A plain number: torch's laws take none of numpy's.
+            object.__setattr__(self, "df", float(self.df))
+        if not is_word(self.scale, "learned"):
             check_scale(self.scale)
+            if not isinstance(self.scale, (str, Mapping)):
+                object.__setattr__(self, "scale", float(self.scale))
         check_flag("fan_in", self.fan_in)
         check_mean(self.mean)
         check_positive_int("num_outputs", self.num_outputs)
+        object.__setattr__(self, "num_outputs", int(self.num_outputs))
         check_prior(self.log_df_prior, "log_df_prior")
         check_prior(self.log_scale_prior, "log_scale_prior")
 
@@ -87,9 +92,9 @@ class StudentT(LikeOutputs):
             "fan_in": self.fan_in,
             "mean": describe_mean(self.mean),
         }
-        if self.df == "learned":
+        if is_word(self.df, "learned"):
             found["log_df_prior"] = dict(self.log_df_prior.settings)
-        if self.scale == "learned":
+        if is_word(self.scale, "learned"):
             found["num_outputs"] = self.num_outputs
             found["log_scale_prior"] = dict(self.log_scale_prior.settings)
         return found
@@ -104,9 +109,9 @@ class StudentT(LikeOutputs):
     def parameters(self) -> dict[str, LikelihoodParameter]:
         """``log_df`` and ``log_scale [num_outputs]`` as far as they are learned."""
         found = {}
-        if self.df == "learned":
+        if is_word(self.df, "learned"):
             found["log_df"] = LikelihoodParameter.positive((1,), self.log_df_prior, "df")
-        if self.scale == "learned":
+        if is_word(self.scale, "learned"):
             shape = (self.num_outputs,)
             found["log_scale"] = LikelihoodParameter.positive(shape, self.log_scale_prior, "scale")
         return found
@@ -114,23 +119,23 @@ class StudentT(LikeOutputs):
     def distribution(self, outputs: Tensor, parameters: Mapping[str, Tensor]) -> Any:
         """As a likelihood: ``StudentT(df, outputs, scale)``."""
         df: Any = self.df
-        if self.df == "learned":
+        if is_word(self.df, "learned"):
             df = per_output(parameters["log_df"].exp(), outputs)
         scale: Any = self.scale
-        if self.scale == "learned":
+        if is_word(self.scale, "learned"):
             scale = per_output(parameters["log_scale"].exp(), outputs)
         return torch.distributions.StudentT(df, outputs, scale, validate_args=False)
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Shapes agree, and the scale is one number or learned."""
-        if (self.scale != "learned" and not is_number(self.scale)) or self.fan_in:
+        if (not is_word(self.scale, "learned") and not is_number(self.scale)) or self.fan_in:
             raise ValueError(
                 'StudentT as a likelihood takes one number or "learned" as scale and no fan_in, '
                 f"got {self.scale!r}, fan_in={self.fan_in}."
             )
         same_shape(outputs, targets, per_particle=False)
         width = outputs.shape[-1] if outputs.ndim > 2 else 1
-        if self.scale == "learned" and self.num_outputs not in (1, width):
+        if is_word(self.scale, "learned") and self.num_outputs not in (1, width):
             raise ValueError(
                 f"The likelihood has {self.num_outputs} scales but the model {width} outputs."
             )

@@ -98,6 +98,8 @@ def check_scale(scale: Any) -> None:
     """One positive number, or one per pattern."""
     for value in scale.values() if isinstance(scale, Mapping) else (scale,):
         check_positive("scale", value)
+        if float(value) > torch.finfo(torch.float32).max:
+            raise ValueError(f"scale must fit single precision, got {value!r}: use Flat().")
 
 
 def check_mean(mean: Any) -> None:

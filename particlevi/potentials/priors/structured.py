@@ -53,6 +53,8 @@ class Hierarchical:
     def __post_init__(self) -> None:
         check_scale(self.scale)
         check_positive("spread", self.spread)
+        if float(self.spread) > torch.finfo(torch.float32).max:
+            raise ValueError(f"spread must fit single precision, got {self.spread!r}.")
         check_flag("fan_in", self.fan_in)
 
     @property
