@@ -275,7 +275,11 @@ def _is_plain(tensor: Tensor) -> bool:
 
 def _freeze_all_but(module: nn.Module, sample: str | Sequence[str]) -> None:
     """Parameters that match a pattern are trainable, and no others."""
-    patterns = [sample] if isinstance(sample, str) else list(sample)
+    patterns = [sample] if isinstance(sample, str) else sample
+    if not isinstance(patterns, (list, tuple)) or not all(isinstance(p, str) for p in patterns):
+        raise TypeError(
+            f'sample must be a name pattern such as "head.*", or a list of them, got {sample!r}.'
+        )
     named = dict(module.named_parameters())
     idle = [p for p in patterns if not any(fnmatchcase(name, p) for name in named)]
     if idle or not patterns:

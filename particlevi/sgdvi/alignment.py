@@ -85,7 +85,7 @@ def alignment(
     precise = noise.position.dtype == torch.float64
     pairs = top_eigenpairs(product, size, int(top), tolerance=0.0 if precise else 1e-6, seed=seed)
     along = torch.stack([noise.slopes(v).double().var(correction=0) for v in pairs.vectors.T])
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     sums = []
     for _ in range(num_probes):
         signs = torch.randint(2, (size,), generator=generator) * 2.0 - 1

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_finite
+from particlevi.tuning.descent import eigenpairs
 from particlevi.typing import World
 
 __all__ = ["Moments", "add", "factor_of_hessian", "no_moments", "regularised"]
@@ -97,7 +98,7 @@ def factor_of_hessian(hessian: Tensor) -> Tensor:
     diagonal = hessian.diagonal().abs()
     diagonal = torch.where(diagonal > 0, diagonal, 1.0)
     scale = diagonal.rsqrt()
-    values, vectors = torch.linalg.eigh(hessian * scale.unsqueeze(0) * scale.unsqueeze(1))
+    values, vectors = eigenpairs(hessian * scale.unsqueeze(0) * scale.unsqueeze(1))
     values = values.abs().clamp(min=rounding)
     root = scale.unsqueeze(1) * vectors * values.rsqrt()
     # root root' = H^-1, and its QR factor is triangular without squaring the condition.
