@@ -273,12 +273,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("compare_sgd_to_posterior"))
     parser.add_argument("--work", type=float, default=1.0, help="scales the number of steps")
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=60.0,
-        help="budget of each posterior, after which it ends once it has draws",
-    )
+    parser.add_argument("--seconds", type=float, default=60.0, help="budget of each posterior")
     arguments = parser.parse_args()
     folder: Path = arguments.output
     folder.mkdir(parents=True, exist_ok=True)
