@@ -106,8 +106,6 @@ def _checked_params(params: Params) -> Params:
     for each in listed:
         group = isinstance(each, dict) and "params" in each
         named = isinstance(each, tuple) and len(each) == 2 and isinstance(each[1], Tensor)
-        if isinstance(each, Tensor) and each.is_meta:
-            raise ValueError("params must hold values, got a tensor on the meta device.")
         if not (group or named or isinstance(each, Tensor)):
             raise TypeError(
                 "params must be parameters or groups of them, as net.parameters(), got "
