@@ -302,7 +302,7 @@ def epoch_chain(
         >>> f, c = torch.diag(torch.tensor([1.0, 0.1])), torch.eye(2)
         >>> chain = epoch_chain(f, c, num_data=100, learning_rate=0.1, batch_size=10)
         >>> chain.autocorrelation_time()
-        tensor([2.0706, 20....], dtype=torch.float64)
+        tensor([ 2.0707, 19.9166], dtype=torch.float64)
     """
     f, c, h, _ = preconditioned(hessian, noise, preconditioner, None)
     law = epoch_law(
