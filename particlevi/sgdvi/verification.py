@@ -36,7 +36,8 @@ class Verification:
         correlation_error: its standard error.
         correlation_predicted: by the plan; NaN for averages.
         kl: ``KL(Normal of the draws || target)`` in nats, corrected for the number of draws.
-        kl_error: its standard error.
+        kl_error: its standard error; near a KL of 0, where the estimate is skewed, about a third
+            too large.
         kl_predicted: by the plan.
         largest_score: the largest of all differences in standard errors.
         score_bound: what that should stay below, with 0.1 % of false alarms.
