@@ -259,7 +259,7 @@ def draw_chains(task: Task, results: dict[str, pvi.Draws], folder: Path) -> None
     total = results["posterior"].particles.shape[0] * results["posterior"].particles.shape[1]
     axes[2].hist(sizes, bins=20, color=COLORS["posterior"])
     axes[2].set(
-        title=f"Effective sample size of the outputs, of {total} draws",
+        title=f"ESS of the outputs, of {total} draws",
         xlabel="ESS",
         ylabel="outputs",
     )
