@@ -102,7 +102,7 @@ def test_readme_and_ci_have_the_same_test_command() -> None:
     script = (ROOT / ".ci" / "run").read_text()
     readme = (ROOT / "README.md").read_text()
     command = script.strip().splitlines()[-1]
-    assert command.endswith("-m pytest")
+    assert "-m pytest" in command
     assert f"```bash\n{command}\n```" in readme
 
 
