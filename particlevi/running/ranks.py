@@ -75,10 +75,12 @@ def _check(world: Ranks, sampler: Sampler) -> None:
             f"{world.total} particles cannot be spread over {size} processes: take more particles, "
             'fewer processes, or processes="one".'
         )
-    if world.crew is not None and sampler.potential.random:
+    if world.everyone.size > 1 and sampler.potential.random:
         raise ValueError(
-            "This model draws random numbers of its own, and where processes evaluate the "
-            'particles of one step in parts they would draw others: give processes="one".'
+            "This model draws random numbers of its own, one set for all particles of a process: "
+            "those of different processes would repeat each other's, and the draws would depend on "
+            'the number of processes. Give processes="one", or a model without random numbers '
+            '(dropout="off").'
         )
 
 

@@ -274,6 +274,15 @@ def few(number: int) -> dict[str, Any]:
     return _caught(lambda: pvi.sample(pvi.sgld(net()), data(), **run))
 
 
+def masks(number: int) -> dict[str, Any]:
+    """A model that draws masks, under chains that do not see each other."""
+    model = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(3, 1))
+    drawn = pvi.from_module(
+        model.double(), pvi.Gaussian(0.3), pvi.Normal(1.0), num_data=40, dropout="sample"
+    )
+    return _caught(lambda: pvi.sample(pvi.sgld(drawn), data(), **SHORT, batch_size=8))
+
+
 def saved(number: int, folder: str) -> dict[str, Any]:
     """Runs that were stopped half way, each with a checkpoint in a folder of its own."""
 
@@ -319,7 +328,7 @@ def resumable() -> dict[str, tuple[Any, dict[str, Any]]]:
     }
 
 
-JOBS = (same_draws, by_columns, lost_chain, all_lost, again, other_data, few, rules, one_only)
+JOBS = (same_draws, by_columns, lost_chain, all_lost, again, other_data, few, masks, rules, one_only)
 
 
 def every(number: int) -> dict[str, Any]:

@@ -138,6 +138,10 @@ def test_fewer_particles_than_processes_are_refused(found):
     assert all("cannot be spread over" in part["few"]["message"] for part in found.values())
 
 
+def test_masks_that_processes_would_repeat_are_refused(found):
+    assert all("repeat each other's" in part["masks"]["message"] for part in found.values())
+
+
 def test_a_rule_sees_the_draws_of_all(found):
     alone = jobs.rules(0)
     assert found[0]["rules"]["ended_by"] == alone["ended_by"]
