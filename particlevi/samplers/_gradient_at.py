@@ -14,7 +14,7 @@ from particlevi.typing import Batch, Gradient, GradientEstimator
 __all__ = ["GradientAt"]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class GradientAt:
     """``gradient_at(z)``: the estimate of this step at any particles ``[P, D]``.
 
