@@ -89,8 +89,8 @@ def chi_square_interval(temperature: float, size: int, prob: float = 0.99) -> tu
 def _summary(values: Tensor, size: int, temperature: Tensor) -> Temperature:
     """Of values ``[P, T]``; the temperature set is ``[T]`` or ``[P, T]``."""
     low, high = chi_square_interval(1.0, size)
-    values = values.double()
-    ratio = values / temperature.double()
+    values = values.double().cpu()
+    ratio = values / temperature.double().cpu()
     inside = float(((ratio > low) & (ratio < high)).double().mean())
     error = float(arviz.mcse(values)) if values.shape[1] >= arviz.MIN_DRAWS else math.nan
     hottest = float(values.median(1).values.max())
