@@ -1,10 +1,8 @@
-"""The optimisers: step times, attacks, test errors, effective temperatures.
+"""The optimisers: step times, attacks, effective temperatures.
 
     python benchmarks/optim.py steps                   # step times and iterates beside other code's
     python benchmarks/optim.py attacks                 # which aggregation survives which attack
-    python benchmarks/optim.py study --device cuda     # test errors: hours on one GPU
     python benchmarks/optim.py temperatures            # one net, by eigendirection
-    python benchmarks/optim.py study --quick           # minutes on one core, to see that it runs
 
 Each takes ``--quick``, a reduced form whose figures are not those of the study. Data are looked for
 in ``--data`` or the environment variable ``PARTICLEVI_DATA``.
@@ -15,17 +13,13 @@ installed.
 
 ``attacks``: 10 workers, of which 4 attack, on digits and on CIFAR-10.
 
-``study``: a small residual net on Fashion-MNIST and a subset of CIFAR-10; every method has the same
-grid of four learning rates, chosen on validation data in one run each, then all seeds; the last
-epoch counts and not the best. PNM runs also at the learning rate that gives it the effective rate
-of the best SGD.
+Test errors are in ``optim_study.py``.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import os
 import statistics
 import sys
 import time
@@ -33,8 +27,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from _nets import images as images_of
 from _page import markdown, write
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
@@ -160,61 +154,19 @@ def iterates() -> str:
 # Data and nets
 
 
-def images(name: str, args: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def images(name: str, args: argparse.Namespace) -> tuple[Tensor, ...]:
     """Train and test images ``[N, C, H, W]``, standardised, and labels."""
-    folder = Path(args.data or os.environ.get("PARTICLEVI_DATA", "../shared/data"))
-    if name == "digits":
-        from sklearn.datasets import load_digits
+    if name != "digits":
+        return images_of(name, args.data)
+    from sklearn.datasets import load_digits
 
-        x, y = load_digits(return_X_y=True)
-        x = torch.tensor(x, dtype=torch.float32).reshape(-1, 1, 8, 8)
-        x = (x - x.mean()) / x.std()
-        y = torch.tensor(y)
-        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-        train, test = order[:1400], order[1400:]
-        return x[train], y[train], x[test], y[test]
-    where = "fashion_mnist.npz" if name == "Fashion-MNIST" else "cifar10/cifar10_subset.npz"
-    raw = np.load(folder / where)
-    parts = []
-    for part in ("x_train", "x_test"):
-        x = torch.tensor(raw[part]).float() / 255
-        parts.append(x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2).contiguous())
-    mean = parts[0].mean((0, 2, 3), keepdim=True)
-    std = parts[0].std((0, 2, 3), keepdim=True)
-    x_train, x_test = ((x - mean) / std for x in parts)
-    labels = (torch.tensor(raw[k]).long() for k in ("y_train", "y_test"))
-    y_train, y_test = labels
-    return x_train, y_train, x_test, y_test
-
-
-class Residual(nn.Module):
-    """Two convolutions beside the identity, with group normalisation."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int):
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-            nn.GroupNorm(4, outputs),
-            nn.ReLU(),
-            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
-            nn.GroupNorm(4, outputs),
-        )
-        plain = inputs == outputs and stride == 1
-        self.skip = nn.Identity() if plain else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.body(x) + self.skip(x))
-
-
-def residual_net(channels: int, width: int) -> nn.Module:
-    """Six residual blocks, without buffers."""
-    blocks: list[nn.Module] = [nn.Conv2d(channels, width, 3, 1, 1), nn.ReLU()]
-    inputs = width
-    for stage in range(3):
-        outputs = width * 2**stage
-        blocks += [Residual(inputs, outputs, 1 + (stage > 0)), Residual(outputs, outputs, 1)]
-        inputs = outputs
-    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 10))
+    x, y = load_digits(return_X_y=True)
+    x = torch.tensor(x, dtype=torch.float32).reshape(-1, 1, 8, 8)
+    x = (x - x.mean()) / x.std()
+    y = torch.tensor(y)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    train, test = order[:1400], order[1400:]
+    return x[train], y[train], x[test], y[test]
 
 
 def small_net(name: str) -> nn.Module:
@@ -313,94 +265,6 @@ def attack_tables(args: argparse.Namespace) -> dict[str, str]:
     return sections
 
 
-# Test errors
-
-
-def methods() -> dict[str, tuple[list[float], Callable[[Any, float], Any]]]:
-    """Four learning rates each, a factor of about three apart, and the optimiser."""
-    decay = 5e-4
-    return {
-        "SGD, momentum 0.9": (
-            [0.01, 0.03, 0.1, 0.3],
-            lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9, weight_decay=decay),
-        ),
-        "AdamW": (
-            [3e-4, 1e-3, 3e-3, 1e-2],
-            lambda p, lr: torch.optim.AdamW(p, lr=lr, weight_decay=decay / lr),
-        ),
-        "PNM": ([0.1, 0.3, 1.0, 3.0], lambda p, lr: PNM(p, lr=lr, weight_decay=decay)),
-        "AdaPNM": (
-            [3e-4, 1e-3, 3e-3, 1e-2],
-            lambda p, lr: AdaPNM(p, lr=lr, weight_decay=decay / lr),
-        ),
-    }
-
-
-def trained(
-    task: str, make: Callable[[Any], Any], seed: int, validate: bool, args: argparse.Namespace
-) -> tuple[float, float]:
-    """The error in percent after the last epoch, and milliseconds per step."""
-    x, y, x_test, y_test = (t.to(args.device) for t in images(task, args))
-    if validate:
-        cut = len(x) * 4 // 5
-        x, y, x_test, y_test = x[:cut], y[:cut], x[cut:], y[cut:]
-    epochs, width, size = (1, 8, 64) if args.quick else (args.epochs, 16, 128)
-    if args.quick:
-        x, y, x_test, y_test = x[:2000], y[:2000], x_test[:1000], y_test[:1000]
-    torch.manual_seed(seed)
-    net = residual_net(x.shape[1], width).to(args.device)
-    optimizer = make(net.parameters())
-    num_steps = epochs * (len(x) // size)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
-    spent = 0.0
-    for _ in range(epochs):
-        order = torch.randperm(len(x), device=args.device)
-        for rows in order.split(size)[: len(x) // size]:
-            begun = time.perf_counter()
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()
-            optimizer.step()
-            spent += time.perf_counter() - begun
-            scheduler.step()
-    with torch.no_grad():
-        parts = [net(part).argmax(1) for part in x_test.split(1000)]
-    wrong = (torch.cat(parts) != y_test).float().mean()
-    return 100 * float(wrong), 1e3 * spent / num_steps
-
-
-def study(args: argparse.Namespace) -> dict[str, str]:
-    seeds = range(1 if args.quick else 3)
-    sections = {}
-    for task in args.tasks or ["Fashion-MNIST", "CIFAR-10"]:
-        rows, best_of = [], {}
-
-        def row(name: str, make: Any, lr: float, task: str = task) -> list[str]:
-            found = [trained(task, lambda p: make(p, lr), seed, False, args) for seed in seeds]
-            errors = [error for error, _ in found]
-            cell = f"{statistics.mean(errors):.2f}"
-            if len(errors) > 1:
-                # Student's t of two degrees of freedom, 95 %.
-                cell += f" ± {4.303 * statistics.stdev(errors) / math.sqrt(len(errors)):.2f}"
-            cells = [name, f"{lr:.2g}", cell, f"{statistics.mean(ms for _, ms in found):.1f}"]
-            print(task, *cells, flush=True)
-            return cells
-
-        for name, (rates, make) in methods().items():
-            grid = rates[1:3] if args.quick else rates
-            scores = {
-                lr: trained(task, lambda p, m=make, lr=lr: m(p, lr), 100, True, args)[0]
-                for lr in grid
-            }
-            best_of[name] = min(scores, key=scores.__getitem__)
-            rows.append(row(name, make, best_of[name]))
-        # Heavy-ball momentum has gain 1 / (1 - 0.9), PNM has 1 / sqrt(5).
-        lr = best_of["SGD, momentum 0.9"] * 10 * SQRT5
-        rows.append(row("PNM at SGD's effective rate", methods()["PNM"][1], lr))
-        heads = ["", "learning rate", "test error, %", "ms per step"]
-        sections[f"optim study {task}"] = markdown(heads, rows)
-    return sections
-
-
 # Effective temperatures
 
 
@@ -466,7 +330,6 @@ def descend_to_mode(potential: Any, batch: Any) -> Tensor:
 COMMANDS = {
     "steps": steps,
     "attacks": attack_tables,
-    "study": study,
     "temperatures": temperatures,
 }
 
@@ -476,7 +339,6 @@ def main() -> None:
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--tasks", nargs="*")
     parser.add_argument("--data")
     parser.add_argument("--write", type=Path, help="the page that gets the tables")

@@ -1,0 +1,102 @@
+"""Images and small nets of the studies, which also run stacked over many runs at once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Conv", "conv_net", "images", "residual_net"]
+
+FILES = {"Fashion-MNIST": "fashion_mnist.npz", "CIFAR-10": "cifar10/cifar10_subset.npz"}
+
+
+def images(task: str, folder: str | None, most: int | None = None) -> tuple[Tensor, ...]:
+    """Train images ``[N, C, H, W]``, standardised by channel, labels, and the same for testing."""
+    where = Path(folder or os.environ.get("PARTICLEVI_DATA", "../shared/data")) / FILES[task]
+    with np.load(where) as raw:
+        arrays = {key: raw[key] for key in ("x_train", "y_train", "x_test", "y_test")}
+    parts = []
+    for part in ("x_train", "x_test"):
+        x = torch.tensor(arrays[part][: most if part == "x_train" else None]).float() / 255
+        parts.append(x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2).contiguous())
+    mean = parts[0].mean((0, 2, 3), keepdim=True)
+    std = parts[0].std((0, 2, 3), keepdim=True)
+    x_train, x_test = ((x - mean) / std for x in parts)
+    y_train, y_test = (torch.tensor(arrays[key]).long() for key in ("y_train", "y_test"))
+    return x_train, y_train[:most], x_test, y_test
+
+
+class Conv(nn.Conv2d):
+    """A convolution as a matrix product of patches.
+
+    Stacked over nets by ``vmap``, an ordinary one becomes a grouped convolution, whose gradient
+    with respect to the weights is slow on GPUs.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel, stride, padding = self.kernel_size, self.stride, self.padding
+        patches = nn.functional.unfold(x, kernel, padding=padding, stride=stride)
+        height = (x.shape[2] + 2 * padding[0] - kernel[0]) // stride[0] + 1
+        flat = patches.transpose(0, 1).flatten(1)
+        found = self.weight.flatten(1) @ flat
+        if self.bias is not None:
+            found = found + self.bias[:, None]
+        return found.unflatten(1, (len(x), height, -1)).transpose(0, 1)
+
+
+class Residual(nn.Module):
+    """Two convolutions beside the identity, with group normalisation."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            Conv(inputs, outputs, 3, stride, 1, bias=False),
+            nn.GroupNorm(4, outputs),
+            nn.ReLU(),
+            Conv(outputs, outputs, 3, 1, 1, bias=False),
+            nn.GroupNorm(4, outputs),
+        )
+        plain = inputs == outputs and stride == 1
+        self.skip = nn.Identity() if plain else Conv(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.body(x) + self.skip(x))
+
+
+class Average(nn.Module):
+    """The mean over pixels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
+def residual_net(channels: int, width: int) -> nn.Module:
+    """Six residual blocks behind a first layer of stride 2, without buffers."""
+    blocks: list[nn.Module] = [Conv(channels, width, 3, 2, 1), nn.ReLU()]
+    inputs = width
+    for stage in range(3):
+        outputs = width * 2**stage
+        blocks += [Residual(inputs, outputs, 1 + (stage > 0)), Residual(outputs, outputs, 1)]
+        inputs = outputs
+    return nn.Sequential(*blocks, Average(), nn.Linear(inputs, 10))
+
+
+def conv_net(task: str) -> nn.Module:
+    """The net of the study of noise classes: 11 330 weights on Fashion-MNIST, more on CIFAR-10."""
+    channels, first, second, size = (1, 10, 10, 4) if task == "Fashion-MNIST" else (3, 16, 32, 5)
+    return nn.Sequential(
+        Conv(channels, first, 5),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        Conv(first, second, 5),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(second * size**2, 50),
+        nn.ReLU(),
+        nn.Linear(50, 10),
+    )
