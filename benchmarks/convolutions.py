@@ -2,7 +2,7 @@
 
     python -m benchmarks.convolutions [--device cuda] [--particles 1 8] [--json FILE]
 
-Energy and gradient of a ResNet-20 in P particles, each with a batch of its own, forward and backward:
+Energy and gradient of a ResNet-20 in P particles, each with a batch of its own:
 
 - ``vmap``: all particles at once; their convolutions become grouped ones;
 - ``loop``: one particle after the other forward, then one backward of all;
@@ -89,9 +89,7 @@ class Case:
         return torch.cat([g.flatten() for g in grads])
 
     def vmap(self, net: nn.Module | None = None) -> Tensor:
-        lifted = torch.vmap(
-            lambda w, x, y: self.energy(self.net if net is None else net, w, x, y)
-        )
+        lifted = torch.vmap(lambda w, x, y: self.energy(self.net if net is None else net, w, x, y))
         return self.gradient(self.weights, lambda w: lifted(w, self.x, self.y).sum())
 
     def vmap_last(self) -> Tensor:
@@ -300,8 +298,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    where = torch.cuda.get_device_name() if args.device != "cpu" else "CPU, " + (
-        f"{torch.get_num_threads()} threads"
+    where = (
+        torch.cuda.get_device_name()
+        if args.device != "cpu"
+        else "CPU, " + (f"{torch.get_num_threads()} threads")
     )
     print(f"{where}, torch {torch.__version__}, batch {args.batch_size} per particle")
     everything: list[dict] = []

@@ -15,7 +15,10 @@ the smaller. The chain is Langevin dynamics, started at ``w*``. What can go wron
 * the localisation: ``(gamma / 2) E|w - w*|^2`` degrees of freedom are held by it and not by the
   data. At a regular minimum lambda is too small by exactly that;
 * a checkpoint that is no minimum: draws with a lower loss than it;
-* chains that are not stationary, or do not agree.
+* chains that are not stationary, or do not agree;
+* chains that agree with each other and not with the law, as where they seldom enter a narrow
+  valley. The virial of the law, ``E[(w - w*) . grad U]`` with ``U`` minus its log density, is D for
+  every model: it is measured with its error.
 
 Reference: Lau, Furman, Wang, Murfet and Wei, "The local learning coefficient: a singularity-aware
 complexity measure", 2023; Watanabe, "A widely applicable Bayesian information criterion", 2013.
@@ -43,6 +46,7 @@ from particlevi._checks import (
 from particlevi.curvature.operators import curvature_operator
 from particlevi.diagnostics import arviz
 from particlevi.draws import Draws
+from particlevi.gradients.full import full_gradient
 from particlevi.noise.covariance import GradientNoise, measure
 from particlevi.potentials.function import from_log_likelihood
 from particlevi.potentials.potential import ModelPotential
@@ -79,6 +83,8 @@ class LearningCoefficient:
         step_bias: what the step adds to ``value``, as a share of it, to first order.
         held: ``(gamma / 2) E|w - w*|^2``: degrees of freedom, halved, that the localisation holds.
         lower: the share of draws with a lower loss than the checkpoint.
+        virial: ``E[(w - w*) . grad U]``, which is D under the law.
+        virial_error: its standard error, with the chains' autocorrelation.
         losses: ``f`` on all the data at every draw, ``[P, T]``.
         initial_loss: ``f(w*)``.
         inverse_temperature: beta.
@@ -94,6 +100,8 @@ class LearningCoefficient:
     step_bias: float
     held: float
     lower: float
+    virial: float
+    virial_error: float
     losses: Tensor
     initial_loss: float
     inverse_temperature: float
@@ -115,7 +123,17 @@ class LearningCoefficient:
             found.append(f"the localisation holds {self.held:.3g} of what the data might; lower it")
         if self.lower > 0.01:
             found.append(f"{self.lower:.0%} of the draws have a lower loss: w* is no minimum")
+        if abs(self.virial - self.num_params) > 4 * self.virial_error + self._stepped:
+            found.append(
+                f"the chains miss a part of the law: its virial is {self.num_params}, theirs "
+                f"{self.virial:.4g} +- {self.virial_error:.2g}; run longer, or with more chains"
+            )
         return found
+
+    @property
+    def _stepped(self) -> float:
+        """What the step may add to the virial: as much of it as of lambda, to first order."""
+        return max(0.01, 2 * self.step_bias) * self.num_params
 
     def __str__(self) -> str:
         """The value, its errors and doubts."""
@@ -215,6 +233,7 @@ def local_learning_coefficient(
     bias = 0.0 if step_size is None else around.bias(scheme, step_size, batch_size, last)
     held = 0.5 * localization * float(draws.particles.double().square().sum(-1).mean())
     series = scaled[..., None]
+    virial = around.virial(draws.particles)[..., None]
     return LearningCoefficient(
         value=float(scaled.mean()),
         standard_error=float(arviz.mcse(series)[0]),
@@ -225,6 +244,8 @@ def local_learning_coefficient(
         step_bias=bias,
         held=held,
         lower=float((scaled < 0).double().mean()),
+        virial=float(virial.mean()),
+        virial_error=float(arviz.mcse(virial)[0]),
         losses=losses,
         initial_loss=start,
         inverse_temperature=float(beta),
@@ -310,6 +331,17 @@ class _Around:
                     found[:, part] -= values.view(len(away), -1)
         found /= self.beta * self.noise.num_data
         return found
+
+    def virial(self, away: Tensor) -> Tensor:
+        """``(w - w*) . grad U`` on all the data at displacements ``[P, T, D]``, as ``[P, T]``."""
+        points, chunk = away.flatten(0, 1), self.noise.chunk_size
+        slopes = torch.cat(
+            [
+                full_gradient(self.potential, part, self.data, chunk).gradient
+                for part in points.split(_TOGETHER)
+            ]
+        )
+        return (points * slopes).sum(-1).view(away.shape[:2])
 
     def bias(self, scheme: Scheme, step: float, batch_size: int | None, points: Tensor) -> float:
         """``h (tr H + tr S) / (2 D)``, averaged over points ``[P, D]``."""

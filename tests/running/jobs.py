@@ -328,7 +328,18 @@ def resumable() -> dict[str, tuple[Any, dict[str, Any]]]:
     }
 
 
-JOBS = (same_draws, by_columns, lost_chain, all_lost, again, other_data, few, masks, rules, one_only)
+JOBS = (
+    same_draws,
+    by_columns,
+    lost_chain,
+    all_lost,
+    again,
+    other_data,
+    few,
+    masks,
+    rules,
+    one_only,
+)
 
 
 def every(number: int) -> dict[str, Any]:
