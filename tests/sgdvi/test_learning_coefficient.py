@@ -112,7 +112,7 @@ def test_toy_singular_models(powers, wanted):
     found = local_learning_coefficient(
         Power(*powers), unit(400), half, scheme="hmc", localization=1e-6, num_draws=4000, thin=2
     )
-    assert found.standard_error < 0.04 * wanted
+    assert found.standard_error < 0.06 * wanted
     assert found.value == pytest.approx(wanted, abs=3 * found.standard_error)
 
 
