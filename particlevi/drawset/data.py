@@ -25,6 +25,7 @@ from particlevi.drawset.parts import (
     check_width,
     joined,
     places,
+    raveled,
     what_is_missing,
 )
 from particlevi.potentials.potential import ModelPotential
@@ -458,20 +459,8 @@ class DrawSet:
         if isinstance(given[0], Mapping):
             chains = [[state for chain in chains for state in chain]]
         model = as_potential(potential)
-        rows = [torch.stack([_raveled(model, state) for state in chain]) for chain in chains]
+        rows = [torch.stack([raveled(model, state) for state in chain]) for chain in chains]
         return cls.from_tensor(torch.stack(rows), model, kind=kind, seconds=seconds)
-
-
-def _raveled(potential: ModelPotential, state: Mapping[str, Tensor]) -> Tensor:
-    check_is("each of state_dicts", state, Mapping, "a state_dict: tensors by name")
-    names = potential.layout.shapes
-    missing = [name for name in names if name not in state]
-    if missing:
-        raise ValueError(
-            f"A state_dict lacks {missing}, which are sampled; it has {list(state)}. A learned "
-            "scale of the likelihood is one of these names: add it, state | {name: value}."
-        )
-    return potential.ravel({name: state[name].detach().to(potential.dtype) for name in names})
 
 
 def _check_parts(parts: Sequence[DrawSet], along: str) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from particlevi._checks import is_integer
+from particlevi._checks import check_is, is_integer
+from particlevi.potentials.potential import ModelPotential
 
 __all__ = [
     "check_particles",
@@ -17,6 +18,7 @@ __all__ = [
     "check_width",
     "joined",
     "places",
+    "raveled",
     "what_is_missing",
 ]
 
@@ -109,3 +111,16 @@ def what_is_missing(coordinates: Tensor, shapes: Mapping[str, tuple[int, ...]]) 
         "them on disk), or keep=pvi.outputs_at(inputs) if predictions are wanted at known inputs "
         "only."
     )
+
+
+def raveled(potential: ModelPotential, state: Mapping[str, Tensor]) -> Tensor:
+    """The parameters ``[D]`` of a module's state."""
+    check_is("each of state_dicts", state, Mapping, "a state_dict: tensors by name")
+    names = potential.layout.shapes
+    missing = [name for name in names if name not in state]
+    if missing:
+        raise ValueError(
+            f"A state_dict lacks {missing}, which are sampled; it has {list(state)}. A learned "
+            "scale of the likelihood is one of these names: add it, state | {name: value}."
+        )
+    return potential.ravel({name: state[name].detach().to(potential.dtype) for name in names})

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -22,6 +21,7 @@ from particlevi.potentials.protocol import as_potential, is_potential
 from particlevi.potentials.random import global_seed
 from particlevi.potentials.starts import starting_points
 from particlevi.running.converged import converged
+from particlevi.running.folder import new_run, run_that_is_there
 from particlevi.running.loop import Loop
 from particlevi.running.monitor import Every, Monitor, Rule, as_monitor
 from particlevi.running.plan import Plan
@@ -31,10 +31,8 @@ from particlevi.running.settings import Settings, identity
 from particlevi.running.world import RunWorld
 from particlevi.schedules import as_schedule, describe, restore
 from particlevi.storage import checkpoint as files
-from particlevi.storage.lock import locked
 from particlevi.storage.ondisk import as_storage
 from particlevi.storage.recording import describe_keep
-from particlevi.storage.sealed import remove_left_over
 from particlevi.storage.store import Storage
 from particlevi.tuning.automatic import Setup, prepare
 from particlevi.tuning.memory import recall
@@ -217,7 +215,7 @@ def sample(
     )
     folder = None if saving is None else Path(saving.folder)
     place = global_seed(int(seed)), pinned(what.potential.device)
-    with world.guard(), _new_run(folder, world), torch.no_grad(), place[0], place[1]:
+    with world.guard(), new_run(folder, world), torch.no_grad(), place[0], place[1]:
         checked = as_data(data, what.potential)
         if batches.shared is False and not checked.own_batches:
             raise ValueError(
@@ -285,7 +283,7 @@ def resume(
     goes_on = chosen and saved.meta["chosen"]["until_converged"] and num_draws is None
     watcher = _until_converged(monitor) if goes_on else as_monitor(monitor)
     world = world_of(processes, runs, Settings(**saved.meta["settings"]).num_particles)
-    with world.guard(), _run_that_is_there(folder, world):
+    with world.guard(), run_that_is_there(folder, world):
         return _resumed(
             folder, runs, data, step_size, num_draws, storage, watcher, tuner, progress, world
         )
@@ -309,15 +307,6 @@ def _place(saved: Saved) -> str | None:
     """Where the draws of a run are, if they are not in its checkpoint."""
     path: str | None = saved.meta["receipt"].get("path")
     return path
-
-
-@contextmanager
-def _run_that_is_there(folder: Path, world: RunWorld) -> Iterator[None]:
-    """Have the folder of a checkpoint for a run that goes on there."""
-    with locked(folder) if world.leads else nullcontext():
-        if world.leads:
-            remove_left_over(folder)
-        yield
 
 
 def _resumed(
@@ -464,30 +453,6 @@ def _saving(checkpoint: str | Path | files.Checkpoint | None) -> files.Checkpoin
     if checkpoint is None or isinstance(checkpoint, files.Checkpoint):
         return checkpoint
     return files.Checkpoint(checkpoint)
-
-
-@contextmanager
-def _new_run(folder: Path | None, world: RunWorld) -> Iterator[None]:
-    """Have the folder of a checkpoint for a run that begins there."""
-    if folder is None or not world.leads:
-        yield
-        return
-    _check_folder(folder)
-    with locked(folder):
-        _check_folder(folder)
-        remove_left_over(folder)
-        yield
-
-
-def _check_folder(folder: Path) -> None:
-    """A run can begin there."""
-    if (folder / STATE_FILE).exists():
-        raise FileExistsError(
-            f"{folder} already holds a run: go on with it by pvi.resume({str(folder)!r}, sampler, "
-            "data), or choose another folder."
-        )
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"checkpoint must be a folder, got the file {folder}.")
 
 
 def _check_compilable(sampler: Sampler) -> None:

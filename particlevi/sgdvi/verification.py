@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from particlevi.draws import Draws
-from particlevi.sgdvi.designs import Design, covariance_kl
+from particlevi.sgdvi.designs import Design
+from particlevi.sgdvi.inverse import covariance_kl
 from particlevi.sgdvi.series import as_series, block_error, block_labels
 
 __all__ = ["Verification", "verify_draws"]

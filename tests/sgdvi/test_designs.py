@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from particlevi.sgdvi import design, epoch_chain, optimal_preconditioner, optimal_rate, sgd_chain
-from particlevi.sgdvi.designs import covariance_kl, required_noise
+from particlevi.sgdvi.inverse import covariance_kl, required_noise
 from particlevi.sgdvi.preconditioners import family
 
 F64 = torch.float64
