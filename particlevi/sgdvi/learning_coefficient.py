@@ -123,17 +123,13 @@ class LearningCoefficient:
             found.append(f"the localisation holds {self.held:.3g} of what the data might; lower it")
         if self.lower > 0.01:
             found.append(f"{self.lower:.0%} of the draws have a lower loss: w* is no minimum")
-        if abs(self.virial - self.num_params) > 4 * self.virial_error + self._stepped:
+        allowed = (0.01 + self.step_bias) * self.num_params  # the step adds to both means alike
+        if abs(self.virial - self.num_params) > 4 * self.virial_error + allowed:
             found.append(
                 f"the chains miss a part of the law: its virial is {self.num_params}, theirs "
                 f"{self.virial:.4g} +- {self.virial_error:.2g}; run longer, or with more chains"
             )
         return found
-
-    @property
-    def _stepped(self) -> float:
-        """What the step may add to the virial: as much of it as of lambda, to first order."""
-        return max(0.01, 2 * self.step_bias) * self.num_params
 
     def __str__(self) -> str:
         """The value, its errors and doubts."""
