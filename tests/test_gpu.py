@@ -1,4 +1,7 @@
-"""The whole road on a CUDA device; skipped where there is none."""
+"""The whole road on a CUDA device; skipped where there is none.
+
+``PARTICLEVI_DEVICE=cpu`` runs all but NCCL on a CPU, to see that the tests themselves are right.
+"""
 
 from __future__ import annotations
 
@@ -178,4 +181,4 @@ def test_a_process_of_nccl_runs(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "(4, 5, 3)" in done.stdout
+    assert "nccl (4, 5, 3)" in done.stdout

@@ -14,6 +14,7 @@ from particlevi.typing import Batch, Gradient, GradientEstimator
 __all__ = ["GradientAt"]
 
 
+# Not frozen: dynamo of torch 2.11 cannot build a frozen dataclass inside a graph.
 @dataclass(eq=False)
 class GradientAt:
     """``gradient_at(z)``: the estimate of this step at any particles ``[P, D]``.
