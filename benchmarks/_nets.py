@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Conv", "conv_net", "images", "residual_net"]
+__all__ = ["conv_net", "images", "residual_net", "synchronize"]
 
 FILES = {"Fashion-MNIST": "fashion_mnist.npz", "CIFAR-10": "cifar10/cifar10_subset.npz"}
 
@@ -30,38 +30,20 @@ def images(task: str, folder: str | None, most: int | None = None) -> tuple[Tens
     return x_train, y_train[:most], x_test, y_test
 
 
-class Conv(nn.Conv2d):
-    """A convolution as a matrix product of patches.
-
-    Stacked over nets by ``vmap``, an ordinary one becomes a grouped convolution, whose gradient
-    with respect to the weights is slow on GPUs.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        kernel, stride, padding = self.kernel_size, self.stride, self.padding
-        patches = nn.functional.unfold(x, kernel, padding=padding, stride=stride)
-        height = (x.shape[2] + 2 * padding[0] - kernel[0]) // stride[0] + 1
-        flat = patches.transpose(0, 1).flatten(1)
-        found = self.weight.flatten(1) @ flat
-        if self.bias is not None:
-            found = found + self.bias[:, None]
-        return found.unflatten(1, (len(x), height, -1)).transpose(0, 1)
-
-
 class Residual(nn.Module):
     """Two convolutions beside the identity, with group normalisation."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
         self.body = nn.Sequential(
-            Conv(inputs, outputs, 3, stride, 1, bias=False),
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
             nn.GroupNorm(4, outputs),
             nn.ReLU(),
-            Conv(outputs, outputs, 3, 1, 1, bias=False),
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
             nn.GroupNorm(4, outputs),
         )
         plain = inputs == outputs and stride == 1
-        self.skip = nn.Identity() if plain else Conv(inputs, outputs, 1, stride, bias=False)
+        self.skip = nn.Identity() if plain else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(self.body(x) + self.skip(x))
@@ -76,7 +58,7 @@ class Average(nn.Module):
 
 def residual_net(channels: int, width: int) -> nn.Module:
     """Six residual blocks behind a first layer of stride 2, without buffers."""
-    blocks: list[nn.Module] = [Conv(channels, width, 3, 2, 1), nn.ReLU()]
+    blocks: list[nn.Module] = [nn.Conv2d(channels, width, 3, 2, 1), nn.ReLU()]
     inputs = width
     for stage in range(3):
         outputs = width * 2**stage
@@ -89,10 +71,10 @@ def conv_net(task: str) -> nn.Module:
     """The net of the study of noise classes: 11 330 weights on Fashion-MNIST, more on CIFAR-10."""
     channels, first, second, size = (1, 10, 10, 4) if task == "Fashion-MNIST" else (3, 16, 32, 5)
     return nn.Sequential(
-        Conv(channels, first, 5),
+        nn.Conv2d(channels, first, 5),
         nn.MaxPool2d(2),
         nn.ReLU(),
-        Conv(first, second, 5),
+        nn.Conv2d(first, second, 5),
         nn.MaxPool2d(2),
         nn.ReLU(),
         nn.Flatten(),
@@ -100,3 +82,9 @@ def conv_net(task: str) -> nn.Module:
         nn.ReLU(),
         nn.Linear(50, 10),
     )
+
+
+def synchronize(device: str) -> None:
+    """Wait for the GPU, if there is one."""
+    if device == "cuda":
+        torch.cuda.synchronize()

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _nets import conv_net, images
+from _nets import conv_net, images, synchronize
 from _page import markdown
 from scipy import stats
 from torch import Tensor, nn
@@ -91,11 +91,6 @@ class Descent:
             rows = torch.randint(len(x), shape, generator=self.generator, device=x.device)
             total += slopes(self.theta, x[rows], y[rows]).square().mean(1)
         return total / parts
-
-
-def synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def accuracies(descent: Descent, x: Tensor, y: Tensor) -> list[float]:

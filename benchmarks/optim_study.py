@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from _nets import images, residual_net
+from _nets import images, residual_net, synchronize
 from _page import markdown, write
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
@@ -136,11 +136,6 @@ class Stack:
                 bad = (found.argmax(2) != labels) | ~found.isfinite().all(2)
                 wrong += bad.sum(1)
         return (100 * wrong / len(x)).tolist()
-
-
-def synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def train(
