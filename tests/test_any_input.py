@@ -26,6 +26,12 @@ from tests.test_bad_input import DRAWS, NORMAL, N, regression, run
 COUNTS = st.one_of(st.integers(-1, 4), NUMBERS.filter(lambda n: not _large(n)))
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Calls that write files write them here."""
+    monkeypatch.chdir(tmp_path)
+
+
 def _large(number):
     return isinstance(number, (int, float)) and not isinstance(number, bool) and number > 50
 
@@ -265,15 +271,13 @@ def attacked(number):
     return found
 
 
-def test_calls_of_anything_public(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_calls_of_anything_public():
     assert set(attacked(400)) <= {"answer", "error of ours"}
 
 
 @pytest.mark.slow
-def test_twenty_thousand_calls(tmp_path, monkeypatch):
+def test_twenty_thousand_calls():
     """No obscure error; the rate of answers is printed with ``-s``."""
-    monkeypatch.chdir(tmp_path)
     found = attacked(20_000)
     for kind, count in found.most_common():
         print(count, kind)
