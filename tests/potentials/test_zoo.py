@@ -406,6 +406,13 @@ def test_a_model_of_all_data_at_once_may_depend_on_them():
     assert target.outputs(target.init(2), Batch((rows(4),))).shape == (2, B, 3)
 
 
+def test_a_rectifier_about_to_switch_is_no_cut_gradient():
+    target = potential(nn.Sequential(nn.Linear(4, 3), nn.ReLU()))
+    theta = torch.zeros(1, target.num_params)
+    theta[:, -3:] = 3e-8
+    target.outputs(theta, Batch((rows(4),)))
+
+
 def test_several_outputs_are_refused():
     target = potential(nn.LSTM(2, 4, batch_first=True))
     with pytest.raises((TypeError, ValueError), match=r"one tensor|tuple"):
