@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from particlevi._checks import check_choice, check_positive_int
 from particlevi.potentials._module_modes import set_batch_norm, set_dropout, set_plain_paths
 from particlevi.potentials._module_starts import module_starts
+from particlevi.potentials.convolutions import one_by_one
 from particlevi.potentials.layout import Layout
 from particlevi.potentials.likelihoods import Likelihood, log_prob
 from particlevi.potentials.potential import Evaluation, ModelPotential, Outputs, Sites
@@ -198,10 +199,18 @@ class _Forward:
         return self._lifted(particles, batch)
 
     def _lifted(self, particles: Tensor, batch: Batch) -> Tensor:
+        loop = self._loops(particles, batch)
         if self.random and not torch.compiler.is_compiling():
             with alone():
-                return self.lifted(particles, batch)
-        return self.lifted(particles, batch)
+                return self.lifted(particles, batch, loop)
+        return self.lifted(particles, batch, loop)
+
+    def _loops(self, particles: Tensor, batch: Batch) -> bool:
+        if self.habits is None or not self.habits.convolved:
+            return False
+        rows = pytree.tree_leaves(batch.data)[0].shape[1 if batch.per_particle else 0]
+        numbers = self.habits.convolved * rows * len(particles)
+        return one_by_one(numbers * particles.element_size(), particles.device)
 
     def one(self, particle: Tensor, inputs: Any) -> Tensor:
         """Outputs ``[B, ...]`` of one particle ``[D]``."""

@@ -32,10 +32,12 @@ class Habits:
     Attributes:
         writes_inputs: the module changes its inputs in place.
         attends: the module calls scaled dot-product attention, whose fused kernels do not lift.
+        convolved: numbers per datum in the largest output of a convolution; none without one.
     """
 
     writes_inputs: bool = False
     attends: bool = False
+    convolved: int = 0
 
 
 def probe(
@@ -106,11 +108,12 @@ def _probe(
     with torch.enable_grad(), seeded(0), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         given = _clone(inputs)
-        with torch.no_grad(), _Attention() as attention:
+        with torch.no_grad(), _Calls() as calls:
             first = run(module, weights, given)
         if not isinstance(first, Tensor) or not first.is_floating_point():
             return Habits()
-        habits = Habits(writes_inputs=not _same(given, inputs), attends=attention.called)
+        rows = len(pytree.tree_leaves(inputs)[0])
+        habits = Habits(not _same(given, inputs), calls.attends, calls.convolved // rows)
         first = first.detach().clone()
         before = {name: buffer.clone() for name, buffer in module.named_buffers()}
         with torch.no_grad():
@@ -251,17 +254,21 @@ def _check_gradient(
         )
 
 
-class _Attention(TorchFunctionMode):
-    """Whether attention was called."""
+class _Calls(TorchFunctionMode):
+    """Whether attention was called, and the largest output of a convolution."""
 
-    called = False
+    attends = False
+    convolved = 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        names = ("scaled_dot_product_attention", "multi_head_attention_forward")
-        self.called |= getattr(func, "__name__", "") in names
-        return func(*args, **(kwargs or {}))
+        found = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        self.attends |= name in ("scaled_dot_product_attention", "multi_head_attention_forward")
+        if name.startswith("conv") and isinstance(found, Tensor):
+            self.convolved = max(self.convolved, found.numel())
+        return found
 
 
 class _Reruns:

@@ -46,11 +46,11 @@ class Vectorized:
         self.randomness = randomness
         self.looping: bool = False
 
-    def __call__(self, particles: Tensor, batch: Batch | None) -> Tensor:
-        """Values ``[P, ...]``."""
+    def __call__(self, particles: Tensor, batch: Batch | None, one_by_one: bool = False) -> Tensor:
+        """Values ``[P, ...]``; by a loop if ``one_by_one``, though ``vmap`` may work."""
         if torch.compiler.is_compiling():
             return (self._loop if self.looping else self._vmap)(particles, batch)
-        if self.looping:
+        if self.looping or one_by_one:
             return self._looped(particles, batch)
         try:
             values = self._vmap(particles, batch)
