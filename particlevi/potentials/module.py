@@ -43,6 +43,7 @@ def from_module(
     dropout: Literal["off", "sample"] | None = None,
     batch_norm: Literal["frozen", "batch"] = "frozen",
     chunk_size: int | None = None,
+    autocast: torch.dtype | None = None,
 ) -> ModelPotential:
     """The posterior of a module's trainable parameters.
 
@@ -82,6 +83,9 @@ def from_module(
             the current batch, also in prediction: the likelihood is then a function of whole
             batches and the posterior only approximate.
         chunk_size: at most so many particles are evaluated at once, to bound memory.
+        autocast: ``torch.bfloat16`` runs the module under ``torch.autocast``; particles, outputs,
+            prior and likelihood keep their dtype. Its rounding is part of the gradient:
+            see "Mixed precision" in the page on memory for what that does to draws.
 
     Raises:
         ValueError: a pattern that matches no parameter, dropout without a choice, batch
@@ -107,6 +111,7 @@ def from_module(
     check_prior(prior)
     check_positive_int("num_data", num_data)
     check_choice("batch_norm", batch_norm, ["frozen", "batch"])
+    _check_autocast(autocast)
     lazy = [n for n, p in module.named_parameters() if isinstance(p, UninitializedParameter)]
     if lazy:
         raise ValueError(f"{lazy} have no shape yet: run the module on data once.")
@@ -125,7 +130,9 @@ def from_module(
     joint = joint_prior(prior, shapes, like, _fan_ins(module, shapes), others)
     own_shapes = {f"likelihood.{name}": parameter.shape for name, parameter in own.items()}
     layout = Layout({**shapes, **own_shapes, **joint.shapes})
-    forward = _Forward(module, Layout(shapes), dropout == "sample", batch_norm == "batch", num_data)
+    forward = _Forward(
+        module, Layout(shapes), dropout == "sample", batch_norm == "batch", num_data, autocast
+    )
     where = layout.slices()
 
     def log_likelihood(particles: Tensor, batch: Batch) -> Tensor:
@@ -162,7 +169,10 @@ def from_module(
             random=dropout == "sample",
             factorised_prior=joint.factorised,
         ),
-        fingerprint=_fingerprint(module, likelihood, prior, num_data, layout, dropout, batch_norm),
+        fingerprint={
+            **_fingerprint(module, likelihood, prior, num_data, layout, dropout, batch_norm),
+            "autocast": None if autocast is None else str(autocast),
+        },
     )
 
 
@@ -176,12 +186,14 @@ class _Forward:
         random: bool,
         whole_batches: bool,
         num_data: int,
+        autocast: torch.dtype | None,
     ):
         self.module = module
         self.layout = layout
         self.random = random
         self.whole_batches = whole_batches
         self.num_data = num_data
+        self.autocast = autocast
         self.shells = Shells(module)
         self.traced = shell_of(module)
         self.habits: Habits | None = None
@@ -229,8 +241,14 @@ class _Forward:
             weights = {**weights, name: torch.where(held, value.to(weight), weight)}
         kwargs = dict(inputs[0]) if len(inputs) == 1 and isinstance(inputs[0], Mapping) else None
         args = () if kwargs is not None else inputs
-        outputs: Tensor = torch.func.functional_call(module, weights, args, kwargs)
-        return outputs
+        outputs: Tensor
+        if self.autocast is None:
+            outputs = torch.func.functional_call(module, weights, args, kwargs)
+            return outputs
+        like = next(iter(weights.values()))
+        with torch.autocast(like.device.type, self.autocast, cache_enabled=False):
+            outputs = torch.func.functional_call(module, weights, args, kwargs)
+        return outputs.to(like.dtype) if isinstance(outputs, Tensor) else outputs
 
     def fresh_copy(self) -> nn.Module:
         """A copy of the module as it is evaluated, none of whose parameters is to be trained."""
@@ -328,6 +346,14 @@ def _fan_ins(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[s
                 number = math.prod(shape[1:])
             found[name] = max(found.get(name, 1), number)
     return {name: found[name] for name in shapes}
+
+
+def _check_autocast(autocast: Any) -> None:
+    if autocast not in (None, torch.bfloat16):
+        raise ValueError(
+            f"autocast must be torch.bfloat16 or None, got {autocast!r}: float16 would need its "
+            "gradients scaled, and other dtypes are no mixed precision."
+        )
 
 
 def _kind(value: Any) -> str:

@@ -95,3 +95,54 @@ def test_no_grad_does_no_harm():
 def test_flags_take_their_own_type_only(make):
     with pytest.raises((TypeError, ValueError), match="must be"):
         make()
+
+
+class TestAutocast:
+    def test_outputs_are_those_of_half_precision_in_the_dtype_of_the_particles(self):
+        potential = pvi.from_module(
+            net(), pvi.Gaussian(0.1), pvi.Normal(), N, autocast=torch.bfloat16
+        )
+        theta = torch.cat([p.detach().flatten() for p in net().parameters()])[None]
+        expected = net()(X).detach()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rounding = float((net()(X).detach().float() - expected).square().mean().sqrt())
+        found = potential.outputs(theta, Batch((X,)))[0]
+        error = float((found - expected).square().mean().sqrt())
+        assert found.dtype == torch.float32
+        assert 0.3 * rounding < error < 3 * rounding
+
+    def test_gradients_and_draws_keep_the_dtype_of_the_particles(self):
+        potential = pvi.from_module(
+            net(), pvi.Gaussian(0.1), pvi.Normal(), N, autocast=torch.bfloat16
+        )
+        assert run(potential, (X, Y)).dtype == torch.float32
+
+    def test_a_run_is_not_resumed_in_another_precision(self, tmp_path):
+        def potential(autocast):
+            return pvi.from_module(net(), pvi.Gaussian(0.1), pvi.Normal(), N, autocast=autocast)
+
+        run(potential(torch.bfloat16), (X, Y), checkpoint=tmp_path)
+        with pytest.raises(ValueError, match="autocast"):
+            pvi.resume(tmp_path, pvi.sghmc(potential(None)), (X, Y), progress=False)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, "bfloat16"])
+    def test_other_precisions_are_refused(self, dtype):
+        with pytest.raises(ValueError, match=r"autocast must be torch\.bfloat16"):
+            pvi.from_module(net(), pvi.Gaussian(0.1), pvi.Normal(), N, autocast=dtype)
+
+    @pytest.mark.slow
+    def test_the_law_stays_that_of_single_precision(self):
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(200, 5, generator=generator)
+        y = x.sum(1, keepdim=True) + 0.5 * torch.randn(200, 1, generator=generator)
+        potential = pvi.from_module(
+            nn.Linear(5, 1), pvi.Gaussian(0.5), pvi.Normal(1.0), 200, autocast=torch.bfloat16
+        )
+        draws = pvi.sample(
+            pvi.sghmc(potential), (x, y), step_size=0.005, num_particles=32, num_warmup=4000,
+            num_draws=4000, seed=1, progress=False, compile=True,
+        )  # fmt: skip
+        design = torch.cat([x, torch.ones(200, 1)], 1).double()
+        exact = torch.linalg.inv(design.T @ design / 0.25 + torch.eye(6)).diagonal()
+        ratio = draws.particles.flatten(0, 1).double().var(0) / exact
+        assert abs(float(ratio.mean()) - 1.0) < 0.03
