@@ -21,9 +21,9 @@ from torch import nn
 
 import particlevi as pvi
 from examples._resnet import ResNet
+from particlevi.gradients._evaluate import value_and_grad
 from particlevi.potentials import module as roads
 from particlevi.potentials.convolutions import one_by_one
-from particlevi.gradients._evaluate import value_and_grad
 from particlevi.typing import Batch
 
 
