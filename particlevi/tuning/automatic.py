@@ -205,7 +205,7 @@ def _tuner_of(
         else:
             scale = metric if metric.ndim == 1 else metric.square().sum(1).sqrt()
             law = energy_error(harmless(len(scale)), start=scale)
-            means = "the potential of a Gaussian is off by at most a tenth of its deviation"
+            means = "the potential of a Gaussian is off by at most a twentieth of its deviation"
         reasons.append(
             f"The step size is tuned to an energy error of {law.target:.2g} per dimension, at "
             f"which {means}."

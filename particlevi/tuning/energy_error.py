@@ -122,16 +122,16 @@ def implied_bias(energy_error: float) -> float:
 
 
 def harmless(num_params: int) -> float:
-    """The energy error at which the potential is off by a tenth of its standard deviation.
+    """The energy error at which the potential is off by a twentieth of its standard deviation.
 
     On the standard Gaussian in D dimensions the potential has the mean ``D / 2`` and the variance
     ``D / 2``, so that a relative bias b of second moments moves it by ``b sqrt(D / 2)`` of its
     standard deviation; see ``implied_bias``. It is 1e-4 at most.
 
     >>> round(implied_bias(harmless(5000)) * 2500**0.5, 3)
-    0.1
+    0.05
     """
-    bias = 0.1 / math.sqrt(num_params / 2)
+    bias = 0.05 / math.sqrt(num_params / 2)
     return min(1e-4, 1.5e-4 * (bias / 0.013) ** 3)
 
 
