@@ -1,8 +1,8 @@
 """Minima that chains begun in one basin do not see.
 
 Chains that start close together agree on one mode, and no diagnostic of theirs tells of another.
-So points are thrown far out, at 3 to 100 standard deviations of the best minimum in pairs on
-opposite sides, and minimised. A minimum they find counts if it holds more than about a thousandth
+So points are thrown out, at 1.5 to 100 standard deviations of the best minimum in directions that
+are evenly spread, and minimised. A minimum they find counts if it holds more than about a thousandth
 of the mass at the best one, by Laplace's approximation ``exp(-U) det(H)^-1/2``, and if the fall
 still to be had from there, ``g' H^-1 g / 2``, is below a tenth of a nat. A mode so narrow that none
 of the points falls into its basin remains unknown.
@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from particlevi.tuning.descent import Descent, bfgs
 from particlevi.tuning.metric import factor_of_hessian
@@ -22,7 +23,7 @@ from particlevi.tuning.objective import Objective
 
 __all__ = ["Minimum", "far_points", "in_basin", "on_the_way", "search", "separate"]
 
-_REACH = (3.0, 10.0, 30.0, 100.0)
+_REACH, _NEAR = (1.5, 5.0, 100.0), 0.75
 _LEAST_LOG_MASS = -7.0
 _FALL = 0.1
 _MOST = 4
@@ -44,20 +45,28 @@ class Minimum(NamedTuple):
 
 
 def far_points(best: Minimum, number: int, generator: torch.Generator) -> Tensor:
-    """``number`` points ``[K, D]`` far around a minimum, in pairs on opposite sides.
+    """``number`` points ``[K, D]`` outside a minimum, evenly spread in direction and distance.
+
+    Three in four lie 1.5 to 5 standard deviations out in every coordinate, where the basin of
+    another mode is wide as an angle; the others up to 100, since the minimum may be narrow beside
+    the rest.
 
     >>> best = Minimum(torch.zeros(2), 0.0, torch.eye(2))
-    >>> points = far_points(best, 8, torch.Generator().manual_seed(0))
-    >>> bool((points[:4] + points[4:] == 0).all())
+    >>> points = far_points(best, 64, torch.Generator().manual_seed(0))
+    >>> bool(points.sign().mean(0).abs().max() < 0.1)
     True
     """
-    half, center = (number + 1) // 2, best.place
-    normal = torch.randn(
-        half, len(center), generator=generator, dtype=center.dtype, device=center.device
-    )
-    reach = torch.tensor([_REACH[k % len(_REACH)] for k in range(half)]).to(center)
-    offset = reach.unsqueeze(1) * (normal @ best.factor.to(center).mT)
-    return center + torch.cat([offset, -offset])[:number]
+    center = best.place
+    seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
+    sobol = torch.quasirandom.SobolEngine(len(center) + 1, scramble=True, seed=seed)
+    uniform = sobol.draw(number, dtype=torch.float64).clamp(1e-9, 1 - 1e-9).to(center)
+    normal = math.sqrt(2) * torch.erfinv(2 * uniform[:, 1:] - 1)
+    direction = math.sqrt(len(center)) * functional.normalize(normal)
+    near, middle, far = _REACH
+    part = uniform[:, :1] / _NEAR
+    beyond = (uniform[:, :1] - _NEAR) / (1 - _NEAR)
+    reach = torch.where(part < 1, near * (middle / near) ** part, middle * (far / middle) ** beyond)
+    return center + reach * (direction @ best.factor.to(center).mT)
 
 
 def in_basin(points: Tensor, heights: Tensor, of: Minimum) -> Tensor:

@@ -148,7 +148,7 @@ def _among_few(objective: Objective, initial: Tensor, generator: torch.Generator
     inside = on_the_way(objective, found, best)
     if inside is not None:
         return _around(objective, initial, inside, best, generator)
-    outside = search(objective, best, max(8, min(16, len(initial))), generator)
+    outside = search(objective, best, 96 if size <= 10 else 32, generator)
     if float(outside.potential.nan_to_num(nan=torch.inf).min()) < best.potential - 1:
         other = _minimum(objective, outside.best)
         best = max(best, other, key=lambda minimum: minimum.log_mass)

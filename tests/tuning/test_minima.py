@@ -72,12 +72,20 @@ def test_one_gaussian_has_no_other_minimum():
     assert find_start(Objective(target), normal(8, 5), generator()).others == 0
 
 
-def test_far_points_lie_on_both_sides():
-    points = far_points(BEST, 16, generator())
-    assert torch.equal(points[:8], -points[8:])
-    assert float(points.abs().max()) > 30
-    assert bool(in_basin(BEST.place[None], torch.zeros(1, dtype=F64), BEST).all())
-    assert not bool(in_basin(points[3:4], torch.zeros(1, dtype=F64), BEST).any())
+def test_far_points_are_spread_in_direction_and_distance():
+    points = far_points(BEST, 64, generator()) - BEST.place
+    assert bool(((points > 0).double().mean(0) - 0.5).abs().max() < 0.1)
+    whitened = torch.linalg.solve_triangular(BEST.factor, points.mT, upper=False).mT
+    reach = whitened.square().mean(1).sqrt()
+    assert float(reach.min()) > 1.5 and float(reach.max()) > 50
+    assert int((reach < 5).sum()) == 48
+
+
+def test_a_narrow_mode_four_standard_deviations_away_is_found():
+    target = modes(1.0, 0.3, distance=3.0)
+    for seed in range(20):
+        ends = search(target, BEST, 96, generator(seed)).points
+        assert bool(((ends - 3).norm(dim=1) < 0.5).any()), seed
 
 
 def test_points_without_density_are_replaced_and_told():
