@@ -2,10 +2,10 @@
 
 Chains that start close together agree on one mode, and no diagnostic of theirs tells of another.
 So points are thrown out, at 1.5 to 100 standard deviations of the best minimum in directions that
-are evenly spread, and minimised. A minimum they find counts if it holds more than about a thousandth
-of the mass at the best one, by Laplace's approximation ``exp(-U) det(H)^-1/2``, and if the fall
-still to be had from there, ``g' H^-1 g / 2``, is below a tenth of a nat. A mode so narrow that none
-of the points falls into its basin remains unknown.
+are evenly spread, and minimised. A minimum they find counts if it holds more than about a
+thousandth of the mass at the best one, by Laplace's approximation ``exp(-U) det(H)^-1/2``, and if
+the fall still to be had from there, ``g' H^-1 g / 2``, is below a tenth of a nat. A mode so
+narrow that none of the points falls into its basin remains unknown.
 """
 
 from __future__ import annotations

@@ -153,22 +153,24 @@ def _among_few(objective: Objective, initial: Tensor, generator: torch.Generator
         other = _minimum(objective, outside.best)
         best = max(best, other, key=lambda minimum: minimum.log_mass)
     near = found.potential <= best.potential + size + 10
-    basin = in_basin(found.points, found.potential, best)
     centers = torch.where(near.unsqueeze(1), found.points, best.place)
-    home = basin | ~near
     others = separate(objective, outside, best)
-    if others and len(initial) > 1:
-        # A chain in two of those at the best minimum goes to one that no chain may have found.
-        for k, row in enumerate(home.nonzero().flatten()[1::2].tolist()):
-            centers[row] = others[k % len(others)].place
-            home[row] = False
-    same = float(home[near].double().mean()) if bool(near.any()) else 1.0
+    modes = [best, *others]
+    mode = _shared_out(found.points, found.potential, near, modes)
+    same = float((mode[near] == 0).double().mean()) if bool(near.any()) else 1.0
     one = same >= 0.8 and not others
     metric = best.factor if one else best.factor.square().sum(1).sqrt().diag()
+    widths = metric.expand(len(initial), size, size).clone() if others else metric
+    for k, each in enumerate(modes):
+        rows = mode == k
+        moved = rows & ~in_basin(found.points, found.potential, each)
+        centers[moved] = each.place
+        if others:
+            widths[rows] = each.factor.to(widths)
     normal = torch.randn(
         initial.shape, generator=generator, dtype=initial.dtype, device=initial.device
     )
-    points = spread(objective.gradient_at, centers, metric, normal, best.potential)
+    points = spread(objective.gradient_at, centers, widths, normal, best.potential)
     kind = "one minimum" if one else "different minima"
     if others:
         kind += f", {len(others)} of them by a search from far outside"
@@ -181,6 +183,24 @@ def _among_few(objective: Objective, initial: Tensor, generator: torch.Generator
         best.place,
         len(others),
     )
+
+
+def _shared_out(points: Tensor, heights: Tensor, near: Tensor, modes: list[Minimum]) -> Tensor:
+    """Which of the modes each chain begins in, ``[P]``; -1 is a minimum of its own.
+
+    Chains that ended far above begin in the first. A mode that no chain found gets its share of
+    every other chain of the fullest one.
+    """
+    mode = torch.full_like(heights, -1, dtype=torch.long)
+    for k, each in reversed(list(enumerate(modes))):
+        mode[in_basin(points, heights, each)] = k
+    mode[~near] = 0
+    empty = [k for k in range(len(modes)) if not bool((mode == k).any())]
+    if empty:
+        fullest = mode.mode().values
+        for k, row in enumerate((mode == fullest).nonzero().flatten()[1::2].tolist()):
+            mode[row] = empty[k % len(empty)]
+    return mode
 
 
 def _around(
@@ -226,12 +246,13 @@ def spread(
     Args:
         gradient_at: points ``[P, D]`` to gradient and potential.
         centers: minima ``[P, D]``.
-        metric: a factor ``[D, D]``, or a scale ``[D]``, of the Gaussian around them.
+        metric: a factor ``[D, D]`` of the Gaussian around them, one for each ``[P, D, D]``, or a
+            scale ``[D]``.
         normal: standard normal numbers ``[P, D]``.
         lowest: potential of the lowest minimum.
     """
     metric = metric.to(normal)
-    offset = normal * metric if metric.ndim == 1 else normal @ metric.mT
+    offset = normal * metric if metric.ndim == 1 else (metric @ normal.unsqueeze(-1)).squeeze(-1)
     share = torch.ones_like(normal[:, :1])
     for _ in range(8):
         height = gradient_at(centers + share * offset).potential - lowest

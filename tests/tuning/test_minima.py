@@ -81,6 +81,18 @@ def test_far_points_are_spread_in_direction_and_distance():
     assert int((reach < 5).sum()) == 48
 
 
+def test_a_basin_holds_its_minimum_and_no_point_far_out_that_is_as_low():
+    low = torch.zeros(1, dtype=F64)
+    assert bool(in_basin(BEST.place[None], low, BEST).all())
+    assert not bool(in_basin(BEST.place[None] + 30, low, BEST).any())
+
+
+def test_a_chain_begins_as_wide_as_the_mode_it_is_sent_to():
+    start = find_start(modes(1.0, 0.3, distance=3.0), 0.1 * normal(16, 2), generator())
+    distances = (start.points - 3).norm(dim=1).sort().values
+    assert float(distances[:8].square().mean().sqrt()) < 0.6
+
+
 def test_a_narrow_mode_four_standard_deviations_away_is_found():
     target = modes(1.0, 0.3, distance=3.0)
     for seed in range(20):
