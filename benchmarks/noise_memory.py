@@ -47,13 +47,15 @@ class Case(NamedTuple):
         return torch.linalg.qr(torch.randn(self.noise.num_params, count))[0]
 
 
-def case(quick: bool) -> Case:
+def case(quick: bool) -> tuple[Case, float]:
+    """It, and the gigabytes of the process with the net and the data alone."""
     torch.manual_seed(0)
     width, count = (12, 500) if quick else (1258, 10_000)
     module = nn.Sequential(nn.Linear(784, width), nn.ReLU(), nn.Linear(width, 10))
     data = torch.randn(count, 784), torch.randint(10, (count,))
+    before = resident("VmRSS")
     noise = pvi.noise.measure(module, data, cross_entropy, batch_size=BATCH)
-    return Case(module, data, noise)
+    return Case(module, data, noise), before
 
 
 def bound(c: Case) -> Any:
@@ -127,14 +129,13 @@ def resident(which: str) -> float:
 
 def child(name: str, quick: bool) -> dict[str, float]:
     torch.set_num_threads(1)
-    c = case(quick)
+    c, before = case(quick)
     unit = []
     for _ in range(3):
         begun = time.process_time()
         _ = c.noise.at(c.noise.position).gradient
         unit.append(time.process_time() - begun)
     fresh = c._replace(noise=c.noise.at(c.noise.position))
-    before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     begun = time.process_time()
     ESTIMATORS[name](fresh)
