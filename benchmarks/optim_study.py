@@ -128,7 +128,8 @@ def step_times(data: tuple[Tensor, ...], args: argparse.Namespace) -> dict[str, 
 
 
 def study(task: str, args: argparse.Namespace) -> dict[str, Any]:
-    x, y, x_test, y_test = data = images(task, args.data, args.num_train)
+    data = images(task, args.data, args.num_train)
+    x, y = data[:2]
     cut = len(x) * 4 // 5
     tuning = (x[:cut], y[:cut], x[cut:], y[cut:])
     grid: dict[str, dict[float, float]] = {}

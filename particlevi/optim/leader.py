@@ -6,13 +6,14 @@ every ``global_period`` steps towards the leader of all::
     x_i <- x_i - lr g(x_i)
     x_i <- x_i + pull (leader_j - x_i),      x_i <- x_i + global_pull (leader - x_i)
 
-Between two pulls, workers may be drawn by ``stale_pull / period`` a step towards the place where the
-leader was at the last pull, which costs no communication.
+Between two pulls, workers may be drawn by ``stale_pull / period`` a step towards the place where
+the leader was at the last pull, which costs no communication.
 
 The leader has the smallest running loss and is a constant of the pull: without stale pulls it
-follows plain SGD to the bit. On ``h x^2 / 2`` without noise, two workers with ``period=1`` are ``[(1 - lr h)(1 - pull)]^k``
-of their first distance apart after k steps. Elastic averaging, which pulls to the mean of the
-workers, moves its centre; a stationary point of leader SGD is one of the loss.
+follows plain SGD to the bit. On ``h x^2 / 2`` without noise, two workers with ``period=1`` are
+``[(1 - lr h)(1 - pull)]^k`` of their first distance apart after k steps. Elastic averaging, which
+pulls to the mean of the workers, moves its centre; a stationary point of leader SGD is one of the
+loss.
 
 Reference: Teng, Gao, Chalus, Choromanska, Goldfarb and Weller, "Leader stochastic gradient descent
 for distributed training of deep learning models", 2019.
