@@ -205,7 +205,7 @@ def _within(basis: list[Tensor], columns: Tensor) -> Tensor:
 def _combined(basis: list[Tensor], weights: Tensor) -> Tensor:
     """``V W``."""
     parts = weights.split([block.shape[1] for block in basis])
-    total = basis[0] @ parts[0]
+    total: Tensor = basis[0] @ parts[0]
     for block, part in zip(basis[1:], parts[1:], strict=True):
         total.addmm_(block, part)
     return total
