@@ -6,6 +6,7 @@ from particlevi.noise.bounds import GeneralizationBound, SGDRun, generalization_
 from particlevi.noise.covariance import Estimate, GradientNoise, NoisePath, measure, noise_along
 from particlevi.noise.diagonal_nets import DiagonalNet
 from particlevi.noise.gaussianity import FamilyTest, Gaussianity, gaussianity
+from particlevi.noise.recorder import SGDRecorder
 from particlevi.noise.regulariser import (
     Regulariser,
     effective_loss,
@@ -33,6 +34,7 @@ __all__ = [
     "NoisePath",
     "Pair",
     "Regulariser",
+    "SGDRecorder",
     "SGDRun",
     "Scalings",
     "Spectrum",

@@ -43,11 +43,13 @@ def gaussianity_of(
         )
     check_positive_int("num_directions", num_directions)
     size, rng = _begin(noise, batching, seed), np.random.default_rng(int(seed))
-    random = torch.from_numpy(rng.standard_normal((num_directions, noise.num_params)))
     columns = _columns(noise, _CANDIDATES * num_directions, rng)
     most = min(num_directions, noise.num_params, noise.num_data - 1)
     vectors = noise.spectrum(top=most, seed=seed).vectors
     assert vectors is not None
+    # Only now, in single precision: the spectrum needs the memory.
+    shape = (num_directions, noise.num_params)
+    random = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
     along, single = _projected(noise, torch.cat([random.to(noise.position).T, vectors], 1), columns)
     single, num_constant = varying(single)
     single = single[:, :num_directions]

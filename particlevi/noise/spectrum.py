@@ -156,33 +156,36 @@ def top_spectrum(
     width = min(num_params, max(8, top // 4))
     generator = torch.Generator().manual_seed(int(seed))
     block = torch.randn(num_params, width, generator=generator).to(like)
-    basis = torch.linalg.qr(block)[0]
+    # Blocks, never joined: a joined copy would hold the whole basis twice.
+    basis = [torch.linalg.qr(block)[0]]
+    del block
     projected = torch.zeros(0, 0, dtype=like.dtype, device=like.device)
     floor = 10 * torch.finfo(like.dtype).eps
     while True:
-        newest = basis[:, projected.shape[0] :]
-        image = apply(newest)
-        columns = basis.T @ image
-        old = projected.shape[0]
-        grown = torch.zeros(basis.shape[1], basis.shape[1], dtype=like.dtype, device=like.device)
+        image = apply(basis[-1])
+        columns = _within(basis, image)
+        old, size = projected.shape[0], len(columns)
+        grown = torch.zeros(size, size, dtype=like.dtype, device=like.device)
         grown[:old, :old] = projected
         grown[:, old:] = columns
         grown[old:, :old] = columns[:old].T
         projected = grown
         values, inner = torch.linalg.eigh((projected + projected.T).double() / 2)
-        rest = image - basis @ columns
-        rest -= basis @ (basis.T @ rest)
+        rest = image - _combined(basis, columns)
+        del image
+        rest -= _combined(basis, _within(basis, rest))
         kept = inner[:, -top:].flip(1).to(like.dtype)
         ritz = values[-top:].flip(0)
         residual = (rest @ kept[old:]).norm(dim=0).double()
         scale = torch.maximum(tolerance * ritz.clamp(min=0), floor * ritz[0])
-        full = basis.shape[1] >= num_params
+        full = size >= num_params
         if full or (len(ritz) == top and bool((residual <= scale).all())):
             break
-        added = torch.linalg.qr(rest)[0][:, : num_params - basis.shape[1]]
+        added = torch.linalg.qr(rest)[0][:, : num_params - size]
+        del rest
         for _ in range(2):
-            added = torch.linalg.qr(added - basis @ (basis.T @ added))[0]
-        basis = torch.cat([basis, added], dim=1)
+            added = torch.linalg.qr(added - _combined(basis, _within(basis, added)))[0]
+        basis.append(added)
     return Spectrum(
         eigenvalues=ritz.clamp(min=0).cpu(),
         error=residual.cpu(),
@@ -190,5 +193,19 @@ def top_spectrum(
         num_params=num_params,
         num_data=num_data,
         complete=full,
-        vectors=basis @ kept,
+        vectors=_combined(basis, kept),
     )
+
+
+def _within(basis: list[Tensor], columns: Tensor) -> Tensor:
+    """``V' X`` for ``V [D, B]`` in blocks."""
+    return torch.cat([block.T @ columns for block in basis])
+
+
+def _combined(basis: list[Tensor], weights: Tensor) -> Tensor:
+    """``V W``."""
+    parts = weights.split([block.shape[1] for block in basis])
+    total: Tensor = basis[0] @ parts[0]
+    for block, part in zip(basis[1:], parts[1:], strict=True):
+        total.addmm_(block, part)
+    return total

@@ -6,10 +6,14 @@ every ``global_period`` steps towards the leader of all::
     x_i <- x_i - lr g(x_i)
     x_i <- x_i + pull (leader_j - x_i),      x_i <- x_i + global_pull (leader - x_i)
 
-The leader has the smallest running loss and is a constant of the pull: it follows plain SGD to the
-bit. On ``h x^2 / 2`` without noise, two workers with ``period=1`` are ``[(1 - lr h)(1 - pull)]^k``
-of their first distance apart after k steps. Elastic averaging, which pulls to the mean of the
-workers, moves its centre; a stationary point of leader SGD is one of the loss.
+Between two pulls, workers may be drawn by ``stale_pull / period`` a step towards the place where
+the leader was at the last pull, which costs no communication.
+
+The leader has the smallest running loss and is a constant of the pull: without stale pulls it
+follows plain SGD to the bit. On ``h x^2 / 2`` without noise, two workers with ``period=1`` are
+``[(1 - lr h)(1 - pull)]^k`` of their first distance apart after k steps. Elastic averaging, which
+pulls to the mean of the workers, moves its centre; a stationary point of leader SGD is one of the
+loss.
 
 Reference: Teng, Gao, Chalus, Choromanska, Goldfarb and Weller, "Leader stochastic gradient descent
 for distributed training of deep learning models", 2019.
@@ -54,6 +58,10 @@ class LeaderSGD(WorkersOptimizer):
         num_groups: groups of neighbouring workers with a leader each.
         global_pull: towards the leader of all, in [0, 1), with ``pull + global_pull < 1``.
         global_period: steps between two global pulls.
+        stale_pull: over ``period``, in each of the steps between two pulls towards the place of the
+            group's leader at the last one, in [0, 1); costs a copy of the parameters.
+        global_stale_pull: the same over ``global_period`` towards the leader of all, before the
+            group's.
         momentum: of SGD.
         nesterov: Nesterov's momentum.
         weight_decay: the coefficient of the weight decay, a term of the gradient by default.
@@ -86,6 +94,8 @@ class LeaderSGD(WorkersOptimizer):
         num_groups: int = 1,
         global_pull: float = 0.0,
         global_period: int = 1,
+        stale_pull: float = 0.0,
+        global_stale_pull: float = 0.0,
         momentum: float = 0.0,
         nesterov: bool = False,
         weight_decay: float = 0.0,
@@ -99,6 +109,8 @@ class LeaderSGD(WorkersOptimizer):
         check_fraction("pull", pull)
         check_fraction("global_pull", global_pull)
         check_fraction("pull + global_pull", pull + global_pull)
+        check_fraction("stale_pull", stale_pull)
+        check_fraction("global_stale_pull", global_stale_pull)
         pull, global_pull = float(pull), float(global_pull)
         check_fraction("momentum", momentum)
         for name, value in (
@@ -121,6 +133,8 @@ class LeaderSGD(WorkersOptimizer):
                 "num_groups": num_groups,
                 "global_pull": global_pull,
                 "global_period": global_period,
+                "stale_pull": float(stale_pull),
+                "global_stale_pull": float(global_stale_pull),
                 "momentum": momentum,
                 "nesterov": nesterov,
                 "weight_decay": weight_decay,
@@ -136,13 +150,18 @@ class LeaderSGD(WorkersOptimizer):
             raise ValueError(f"{num_workers} workers do not make {num_groups} groups of one size.")
 
     def _buffers(self, group: Group) -> tuple[str, ...]:
-        return ("momentum_buffer",) if group["momentum"] else ()
+        names = {
+            "momentum_buffer": group["momentum"],
+            "leader": group["stale_pull"],
+            "global_leader": group["global_stale_pull"],
+        }
+        return tuple(name for name, used in names.items() if used)
 
     def _update(
         self, group: Group, params: Tensors, grads: Tensors, steps: Tensors, *buffers: Tensors
     ) -> None:
         momentum = group["momentum"]
-        for velocity in buffers:
+        for velocity in buffers[:1] if momentum else ():
             torch._foreach_mul_(velocity, momentum)
             torch._foreach_add_(velocity, grads)
             ahead = torch._foreach_add(grads, velocity, alpha=momentum)
@@ -198,19 +217,23 @@ class LeaderSGD(WorkersOptimizer):
         means = losses.sum(0) / count.clamp(max=len(losses))
         return self.workers.gather(means[:, None])[:, 0]
 
-    def _due(self, strength: float, period: int) -> float | Tensor:
+    def _due(self, period: int) -> bool | Tensor:
         count: Tensor = self.param_groups[0]["count"]
         if self.param_groups[0]["capturable"] or torch.compiler.is_compiling():
-            return strength * (count % period == 0)
-        return 0.0 if count.item() % period else strength
+            return count % period == 0
+        return not count.item() % period
+
+    def _wanted(self, group: Group, kind: str) -> bool | Tensor:
+        used = group[f"{kind}pull"] or group[f"{kind}stale_pull"]
+        return self._due(group[f"{kind}period"]) if used else False
 
     def _pull(self) -> None:
         first = self.param_groups[0]
-        strengths = [
-            (self._due(g["pull"], g["period"]), self._due(g["global_pull"], g["global_period"]))
-            for g in self.param_groups
-        ]
-        if not any(isinstance(s, Tensor) or s for pair in strengths for s in pair):
+        for group in self.param_groups:
+            self._pull_back(group, "global_")
+            self._pull_back(group, "")
+        due = [(self._wanted(g, ""), self._wanted(g, "global_")) for g in self.param_groups]
+        if not any(isinstance(d, Tensor) or d for pair in due for d in pair):
             return
         running = self.running_losses()
         running = torch.nan_to_num(-running if first["maximize"] else running, nan=torch.inf)
@@ -218,16 +241,39 @@ class LeaderSGD(WorkersOptimizer):
         starts = torch.arange(len(grouped), device=running.device) * grouped.shape[1]
         local = (grouped.argmin(1) + starts).repeat_interleave(grouped.shape[1])
         everywhere = running.argmin().expand(len(running))
-        for group, (near, far) in zip(self.param_groups, strengths, strict=True):
-            self._towards(local, group["params"], near)
-            self._towards(everywhere, group["params"], far)
+        for group, (near, far) in zip(self.param_groups, due, strict=True):
+            self._towards(local, group, near, "")
+            self._towards(everywhere, group, far, "global_")
 
-    def _towards(self, leaders: Tensor, params: Tensors, strength: float | Tensor) -> None:
-        if isinstance(strength, float) and not strength:
+    def _towards(self, leaders: Tensor, group: Group, due: bool | Tensor, kind: str) -> None:
+        """The pull, and the leader's place for the steps that follow."""
+        if due is False:
             return
+        pull, keep = group[f"{kind}pull"], group[f"{kind}stale_pull"]
+        params = group["params"]
         for p, leader in zip(params, self.workers.copies(params, leaders), strict=True):
+            if p.grad is None:
+                continue
+            p.lerp_(leader, (pull * due).to(p) if isinstance(due, Tensor) else pull)
+            if keep:
+                old = self.state[p][f"{kind}leader"]
+                old.copy_(torch.where(due, leader, old) if isinstance(due, Tensor) else leader)
+
+    def _pull_back(self, group: Group, kind: str) -> None:
+        """Towards the leader of the last pull, between two pulls and not before the first."""
+        if not group[f"{kind}stale_pull"]:
+            return
+        period, due = group[f"{kind}period"], self._due(group[f"{kind}period"])
+        between = self.param_groups[0]["count"] > period
+        strength = group[f"{kind}stale_pull"] / period
+        if isinstance(due, Tensor):
+            strength = strength * (between & ~due)
+        elif due or not bool(between):
+            return
+        for p in group["params"]:
             if p.grad is not None:
-                p.lerp_(leader, strength if isinstance(strength, float) else strength.to(p))
+                weight = strength.to(p) if isinstance(strength, Tensor) else strength
+                p.lerp_(self.state[p][f"{kind}leader"], weight)
 
     @contextmanager
     def averaged(self, buffers: Iterable[Tensor] = ()) -> Iterator[None]:

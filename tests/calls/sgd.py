@@ -328,6 +328,10 @@ SGD = {
         {"a1": 2.0, "a2": 1.0, "a3": 2.0, "b1": 1.0, "b2": 0.5},
         lambda net: net.mode(0.05),
     ),
+    "noise.SGDRecorder": Call(
+        noise.SGDRecorder,
+        {"optimizer": torch.optim.SGD([torch.nn.Parameter(normal(3))], lr=0.1), "every": 2},
+    ),
     "noise.SGDRun.from_positions": Call(
         noise.SGDRun.from_positions, {"positions": normal(7, 3), "learning_rate": 0.1}
     ),

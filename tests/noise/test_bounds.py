@@ -120,6 +120,51 @@ def test_noise_of_the_path_by_hand():
     assert torch.isnan(found.standard_error).all()
 
 
+def recorded(every, steps=7):
+    """A run of torch's SGD with a falling rate: all its positions, rates and the recording."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1)
+    ).double()
+    x = gaussian(steps, 3)
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.2)
+    recorder = pvi.noise.SGDRecorder(optimiser, every)
+    vector = torch.nn.utils.parameters_to_vector
+    path, rates = [vector(net.parameters()).detach()], []
+    for row in x:
+        rates.append(0.2 / (1 + len(rates)))
+        optimiser.param_groups[0]["lr"] = rates[-1]
+        optimiser.zero_grad()
+        net(row).square().sum().backward()
+        optimiser.step()
+        path.append(vector(net.parameters()).detach())
+    return torch.stack(path), torch.tensor(rates, dtype=F64), recorder.run()
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_recorded_loop_is_the_run_of_its_positions(every):
+    path, rates, found = recorded(every)
+    expected = pvi.noise.SGDRun.from_positions(path, rates, every)
+    for name in ("positions", "gradients", "rates", "final"):
+        assert torch.allclose(getattr(found, name), getattr(expected, name), atol=1e-12), name
+    assert found.every == every
+
+
+@pytest.mark.parametrize("settings", [{"momentum": 0.9}, {"weight_decay": 0.1}, {"maximize": True}])
+def test_a_loop_that_is_no_plain_sgd_is_not_recorded(settings):
+    w = torch.nn.Parameter(torch.ones(1))
+    with pytest.raises(ValueError, match="plain SGD"):
+        pvi.noise.SGDRecorder(torch.optim.SGD([w], lr=0.1, **settings))
+
+
+def test_a_step_with_a_closure_is_not_recorded():
+    w = torch.nn.Parameter(torch.ones(1))
+    optimiser = torch.optim.SGD([w], lr=0.1)
+    pvi.noise.SGDRecorder(optimiser)
+    with pytest.raises(ValueError, match="closure"):
+        optimiser.step(lambda: w.square().sum())
+
+
 def test_every_kth_step_counts_k_times():
     points = torch.cumsum(-torch.ones(13, 2, dtype=F64), 0)
     run = pvi.noise.SGDRun.from_positions(points, 0.5, every=3)

@@ -43,6 +43,36 @@ def test_trace_from_samples_from_minibatches_and_from_the_regulariser():
     assert value - float(noise.gradient.square().sum()) == pytest.approx(trace, rel=1e-10)
 
 
+@pytest.mark.parametrize(("noise", "batching"), [("cov", None), ("sgd", "subset")])
+def test_noise_of_the_covariance_of_sgd_has_its_stationary_law(noise, batching):
+    """On a quadratic: ``S = (I - eta A) S (I - eta A) + eta^2 k A Cov(x) A``, by Kronecker."""
+    curvature, rate = torch.tensor([1.0, 3.0], dtype=F64), 0.1
+    x = torch.randn(N, 2, generator=torch.Generator().manual_seed(4), dtype=F64)
+    model = pvi.from_log_likelihood(
+        lambda theta: 0.0 * theta.sum(),
+        lambda theta, data: -0.5 * ((theta - data).square() * curvature).sum(-1),
+        num_params=2,
+        num_data=N,
+        dtype=F64,
+    )
+    draws = pvi.sample(
+        pvi.sgd(pvi.msgd(model, noise, batch_size=BATCH)),
+        x,
+        step_size=rate / N,
+        initial=x.mean(0).repeat(2000, 1),
+        num_warmup=60,
+        num_draws=4,
+        thin=15,
+        progress=False,
+    )
+    factor = pvi.noise.batch_factor(BATCH, N, batching or "replacement")
+    c = factor * curvature[:, None] * x.T.cov(correction=0) * curvature
+    keep = 1 - rate * curvature
+    expected = rate**2 * c / (1 - keep[:, None] * keep)
+    found = draws.particles.flatten(0, 1).T.cov()
+    assert float((found - expected).norm() / expected.norm()) < 0.05
+
+
 def test_every_step_of_torch_sgd_keeps_the_law_of_balance():
     net, (x, y), noise = measured()
     (pair,) = noise.balance().pairs

@@ -27,7 +27,7 @@ STEPS = 12
 VICTIM = 2
 DEATH = 5
 LEADER = {"lr": 0.1, "pull": 0.3, "period": 2, "window": 3, "momentum": 0.5, "num_groups": 2}
-LEADER |= {"global_pull": 0.2, "global_period": 3}
+LEADER |= {"global_pull": 0.2, "global_period": 3, "stale_pull": 0.1, "global_stale_pull": 0.2}
 SAFEGUARD = {"lr": 0.1, "window": 4, "long_window": 8}
 
 

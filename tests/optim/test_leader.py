@@ -85,6 +85,35 @@ def test_pulls_come_every_period():
     assert seconds == [3.0, 3.0, 2.0, 2.0, 2.0, 1.5, 1.5]
 
 
+def test_between_two_pulls_workers_go_to_where_the_leader_was():
+    x = workers(1.0, 3.0)
+    optimizer = LeaderSGD([x], lr=0.0, pull=0.5, period=3, stale_pull=0.3)
+    seconds = [float(descend(optimizer, x, 1)[1]) for _ in range(6)]
+    assert seconds == pytest.approx([3.0, 3.0, 2.0, 1.9, 1.81, 1.405])
+
+
+def test_the_leader_too_is_held_back_by_its_old_place():
+    x = workers(1.0, 3.0)
+    optimizer = LeaderSGD([x], lr=0.1, pull=0.0, period=2, stale_pull=0.4)
+    descend(optimizer, x, 2)
+    old = 0.9**2
+    assert x.detach().tolist() == pytest.approx([old, 3 * old])
+    descend(optimizer, x, 1)
+    assert x.detach().tolist() == pytest.approx([0.8 * 0.9 * v + 0.2 * old for v in (old, 3 * old)])
+
+
+def test_old_leaders_of_groups_and_of_all():
+    """By hand: a global pull of old first, then the group's."""
+    x = workers(1.0, 3.0, 10.0, 8.0)
+    settings = {"pull": 0.0, "global_pull": 0.0, "num_groups": 2, "period": 2, "global_period": 2}
+    optimizer = LeaderSGD([x], lr=0.0, stale_pull=0.2, global_stale_pull=0.5, **settings)
+    assert descend(optimizer, x, 2).tolist() == [1.0, 3.0, 10.0, 8.0]
+    near_all = [1 + 0.75 * (v - 1) for v in (1.0, 3.0, 10.0, 8.0)]
+    leaders = (1.0, 1.0, 8.0, 8.0)
+    expected = [v + 0.1 * (own - v) for v, own in zip(near_all, leaders, strict=True)]
+    assert descend(optimizer, x, 1).tolist() == pytest.approx(expected)
+
+
 def test_groups_follow_their_own_leader():
     x = workers(1.0, 3.0, 10.0, 8.0)
     found = descend(LeaderSGD([x], lr=0.0, pull=0.5, num_groups=2), x, 1)
@@ -179,6 +208,7 @@ def test_losses_of_the_wrong_number_are_refused():
     ("settings", "message"),
     [
         ({"pull": 1.0}, "pull"),
+        ({"stale_pull": 1.0}, "stale_pull"),
         ({"pull": 0.6, "global_pull": 0.5}, "pull"),
         ({"period": 0}, "period"),
         ({"window": 0}, "window"),

@@ -128,6 +128,17 @@ def test_the_stationary_variance_is_that_of_sgd_at_the_effective_rate(beta1, sti
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("beta1", [0.0, 0.5, 0.9])
+def test_steps_are_stable_up_to_a_curvature_whatever_beta1_is(beta1):
+    """``lr h < 2 sqrt(5) / 3``: at the limit the point flips its sign in every step."""
+    limit = 2 * math.sqrt(5) / 3
+    below, above = (
+        max(abs(np.linalg.eigvals(matrices(factor * limit, 1.0, (beta1, 1.0))[0])))
+        for factor in (0.99, 1.01)
+    )
+    assert below < 1 < above
+
+
 def test_the_stationary_variance_by_simulation():
     generator = torch.Generator().manual_seed(1)
     param = torch.zeros(20_000, dtype=DTYPE, requires_grad=True)

@@ -56,8 +56,8 @@ CASES = [
         "LeaderSGD",
         LeaderSGD,
         arguments=lambda losses: {"loss": losses},
-        settings={"period": 2, "momentum": 0.9, "window": 3},
-        still={"pull": 0.0},
+        settings={"period": 2, "momentum": 0.9, "window": 3, "stale_pull": 0.2},
+        still={"pull": 0.0, "stale_pull": 0.0},
     ),
     Case(
         "SafeguardSGD", SafeguardSGD, settings={"window": 3, "constant": 1e3}, mixes_gradients=True
