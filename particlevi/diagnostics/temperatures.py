@@ -87,7 +87,9 @@ def chi_square_interval(temperature: float, size: int, prob: float = 0.99) -> tu
 
 
 def _summary(values: Tensor, size: int, temperature: Tensor) -> Temperature:
-    """Of values ``[P, T]``; the temperature set is ``[T]`` or ``[P, T]``."""
+    """Of values ``[P, T]``, NaN if any is not finite; the temperature set: ``[T]``, ``[P, T]``."""
+    if not bool(torch.isfinite(values).all()):
+        return Temperature(math.nan, math.nan, size, 0.0)
     low, high = chi_square_interval(1.0, size)
     values = values.double().cpu()
     ratio = values / temperature.double().cpu()

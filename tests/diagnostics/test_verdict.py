@@ -309,3 +309,12 @@ def test_every_draw_of_an_ensemble_counts():
     assert draws.interacting
     assert draws.flat().shape == (48, 20)
     assert run(pvi.svgd(TARGET), 0.1, num_draws=6).flat().shape == (8, 20)
+
+
+def test_draws_where_the_gradient_overflows_are_told():
+    density = pvi.from_log_density(
+        lambda x: -(300 * x).exp().square().sum(), 1, dtype=torch.float64
+    )
+    draws = pvi.Draws.from_tensor(torch.full((4, 50, 1), 2.0).double(), potential=density)
+    kinds = [found.kind for found in draws.diagnose(verbose=False).findings]
+    assert "not stationary" in kinds

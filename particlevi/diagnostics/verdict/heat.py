@@ -57,6 +57,13 @@ def check_heat(draws: DrawSet, data: DataLike, thin: int, verdict: Verdict) -> N
         measured = temperatures.of_slopes(draws, found, set_to)["all"]
         squares = found.squares
         verdict.note("configurational temperature", measured.mean, measured.mcse)
+        if math.isnan(measured.mean):
+            verdict.add(
+                "not stationary",
+                "wrong",
+                "Not stationary: the gradient of the potential is not finite at some draws.",
+                "Start from other points (initial=), or in coordinates where it does not overflow.",
+            )
         _judge(draws, "configurational", measured, Expected(target, target), target, verdict)
     if "kinetic_temperature" in draws.stats and draws.facts.kinetic != "held":
         _check_kinetic(draws, squares, target, verdict)
