@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from pathlib import Path
 
-__all__ = ["markdown", "write"]
+from scipy import stats
+
+__all__ = ["interval", "markdown", "write"]
+
+
+def interval(values: list[float]) -> str:
+    """Mean and half the width of Student's 95 % interval."""
+    if len(values) < 2:
+        return f"{values[0]:.2f}"
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{statistics.mean(values):.2f} ± {half:.2f}"
 
 
 def markdown(heads: list[str], rows: list[list[str]]) -> str:

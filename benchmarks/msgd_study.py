@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -27,8 +26,7 @@ from typing import Any
 
 import torch
 from _nets import conv_net, images
-from _page import markdown
-from scipy import stats
+from _page import interval, markdown
 from torch import Tensor, nn
 
 import particlevi as pvi
@@ -125,14 +123,6 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
         if args.json:
             args.json.write_text(json.dumps(result))
     return result
-
-
-def interval(values: list[float]) -> str:
-    """Mean and half the width of Student's 95 % interval."""
-    if len(values) < 2:
-        return f"{values[0]:.2f}"
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.mean(values):.2f} ± {half:.2f}"
 
 
 def table(result: dict[str, Any]) -> str:

@@ -162,7 +162,7 @@ def main() -> None:
             continue
         found = json.loads(done.stdout.splitlines()[-1])
         print(name, found, flush=True)
-        rows.append([name, f"{found['gb']:.2f}", f"{found['passes']:.3g}"])
+        rows.append([name, f"{found['gb']:.2f}", f"{float(format(found['passes'], '.3g')):g}"])
     table = markdown(["", "GB above net and data", "CPU time in gradients on all data"], rows)
     print(table)
     if args.write:

@@ -24,8 +24,7 @@ from typing import Any
 
 import torch
 from _nets import images, residual_net
-from _page import markdown, write
-from scipy import stats
+from _page import interval, markdown, write
 from torch import Tensor, nn
 
 from particlevi.optim import PNM, AdaPNM, PerturbedGD, power
@@ -147,14 +146,6 @@ def study(task: str, args: argparse.Namespace) -> dict[str, Any]:
         final[label] = {"lr": lr, "errors": [p[0] for p in pairs], "train": [p[1] for p in pairs]}
         print(task, label, final[label], flush=True)
     return {"grid": grid, "final": final, "times": step_times(data, args)}
-
-
-def interval(values: list[float]) -> str:
-    """Mean and half the width of Student's 95 % interval."""
-    if len(values) < 2:
-        return f"{values[0]:.2f}"
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.mean(values):.2f} ± {half:.2f}"
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:

@@ -59,8 +59,9 @@ def _achieved(draws: DrawSet) -> str:
         return "ESS and R-hat are of chains of at least 4 draws."
     few = draws.particles.shape[-1] <= _MOST_PARAMETERS
     of: View = "parameters" if few else "projections"
-    smallest = float(np.nanmin(convergence.ess(draws, of)))
+    smallest = float(np.fmin.reduce(convergence.ess(draws, of), axis=None))
     text = f"Of {'parameters' if few else 'random projections'}: smallest ESS {smallest:.0f}"
     if len(draws.particles) < 2:
         return f"{text}."
-    return f"{text}, largest R-hat {float(np.nanmax(convergence.rhat(draws, of))):.3f}."
+    largest = float(np.fmax.reduce(convergence.rhat(draws, of), axis=None))
+    return f"{text}, largest R-hat {largest:.3f}."

@@ -51,7 +51,7 @@ class SGDRecorder:
         self._gradients: list[Tensor] = []
         self._rates: list[float] = []
         self._check()
-        optimizer.register_step_pre_hook(self._see)
+        self._hook = optimizer.register_step_pre_hook(self._see)
 
     def _check(self) -> None:
         for group in self._optimizer.param_groups:
@@ -83,13 +83,14 @@ class SGDRecorder:
         self._count += 1
 
     def run(self) -> SGDRun:
-        """What has been recorded so far; ``final`` is where the parameters are now.
+        """Ends the recording; ``final`` is where the parameters are now.
 
         Raises:
             ValueError: no step was taken.
         """
         if not self._count:
             raise ValueError("No step has been recorded: call run() after the loop.")
+        self._hook.remove()
         positions = torch.stack(self._positions)
         return SGDRun(
             positions=positions,

@@ -15,7 +15,7 @@ def one_by_one(num_bytes: int, device: torch.device) -> bool:
     Lifted by ``vmap``, the convolutions of P particles become one with P groups. On a CPU it pays
     while the outputs of all particles stay in cache, and a loop is faster beyond. Over LeNets and
     ResNets of 4 to 32 channels, batches of 8 to 128 and 2 to 20 particles, on one thread, the loop
-    took .51 to .91 of vmap's time where the largest output had more than 6 MiB, and .70 to 2.0
+    took .50 to .86 of vmap's time where the largest output had more than 6 MiB, and .59 to 2.0
     where it had less (``python -m benchmarks.convolution_rule``). Compiled code takes ``vmap``,
     since a loop would be compiled once per particle; so does a GPU, where nothing was measured.
 

@@ -89,9 +89,9 @@ def from_module(
 
     Raises:
         ValueError: a pattern that matches no parameter, dropout without a choice, batch
-            normalisation without running statistics, no trainable parameters, mixed dtypes, or a
-            prior that does not cover the parameters; at the first evaluation, a module that cannot
-            be sampled.
+            normalisation without running statistics, no trainable parameters, mixed dtypes, a
+            prior that does not cover the parameters, or another ``autocast``; at the
+            first evaluation, a module that cannot be sampled.
 
     Examples:
         >>> net = nn.Linear(3, 1)
@@ -169,10 +169,9 @@ def from_module(
             random=dropout == "sample",
             factorised_prior=joint.factorised,
         ),
-        fingerprint={
-            **_fingerprint(module, likelihood, prior, num_data, layout, dropout, batch_norm),
-            "autocast": None if autocast is None else str(autocast),
-        },
+        fingerprint=_fingerprint(
+            module, likelihood, prior, num_data, layout, dropout, batch_norm, autocast
+        ),
     )
 
 
@@ -205,6 +204,9 @@ class _Forward:
         """Outputs ``[P, B, ...]``."""
         if self.habits is None and not torch.compiler.is_compiling() and _is_plain(particles):
             self.habits = self._probed(particles, batch)
+            if self.habits is not None and self.habits.convolved and self.autocast is not None:
+                # vmap hides convolutions from autocast.
+                self.lifted.looping = True
         if self.habits is not None and self.habits.attends:
             with sdpa_kernel(SDPBackend.MATH):
                 return self._lifted(particles, batch)
@@ -378,6 +380,7 @@ def _fingerprint(
     layout: Layout,
     dropout: str | None,
     batch_norm: str,
+    autocast: torch.dtype | None,
 ) -> dict[str, JSON]:
     digest = hashlib.sha256()
     fixed = {name: p for name, p in module.named_parameters() if not p.requires_grad}
@@ -395,5 +398,6 @@ def _fingerprint(
         "num_data": num_data,
         "dropout": dropout,
         "batch_norm": batch_norm,
+        "autocast": None if autocast is None else str(autocast),
         "fixed_tensors": digest.hexdigest()[:16],
     }

@@ -107,11 +107,11 @@ class converged:
             options = {"of": "predictions", "inputs": probe}
         elif draws.particles.shape[-1] > _MOST_COORDINATES:
             options = {"of": "projections"}
-        bulk = float(np.nanmin(draws.ess(**options)))
-        rhat = float(np.nanmax(draws.rhat(**options)))
+        bulk = float(np.fmin.reduce(draws.ess(**options), axis=None))
+        rhat = float(np.fmax.reduce(draws.rhat(**options), axis=None))
         if not (bulk >= self.ess and rhat <= self.rhat):
             return Reached(options["of"], bulk, rhat)
-        tail = float(np.nanmin(draws.ess(method="tail", **options)))
+        tail = float(np.fmin.reduce(draws.ess(method="tail", **options), axis=None))
         return Reached(options["of"], min(bulk, tail), rhat)
 
 

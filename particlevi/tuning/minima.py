@@ -47,9 +47,9 @@ class Minimum(NamedTuple):
 def far_points(best: Minimum, number: int, generator: torch.Generator) -> Tensor:
     """``number`` points ``[K, D]`` outside a minimum, evenly spread in direction and distance.
 
-    Three in four lie 1.5 to 5 standard deviations out in every coordinate, where the basin of
-    another mode is wide as an angle; the others up to 100, since the minimum may be narrow beside
-    the rest.
+    Three in four lie 1.5 to 5 standard deviations out, by the mean square over coordinates, where
+    the basin of another mode is wide as an angle; the others up to 100, since the minimum may be
+    narrow beside the rest.
 
     >>> best = Minimum(torch.zeros(2), 0.0, torch.eye(2))
     >>> points = far_points(best, 64, torch.Generator().manual_seed(0))

@@ -16,6 +16,7 @@ from particlevi.tuning.objective import Objective
 __all__ = ["Start", "find_start", "spread"]
 
 _MOST_PARAMETERS, _MOST_PARAMETERS_OF_A_MODULE = 500, 100
+_OUTSIDE, _FEW = 96, 10  # so many points cover the directions of so few parameters
 _ADAM_STEPS, _LEARNING_RATE = 300, 1e-2
 
 
@@ -148,25 +149,26 @@ def _among_few(objective: Objective, initial: Tensor, generator: torch.Generator
     inside = on_the_way(objective, found, best)
     if inside is not None:
         return _around(objective, initial, inside, best, generator)
-    outside = search(objective, best, 96 if size <= 10 else 32, generator)
+    outside = search(objective, best, _OUTSIDE if size <= _FEW else _OUTSIDE // 3, generator)
     if float(outside.potential.nan_to_num(nan=torch.inf).min()) < best.potential - 1:
         other = _minimum(objective, outside.best)
         best = max(best, other, key=lambda minimum: minimum.log_mass)
     near = found.potential <= best.potential + size + 10
-    centers = torch.where(near.unsqueeze(1), found.points, best.place)
+    centers = found.points.clone()
     others = separate(objective, outside, best)
     modes = [best, *others]
-    mode = _shared_out(found.points, found.potential, near, modes)
+    seen = torch.full_like(found.potential, -1, dtype=torch.long)
+    for k, each in reversed(list(enumerate(modes))):
+        seen[in_basin(found.points, found.potential, each) & near] = k
+    mode = _shared_out(torch.where(near, seen, 0), len(modes))
     same = float((mode[near] == 0).double().mean()) if bool(near.any()) else 1.0
     one = same >= 0.8 and not others
     metric = best.factor if one else best.factor.square().sum(1).sqrt().diag()
     widths = metric.expand(len(initial), size, size).clone() if others else metric
     for k, each in enumerate(modes):
-        rows = mode == k
-        moved = rows & ~in_basin(found.points, found.potential, each)
-        centers[moved] = each.place
+        centers[(mode == k) & (seen != k)] = each.place
         if others:
-            widths[rows] = each.factor.to(widths)
+            widths[mode == k] = each.factor.to(widths)
     normal = torch.randn(
         initial.shape, generator=generator, dtype=initial.dtype, device=initial.device
     )
@@ -185,20 +187,15 @@ def _among_few(objective: Objective, initial: Tensor, generator: torch.Generator
     )
 
 
-def _shared_out(points: Tensor, heights: Tensor, near: Tensor, modes: list[Minimum]) -> Tensor:
-    """Which of the modes each chain begins in, ``[P]``; -1 is a minimum of its own.
+def _shared_out(mode: Tensor, number: int) -> Tensor:
+    """Modes ``[P]`` of chains, -1 a minimum of its own, such that each of a number has some.
 
-    Chains that ended far above begin in the first. A mode that no chain found gets its share of
-    every other chain of the fullest one.
+    Modes without a chain share every other chain of the fullest one.
     """
-    mode = torch.full_like(heights, -1, dtype=torch.long)
-    for k, each in reversed(list(enumerate(modes))):
-        mode[in_basin(points, heights, each)] = k
-    mode[~near] = 0
-    empty = [k for k in range(len(modes)) if not bool((mode == k).any())]
+    empty = [k for k in range(number) if not bool((mode == k).any())]
     if empty:
-        fullest = mode.mode().values
-        for k, row in enumerate((mode == fullest).nonzero().flatten()[1::2].tolist()):
+        mode = mode.clone()
+        for k, row in enumerate((mode == mode.mode().values).nonzero().flatten()[1::2].tolist()):
             mode[row] = empty[k % len(empty)]
     return mode
 

@@ -127,7 +127,6 @@ def test_the_stationary_variance_is_that_of_sgd_at_the_effective_rate(beta1, sti
     assert found == pytest.approx(ratio, abs=6e-5 if ratio < 1.01 else 6e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("beta1", [0.0, 0.5, 0.9])
 def test_steps_are_stable_up_to_a_curvature_whatever_beta1_is(beta1):
     """``lr h < 2 sqrt(5) / 3``: at the limit the point flips its sign in every step."""
@@ -139,6 +138,7 @@ def test_steps_are_stable_up_to_a_curvature_whatever_beta1_is(beta1):
     assert below < 1 < above
 
 
+@pytest.mark.slow
 def test_the_stationary_variance_by_simulation():
     generator = torch.Generator().manual_seed(1)
     param = torch.zeros(20_000, dtype=DTYPE, requires_grad=True)

@@ -98,24 +98,39 @@ def test_flags_take_their_own_type_only(make):
 
 
 class TestAutocast:
-    def test_outputs_are_those_of_half_precision_in_the_dtype_of_the_particles(self):
+    @pytest.mark.parametrize(
+        "layers",
+        [
+            [nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 1)],
+            [nn.Unflatten(1, (3, 2, 2)), nn.Conv2d(3, 8, 2), nn.Flatten()],
+            [nn.Unflatten(1, (3, 4)), nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True)],
+        ],
+        ids=["linear", "convolution", "attention"],
+    )
+    def test_outputs_are_those_of_half_precision_in_the_dtype_of_the_particles(self, layers):
+        module = nn.Sequential(*layers).eval()
+        x = torch.randn(N, 12, generator=torch.Generator().manual_seed(0))
         potential = pvi.from_module(
-            net(), pvi.Gaussian(0.1), pvi.Normal(), N, autocast=torch.bfloat16
+            module, pvi.Gaussian(0.1), pvi.Normal(), N, autocast=torch.bfloat16
         )
-        theta = torch.cat([p.detach().flatten() for p in net().parameters()])[None]
-        expected = net()(X).detach()
+        theta = torch.cat([p.detach().flatten() for p in module.parameters()])[None]
+        expected = module(x).detach()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            rounding = float((net()(X).detach().float() - expected).square().mean().sqrt())
-        found = potential.outputs(theta, Batch((X,)))[0]
+            rounding = float((module(x).detach().float() - expected).square().mean().sqrt())
+        found = potential.outputs(theta, Batch((x,)))[0]
         error = float((found - expected).square().mean().sqrt())
         assert found.dtype == torch.float32
         assert 0.3 * rounding < error < 3 * rounding
 
-    def test_gradients_and_draws_keep_the_dtype_of_the_particles(self):
+    def test_a_last_layer_that_ends_in_half_precision_does_not_reach_the_likelihood(self):
+        module = nn.Linear(3, 1, bias=False)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert module(X).dtype == torch.bfloat16
         potential = pvi.from_module(
-            net(), pvi.Gaussian(0.1), pvi.Normal(), N, autocast=torch.bfloat16
+            module, pvi.Gaussian(0.1), pvi.Normal(), N, autocast=torch.bfloat16
         )
-        assert run(potential, (X, Y)).dtype == torch.float32
+        theta = potential.init(2)
+        assert potential.outputs(theta, Batch((X,))).dtype == torch.float32
 
     def test_a_run_is_not_resumed_in_another_precision(self, tmp_path):
         def potential(autocast):
