@@ -314,6 +314,7 @@ class GradientNoise:
             "num_data": n,
             "like": self.position,
             "seed": seed,
+            "rank": n - 1 if centered else n,
         }
         if held > max_bytes:
             trace = self.trace(centered=centered).value

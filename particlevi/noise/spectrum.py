@@ -137,6 +137,7 @@ def top_spectrum(
     num_data: int,
     like: Tensor,
     seed: int,
+    rank: int | None = None,
     tolerance: float = 1e-2,
 ) -> Spectrum:
     """The largest eigenvalues of a positive matrix, given only by its products.
@@ -149,11 +150,15 @@ def top_spectrum(
         num_data: N.
         like: a tensor of the dtype and device to work in.
         seed: of the first block.
+        rank: the most that the matrix can have; D if absent. The first block and the range of
+            the matrix hold the whole space, so that it never grows past both.
         tolerance: the space grows until every residual is below this share of its eigenvalue or
             the rounding of the largest.
     """
     top = min(top, num_params)
     width = min(num_params, max(8, top // 4))
+    rank = num_params if rank is None else min(rank, num_params)
+    limit = min(num_params, rank + width)
     generator = torch.Generator().manual_seed(int(seed))
     block = torch.randn(num_params, width, generator=generator).to(like)
     # Blocks, never joined: a joined copy would hold the whole basis twice.
@@ -178,10 +183,10 @@ def top_spectrum(
         ritz = values[-top:].flip(0)
         residual = (rest @ kept[old:]).norm(dim=0).double()
         scale = torch.maximum(tolerance * ritz.clamp(min=0), floor * ritz[0])
-        full = size >= num_params
+        full = size >= limit
         if full or (len(ritz) == top and bool((residual <= scale).all())):
             break
-        added = torch.linalg.qr(rest)[0][:, : num_params - size]
+        added = torch.linalg.qr(rest)[0][:, : limit - size]
         del rest
         for _ in range(2):
             added = torch.linalg.qr(added - _combined(basis, _within(basis, added)))[0]
@@ -192,7 +197,7 @@ def top_spectrum(
         trace=trace,
         num_params=num_params,
         num_data=num_data,
-        complete=full,
+        complete=full and top >= rank,
         vectors=_combined(basis, kept),
     )
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import particlevi as pvi
+from particlevi.noise.spectrum import top_spectrum
 from particlevi.typing import Batch
 
 N = 37
@@ -241,3 +242,31 @@ def test_columns_of_another_dtype():
         assert torch.allclose(found.double(), noise.dense()[:, :2], atol=1e-6)
     with pytest.raises(ValueError, match="columns"):
         noise.matmat(v[:, 0])
+
+
+@pytest.mark.parametrize(("top", "whole"), [(3, False), (6, True), (9, True)])
+def test_the_space_of_the_largest_eigenvalues_stops_at_the_rank(top, whole):
+    """A tolerance that rounding never meets; 50 parameters, rank 6, a first block of 8."""
+    half = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)).double()
+    matrix = half @ half.T
+    columns = []
+
+    def apply(block):
+        columns.append(block.shape[1])
+        return matrix @ block + 1e-9 * torch.sin(1e3 * block)
+
+    found = top_spectrum(
+        apply,
+        top,
+        float(matrix.trace()),
+        num_params=50,
+        num_data=7,
+        like=half,
+        seed=0,
+        rank=6,
+        tolerance=0.0,
+    )
+    assert sum(columns) <= 6 + 8
+    assert found.complete == whole
+    wanted = torch.linalg.eigvalsh(matrix).flip(0)[: len(found.eigenvalues)]
+    assert torch.allclose(found.eigenvalues, wanted, atol=1e-6)
