@@ -52,6 +52,7 @@ from particlevi.progress import progress_bar
 __all__ = ["Estimate", "GradientNoise", "NoisePath", "check_noise", "measure", "noise_along"]
 
 _MOST_NUMBERS = 2**25
+_PIECE = 2**24
 _MOST_BYTES = 2e9
 _DEAR = 0.28
 
@@ -320,7 +321,7 @@ class GradientNoise:
             trace = self.trace(centered=centered).value
             return top_spectrum(lambda v: self.matmat(v, centered), top, trace, **settings)
         rows = self._held(centered)
-        trace = float(sum(part.double().square().sum() for part in rows.split(self.chunk_size))) / n
+        trace = float(sum(part.double().square().sum() for part in _pieces(rows))) / n
         return top_spectrum(lambda v: rows.T @ (rows @ v) / n, top, trace, **settings)
 
     def gaussianity(
@@ -393,8 +394,14 @@ class GradientNoise:
             rows[start : start + len(part)] = part
             start += len(part)
         if centered:
-            rows -= rows.mean(0, dtype=torch.float64).to(rows.dtype)
+            total = sum(part.sum(0, dtype=torch.float64) for part in _pieces(rows))
+            rows -= (total / len(rows)).to(rows.dtype)
         return rows
+
+
+def _pieces(rows: Tensor) -> tuple[Tensor, ...]:
+    """Rows in pieces whose copies in float64 take 128 MB at most, or one row."""
+    return rows.split(max(1, _PIECE // rows.shape[1]))
 
 
 def measure(

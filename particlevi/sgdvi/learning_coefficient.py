@@ -123,6 +123,11 @@ class LearningCoefficient:
             found.append(f"the localisation holds {self.held:.3g} of what the data might; lower it")
         if self.lower > 0.01:
             found.append(f"{self.lower:.0%} of the draws have a lower loss: w* is no minimum")
+        most = self.num_params / 2 * (1.05 + self.step_bias)
+        if self.value - 4 * self.standard_error > most:
+            found.append(
+                f"no minimum has more than D / 2 = {self.num_params / 2:g}: the chains ran away"
+            )
         allowed = (0.01 + self.step_bias) * self.num_params  # the step adds to both means alike
         if abs(self.virial - self.num_params) > 4 * self.virial_error + allowed:
             found.append(

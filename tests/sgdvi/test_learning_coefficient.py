@@ -75,6 +75,8 @@ def test_chains_that_miss_a_part_of_the_law_are_doubted():
     net, data = regression(200, 3)
     found = local_learning_coefficient(net, data, half, **QUICK | {"num_draws": 600})
     assert abs(found.virial - 3) < 4 * found.virial_error
+    away = replace(found, value=2.0 + 5 * found.standard_error)
+    assert any("ran away" in doubt for doubt in away.doubts)
     cold = replace(found, virial=3 - 5 * found.virial_error - 0.04)
     assert any("miss a part of the law" in doubt for doubt in cold.doubts)
 
@@ -114,6 +116,25 @@ def test_toy_singular_models(powers, wanted):
     )
     assert found.standard_error < 0.06 * wanted
     assert found.value == pytest.approx(wanted, abs=3 * found.standard_error)
+
+
+@pytest.mark.slow
+def test_reduced_rank_regression():
+    """``y = B A x`` from 2 inputs over 2 to 5 outputs, of rank 0: 2 and not 7 (case 2 of the law).
+
+    Aoyagi and Watanabe, "Stochastic complexities of reduced rank regression in Bayesian
+    estimation", 2005.
+    """
+    x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
+    x = 10 * math.sqrt(200) * torch.linalg.qr(x)[0]
+    net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 5, bias=False)).double()
+    for layer in net:
+        layer.weight.data.zero_()
+    found = local_learning_coefficient(
+        net, (x, net(x).detach()), half, scheme="hmc", num_draws=400, thin=1
+    )
+    assert found.standard_error < 0.1
+    assert found.value == pytest.approx(2.0, abs=3 * found.standard_error)
 
 
 @pytest.mark.slow
