@@ -9,9 +9,10 @@ For a regular minimum it is ``D / 2``; the more directions leave the loss unchan
 the smaller. The chain is Langevin dynamics, started at ``w*``. What can go wrong is reported:
 
 * the step. Its bias is, to first order and as a share of lambda,
-  ``h (tr H + tr S) / (2 D)`` for SGLD, with ``H`` and ``S`` curvature and noise covariance of the
-  gradient of what is sampled, both averaged over the law itself; the step is chosen by it. The
-  Leimkuhler-Matthews scheme has the part of ``S`` only, Hamiltonian Monte Carlo none;
+  ``h (tr H + tr S) / (4 lambda)`` for SGLD, with ``H`` and ``S`` curvature and noise covariance of
+  the gradient of what is sampled, both averaged over the law itself; the step is chosen by it, with
+  ``D / 2`` in the place of lambda. The Leimkuhler-Matthews scheme has the part of ``S`` only,
+  Hamiltonian Monte Carlo none;
 * the localisation: ``(gamma / 2) E|w - w*|^2`` degrees of freedom are held by it and not by the
   data. At a regular minimum lambda is too small by exactly that;
 * a checkpoint that is no minimum: draws with a lower loss than it;
@@ -123,12 +124,13 @@ class LearningCoefficient:
             found.append(f"the localisation holds {self.held:.3g} of what the data might; lower it")
         if self.lower > 0.01:
             found.append(f"{self.lower:.0%} of the draws have a lower loss: w* is no minimum")
-        most = self.num_params / 2 * (1.05 + self.step_bias)
+        most = 1.05 * self.num_params / 2 + self.step_bias * abs(self.value)
         if self.value - 4 * self.standard_error > most:
             found.append(
                 f"no minimum has more than D / 2 = {self.num_params / 2:g}: the chains ran away"
             )
-        allowed = (0.01 + self.step_bias) * self.num_params  # the step adds to both means alike
+        added = self.step_bias * abs(self.value)  # to both means alike
+        allowed = 0.01 * self.num_params + 2 * added
         if abs(self.virial - self.num_params) > 4 * self.virial_error + allowed:
             found.append(
                 f"the chains miss a part of the law: its virial is {self.num_params}, theirs "
@@ -174,7 +176,7 @@ def local_learning_coefficient(
             can be about twenty times as long for one bias. ``"hmc"`` takes all the data at every
             step, and its step is tuned by ``sample``.
         batch_size: b of the gradients; all the data if absent. Losses are of all the data always.
-        step_size: h; if absent that with a bias of 1 %.
+        step_size: h; if absent that with a bias of 1 % of D / 2.
         num_chains: P.
         num_draws: T per chain, after a warm-up of half as many.
         thin: steps per draw.
@@ -232,11 +234,13 @@ def local_learning_coefficient(
         stationary = is_stationary(scaled[..., None])
     last = draws.particles[:, -1]
     bias = 0.0 if step_size is None else around.bias(scheme, step_size, batch_size, last)
+    value = float(scaled.mean())
+    bias *= 0.5 * noise.num_params / max(abs(value), 1e-300)
     held = 0.5 * localization * float(draws.particles.double().square().sum(-1).mean())
     series = scaled[..., None]
     virial = around.virial(draws.particles)[..., None]
     return LearningCoefficient(
-        value=float(scaled.mean()),
+        value=value,
         standard_error=float(arviz.mcse(series)[0]),
         rhat=float(arviz.rhat(series)[0]),
         ess=float(arviz.ess(series)[0]),
