@@ -120,7 +120,7 @@ def beside_devinterp() -> None:
             loss = half(model(x), data[1]) / NUM_DATA
             loss.backward()
             if step >= 0 and step % thin == 0:
-                chain[step // thin] = strength * float(loss)
+                chain[step // thin] = strength * loss.item()
             sgld.step()
     print(f"devinterp {float(series.mean()):.3f} +- {float(arviz.mcse(series)[0]):.3f}")
 

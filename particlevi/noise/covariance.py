@@ -42,7 +42,13 @@ from particlevi.noise.gaussianity import Gaussianity
 from particlevi.noise.minibatches import gaussianity_of, tail_index_of
 from particlevi.noise.persample import PerSample, of_module, of_potential
 from particlevi.noise.scalings import FreshBatching, batch_factor
-from particlevi.noise.spectrum import Spectrum, covariance_spectrum, gram_spectrum, top_spectrum
+from particlevi.noise.spectrum import (
+    Spectrum,
+    covariance_spectrum,
+    gram_spectrum,
+    sum_of_squares,
+    top_spectrum,
+)
 from particlevi.noise.tails import TailIndex
 from particlevi.potentials.layout import Layout
 from particlevi.potentials.potential import ModelPotential
@@ -52,7 +58,6 @@ from particlevi.progress import progress_bar
 __all__ = ["Estimate", "GradientNoise", "NoisePath", "check_noise", "measure", "noise_along"]
 
 _MOST_NUMBERS = 2**25
-_PIECE = 2**24
 _MOST_BYTES = 2e9
 _DEAR = 0.28
 
@@ -321,7 +326,7 @@ class GradientNoise:
             trace = self.trace(centered=centered).value
             return top_spectrum(lambda v: self.matmat(v, centered), top, trace, **settings)
         rows = self._held(centered)
-        trace = float(sum(part.double().square().sum() for part in _pieces(rows))) / n
+        trace = sum_of_squares(rows) / n
         return top_spectrum(lambda v: rows.T @ (rows @ v) / n, top, trace, **settings)
 
     def gaussianity(
@@ -389,19 +394,12 @@ class GradientNoise:
 
     def _held(self, centered: bool) -> Tensor:
         rows = self.position.new_empty(self.num_data, self.num_params)
-        start = 0
+        total, start = rows.new_zeros(self.num_params, dtype=torch.float64), 0
         for part in self.per_sample():
             rows[start : start + len(part)] = part
             start += len(part)
-        if centered:
-            total = sum(part.sum(0, dtype=torch.float64) for part in _pieces(rows))
-            rows -= (total / len(rows)).to(rows.dtype)
-        return rows
-
-
-def _pieces(rows: Tensor) -> tuple[Tensor, ...]:
-    """Rows in pieces whose copies in float64 take 128 MB at most, or one row."""
-    return rows.split(max(1, _PIECE // rows.shape[1]))
+            total += part.sum(0, dtype=torch.float64)
+        return rows.sub_((total / start).to(rows.dtype)) if centered else rows
 
 
 def measure(

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Spectrum", "covariance_spectrum", "gram_spectrum", "top_spectrum"]
+__all__ = ["Spectrum", "covariance_spectrum", "gram_spectrum", "sum_of_squares", "top_spectrum"]
 
 _ROWS = 1024
+_PIECE = 2**24
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +103,12 @@ def gram_spectrum(rows: Tensor, num_params: int) -> Spectrum:
             gram[i : i + _ROWS, j : j + _ROWS] = block.cpu()
     del rows
     return _exact(gram, num_params, count)
+
+
+def sum_of_squares(rows: Tensor) -> float:
+    """Of ``[N, D]``, in float64 by pieces of 128 MB at most, or one row."""
+    pieces = rows.split(max(1, _PIECE // rows.shape[1]))  # type: ignore[no-untyped-call]
+    return float(sum(piece.double().square().sum() for piece in pieces))
 
 
 def covariance_spectrum(matrix: Tensor, num_data: int) -> Spectrum:
