@@ -315,13 +315,8 @@ class GradientNoise:
                 return gram_spectrum(self._held(centered), d)
             return covariance_spectrum(self.dense(centered), n)
         check_positive_int("top", top)
-        settings: dict[str, Any] = {
-            "num_params": d,
-            "num_data": n,
-            "like": self.position,
-            "seed": seed,
-            "rank": n - 1 if centered else n,
-        }
+        settings: dict[str, Any] = {"num_params": d, "num_data": n, "like": self.position}
+        settings |= {"seed": seed, "rank": n - 1 if centered else n}
         if held > max_bytes:
             trace = self.trace(centered=centered).value
             return top_spectrum(lambda v: self.matmat(v, centered), top, trace, **settings)

@@ -107,7 +107,7 @@ def gram_spectrum(rows: Tensor, num_params: int) -> Spectrum:
 
 def sum_of_squares(rows: Tensor) -> float:
     """Of ``[N, D]``, in float64 by pieces of 128 MB at most, or one row."""
-    pieces = rows.split(max(1, _PIECE // rows.shape[1]))  # type: ignore[no-untyped-call]
+    pieces = rows.split(max(1, _PIECE // rows.shape[1]))
     return float(sum(piece.double().square().sum() for piece in pieces))
 
 
