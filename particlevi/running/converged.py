@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils import _pytree as pytree
 
 from particlevi._checks import check_positive
 from particlevi.data import DataLike, as_data
+from particlevi.diagnostics import arviz
+from particlevi.diagnostics.views import View, series
 from particlevi.draws import Draws
 from particlevi.potentials.potential import ModelPotential
 from particlevi.running.monitor import Look, has_grown
@@ -23,11 +26,12 @@ _FEWEST_DRAWS = 4
 
 
 class Reached(NamedTuple):
-    """What was looked at, its smallest bulk or tail ESS, and its largest R-hat."""
+    """What was looked at, its smallest bulk or tail ESS, its largest R-hat, and where they are."""
 
     of: str
     ess: float
     rhat: float
+    worst: list[int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +41,8 @@ class converged:
     For a model with outputs, that is its outputs at probe inputs, which do not depend on which
     hidden unit is which; else every parameter up to 100 of them, and random projections beyond.
     The smallest of bulk and tail ESS and the largest R-hat count, and are worked out each time the
-    draws have grown by a fifth. A run that ends without having reached both warns, and says what
+    draws have grown by a fifth: first where they were worst the last time, and everywhere only if
+    that has been reached. A run that ends without having reached both warns, and says what
     it reached.
 
     Args:
@@ -62,6 +67,7 @@ class converged:
     ess: float = 400.0
     rhat: float = 1.01
     probe: Any = None
+    _worst: list[int] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_positive("ess", self.ess)
@@ -73,7 +79,12 @@ class converged:
         """The reason to end, if there is one."""
         if not has_grown(look.num_draws_before, look.num_draws):
             return None
-        found = self._reached(look.draws(), look.data)
+        of, values = self._looked_at(look.draws(), look.data)
+        worst = [k for k in self._worst if k < values.shape[-1]]
+        if worst and not self._enough(_reached(of, values[..., worst], self.ess)):
+            return None
+        found = _reached(of, values, self.ess)
+        self._worst[:] = found.worst
         if not self._enough(found):
             return None
         return (
@@ -85,7 +96,7 @@ class converged:
         """What a run that ended for another reason did not reach, in words."""
         if look.num_draws < _FEWEST_DRAWS:
             return f"The run ended after {look.num_draws} draws, too few to tell what they are."
-        found = self._reached(look.draws(), look.data)
+        found = _reached(*self._looked_at(look.draws(), look.data), self.ess)
         if self._enough(found):
             return None
         return (
@@ -98,21 +109,32 @@ class converged:
     def _enough(self, found: Reached) -> bool:
         return found.ess >= self.ess and found.rhat <= self.rhat
 
-    def _reached(self, draws: Draws, data: Any) -> Reached:
+    def _looked_at(self, draws: Draws, data: Any) -> tuple[View, Any]:
+        """What is looked at, and its values ``[P, T, K]`` along the chains."""
         probe = self.probe
         if probe is None and draws.potential is not None:
             probe = probe_inputs(draws.potential, data)
-        options: dict[str, Any] = {"of": "parameters"}
+        of: View = "parameters"
         if probe is not None:
-            options = {"of": "predictions", "inputs": probe}
+            of = "predictions"
         elif draws.particles.shape[-1] > _MOST_COORDINATES:
-            options = {"of": "projections"}
-        bulk = float(np.fmin.reduce(draws.ess(**options), axis=None))
-        rhat = float(np.fmax.reduce(draws.rhat(**options), axis=None))
-        if not (bulk >= self.ess and rhat <= self.rhat):
-            return Reached(options["of"], bulk, rhat)
-        tail = float(np.fmin.reduce(draws.ess(method="tail", **options), axis=None))
-        return Reached(options["of"], min(bulk, tail), rhat)
+            of = "projections"
+        values = series(draws, of, probe, _MOST_COORDINATES, "Convergence")
+        return of, values if values.ndim == 3 else values.flatten(2)
+
+
+def _reached(of: str, values: Any, target: float) -> Reached:
+    """What values ``[P, T, K]`` have reached; their tails only if the bulk has as much as asked."""
+    sizes, ratios = arviz.ess(values), arviz.rhat(values)
+    if _smallest(sizes) >= target:
+        sizes = np.fmin(sizes, arviz.ess(values, "tail"))
+    known = [each for each in (sizes, -ratios) if not np.isnan(each).all()]
+    worst = sorted({int(np.nanargmin(each)) for each in known})
+    return Reached(of, _smallest(sizes), -_smallest(-ratios), worst)
+
+
+def _smallest(values: npt.NDArray[np.float64]) -> float:
+    return float(np.fmin.reduce(values, axis=None))
 
 
 def probe_inputs(potential: ModelPotential, data: DataLike) -> Any:
