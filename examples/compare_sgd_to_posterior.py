@@ -108,10 +108,10 @@ def digits() -> Task:
     return Task("digits", train, tensors(x_test, y_test), potential, steps)
 
 
-def run(task: Task, work: float, seconds: float = 40.0) -> dict[str, pvi.Draws]:
+def run(task: Task, work: float, seconds: float = 60.0) -> dict[str, pvi.Draws]:
     """Every method on the same net and the same data."""
     potential, data, h = task.potential, task.train, task.step_sizes
-    steps, epoch = int(4000 * work), len(data[0]) // 64
+    steps, epoch = int(2000 * work), len(data[0]) // 64
     batches = {"batch_size": 64, "batching": pvi.data.Minibatches(shared=True)}
     descent = pvi.sgd(potential, momentum=0.9)
     one = pvi.sample(
@@ -147,6 +147,7 @@ def run(task: Task, work: float, seconds: float = 40.0) -> dict[str, pvi.Draws]:
         potential,
         data,
         num_particles=8,
+        compile=True,
         monitor=[
             pvi.running.converged(ess=200 * work, rhat=1.02, probe=task.test[0][:20]),
             pvi.running.Every(10, budget),
@@ -273,7 +274,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("compare_sgd_to_posterior"))
     parser.add_argument("--work", type=float, default=1.0, help="scales the number of steps")
-    parser.add_argument("--seconds", type=float, default=40.0, help="budget of each posterior")
+    parser.add_argument("--seconds", type=float, default=60.0, help="budget of each posterior")
     arguments = parser.parse_args()
     folder: Path = arguments.output
     folder.mkdir(parents=True, exist_ok=True)

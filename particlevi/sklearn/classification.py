@@ -37,6 +37,8 @@ class BayesianMLPClassifier(ClassifierMixin, BayesianMLP):  # type: ignore[misc,
         max_seconds: that ``fit`` may take, about; None for no end but convergence.
         num_warmup: steps before the first draw; chosen if absent.
         num_draws: T of each chain; until predictions have converged if absent.
+        compile: steps in compiled code, faster after the half minute in which a C++ compiler
+            makes it; torch keeps it on disk.
         random_state: as in scikit-learn. A run that ``max_seconds`` ends is not repeatable.
 
     Attributes:
@@ -72,6 +74,7 @@ class BayesianMLPClassifier(ClassifierMixin, BayesianMLP):  # type: ignore[misc,
         max_seconds: float | None = 60.0,
         num_warmup: int | None = None,
         num_draws: int | None = None,
+        compile: bool = False,
         random_state: Any = None,
     ):
         self.hidden_layer_sizes = hidden_layer_sizes
@@ -81,6 +84,7 @@ class BayesianMLPClassifier(ClassifierMixin, BayesianMLP):  # type: ignore[misc,
         self.max_seconds = max_seconds
         self.num_warmup = num_warmup
         self.num_draws = num_draws
+        self.compile = compile
         self.random_state = random_state
 
     def fit(

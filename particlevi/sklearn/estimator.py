@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_choice, check_positive, check_positive_int
+from particlevi._checks import check_choice, check_flag, check_positive, check_positive_int
 from particlevi.diagnostics.verdict import Verdict
 from particlevi.draws import Draws
 from particlevi.errors import NotConvergedWarning, ParticleviWarning
@@ -74,6 +74,7 @@ class BayesianMLP(BaseEstimator):  # type: ignore[misc,unused-ignore]
     max_seconds: float | None
     num_warmup: int | None
     num_draws: int | None
+    compile: bool
     random_state: Any
 
     draws_: Draws
@@ -93,6 +94,7 @@ class BayesianMLP(BaseEstimator):  # type: ignore[misc,unused-ignore]
         check_positive_int("num_chains", self.num_chains)
         if self.max_seconds is not None:
             check_positive("max_seconds", self.max_seconds)
+        check_flag("compile", self.compile)
         for name in ("num_warmup", "num_draws"):
             if getattr(self, name) is not None:
                 check_positive_int(name, getattr(self, name))
@@ -141,6 +143,7 @@ class BayesianMLP(BaseEstimator):  # type: ignore[misc,unused-ignore]
                 num_warmup=self.num_warmup,
                 num_draws=self.num_draws,
                 seed=seed,
+                compile=self.compile,
                 monitor=rules,
                 progress=False,
             )
