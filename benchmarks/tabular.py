@@ -35,7 +35,7 @@ import numpy.typing as npt
 import torch
 
 import particlevi as pvi
-from benchmarks._page import interval, markdown, write
+from benchmarks._page import markdown, write
 from particlevi.sklearn import BayesianMLPRegressor
 from particlevi.sklearn.net import make_net, outputs_of
 
@@ -214,6 +214,12 @@ def trees(split: Split, seed: int) -> Result:
     return Result(*mixture(mean, np.full_like(mean, scale), split.test_y), taken)
 
 
+def spread(values: list[float]) -> str:
+    """The mean, and the standard deviation over seeds."""
+    text = f"{np.mean(values):.4f}"
+    return text if len(values) < 2 else f"{text} ± {np.std(values, ddof=1):.4f}"
+
+
 def row(method: str, results: list[Result]) -> list[str]:
     """A line of the table."""
     inside = "-"
@@ -222,8 +228,8 @@ def row(method: str, results: list[Result]) -> list[str]:
         inside = " / ".join(f"{100 * share:.0f}" for share in shares)
     return [
         method,
-        interval([each.rmse for each in results]),
-        interval([each.nll for each in results]),
+        spread([each.rmse for each in results]),
+        spread([each.nll for each in results]),
         inside,
         f"{np.median([each.seconds for each in results]):.0f}",
         results[0].said or "-",

@@ -99,3 +99,24 @@ def test_a_wall_does_not_drive_the_step_to_zero():
     start = torch.ones(16, 3, dtype=torch.float64)
     _, _, state = drive(pvi.mclmc(target), energy_error(1e-3, "none"), start, 600, 1)
     assert 0.02 < float(step_of(state.law)) < 2
+
+
+def test_chains_that_begin_at_the_mode_have_come_to_rest_when_draws_begin():
+    scale = torch.ones(400)
+    scale[:100] = 0.02
+    target = pvi.from_log_density(lambda x: -0.5 * (x / scale).square().sum(), num_params=400)
+    largest = []
+    for seed in range(4):
+        draws = pvi.sample(
+            pvi.mclmc(target),
+            tuner=energy_error(metric="none", decoherence=4.0),
+            initial=torch.full((16, 400), 1e-5),
+            num_warmup=600,
+            num_draws=40,
+            seed=seed,
+            progress=False,
+        )
+        potential = 0.5 * (draws.particles / scale).square().sum(-1).mean(0)
+        largest.append(float(((potential - 200) / math.sqrt(200 / 16)).abs().max()))
+    # 3.4 where the potential still swings
+    assert sum(largest) / 4 < 2.3
