@@ -6,6 +6,7 @@ import operator
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,26 +53,36 @@ class Vectorized:
             return (self._loop if self.looping else self._vmap)(particles, batch)
         if self.looping or one_by_one:
             return self._looped(particles, batch)
-        try:
-            values = self._vmap(particles, batch)
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:
+        values, failure = self._tried(particles, batch)
+        if failure is not None:
+            # Outside of the handler, so that the model's own error is told without that of vmap.
             values = self._looped(particles, batch)
             self.looping = True
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            words = str(failure).strip()
+            reason = words.splitlines()[0] if words else repr(failure)
             warnings.warn(
                 f"{self.what} cannot be vectorised over particles, so a loop evaluates one "
                 f"particle at a time, which is slower. The reason: {reason}",
                 stacklevel=2,
             )
-            return values
-        if not isinstance(values, Tensor):
+        return self._checked(values)
+
+    def _tried(self, particles: Tensor, batch: Batch | None) -> tuple[Any, Exception | None]:
+        try:
+            return self._vmap(particles, batch), None
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            return None, error
+
+    def _checked(self, value: Any) -> Tensor:
+        if not isinstance(value, Tensor):
             raise TypeError(
-                f"{self.what} must return one tensor, got {type(values).__name__}: wrap it in a "
-                "function or module that picks one."
+                f"{self.what} must return one tensor, made of the particle by operations of torch, "
+                f"got {type(value).__module__}.{type(value).__name__}: wrap it in a function or "
+                "module that gives one."
             )
-        return values
+        return value
 
     def _vmap(self, particles: Tensor, batch: Batch | None) -> Tensor:
         if batch is None:
@@ -86,8 +97,14 @@ class Vectorized:
 
     def _loop(self, particles: Tensor, batch: Batch | None) -> Tensor:
         if batch is None:
-            return torch.stack([self.function(particle) for particle in particles])
-        if not batch.per_particle:
-            return torch.stack([self.function(particle, batch.data) for particle in particles])
-        rows = (pytree.tree_map(operator.itemgetter(i), batch.data) for i in range(len(particles)))
-        return torch.stack(list(map(self.function, particles, rows)))
+            found = [self._checked(self.function(particle)) for particle in particles]
+        elif not batch.per_particle:
+            found = [self._checked(self.function(particle, batch.data)) for particle in particles]
+        else:
+            parts = [
+                pytree.tree_map(operator.itemgetter(i), batch.data) for i in range(len(particles))
+            ]
+            found = [
+                self._checked(self.function(*pair)) for pair in zip(particles, parts, strict=True)
+            ]
+        return torch.stack(found)
