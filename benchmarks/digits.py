@@ -98,9 +98,10 @@ def main() -> None:
     errors = [draws.mcse(**probe) for draws in (short, reference)]
     z = ((means[0] - means[1]) / np.hypot(*errors)).ravel()
     losses, loss_errors = zip(*(test_loss(task, each) for each in (short, reference)), strict=True)
+    of_loss = (losses[0] - losses[1]) / np.hypot(*loss_errors)
     print(
         f"z of {z.size} outputs: mean {z.mean():.2f}, sd {z.std():.2f}, largest "
-        f"{np.abs(z).max():.2f}; z of the NLL {(losses[0] - losses[1]) / np.hypot(*loss_errors):.2f}"
+        f"{np.abs(z).max():.2f}; z of the NLL {of_loss:.2f}"
     )
 
 

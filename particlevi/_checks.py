@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
@@ -133,10 +134,22 @@ def check_has(name: str, value: Any, members: Iterable[str], expected: str) -> N
         raise TypeError(f"{name} must be {expected}, got {_shown(value)}.")
 
 
-def check_function(name: str, value: Any, of: str) -> None:
-    """``value`` can be called; ``of`` says with what, and what it gives."""
+def check_function(name: str, value: Any, of: str, takes: int | None = None) -> None:
+    """``value`` can be called, with ``takes`` arguments; ``of`` says which, and what it gives."""
     if not callable(value):
         raise TypeError(f"{name} must be a function of {of}, got {_shown(value)}.")
+    if takes is None:
+        return
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):  # some of C tell nothing
+        return
+    try:
+        signature.bind(*range(takes))
+    except TypeError:
+        raise TypeError(
+            f"{name} must be a function of {of}, got {_shown(value)}, which takes {signature}."
+        ) from None
 
 
 def as_list(name: str, value: Any, expected: str) -> list[Any]:

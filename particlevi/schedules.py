@@ -269,6 +269,7 @@ def as_schedule(name: str, value: float | Schedule) -> Schedule:
     if callable(value):
         if hasattr(value, "num_params"):
             raise TypeError(f"{name} must be a number or a function of the step, got a potential.")
+        check_function(name, value, "the step", takes=1)
         return value
     (check_positive if name == "step_size" else check_nonnegative)(name, value)
     return constant(float(value))

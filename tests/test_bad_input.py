@@ -582,3 +582,23 @@ def test_read_only_and_foreign_arrays_are_data():
     found = run(regression(pvi.Bernoulli()), (x, y))
     expected = run(regression(pvi.Bernoulli()), data())
     assert torch.equal(found.particles, expected.particles)
+
+
+@pytest.mark.parametrize("kernel", [pvi.kernels.rbf, pvi.kernels.imq])
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (lambda: 1.0, "squared distances .* which takes"),
+        (torch.nn.MSELoss, "finite number above 0"),
+        (lambda squares, num: None, "tensor of no axes, got None"),
+        (lambda squares, num: squares[:2], "tensor of no axes, got torch.float32 .2."),
+    ],
+)
+def test_a_bandwidth_rule_of_the_wrong_kind_is_named(kernel, rule, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        kernel(rule)(torch.randn(4, 2), torch.randn(4, 2))
+
+
+def test_a_schedule_that_takes_no_step_is_named():
+    with pytest.raises(TypeError, match="step_size must be a function of the step, .* takes"):
+        pvi.schedules.as_schedule("step_size", lambda: 0.1)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_choice, check_positive, check_positive_int
+from particlevi._checks import check_choice, check_function, check_positive, check_positive_int
 
-__all__ = ["Bandwidth", "as_bandwidth", "fixed", "median", "pair_squares"]
+__all__ = ["Bandwidth", "as_bandwidth", "fixed", "median", "pair_squares", "width_of"]
 
 Bandwidth = Callable[[Tensor, int], Tensor]
 """``(squared distances [M] of distinct pairs, P) -> b``, 0-d."""
@@ -121,4 +122,16 @@ def _ranked(values: Tensor, rank: int) -> Tensor:
 
 def as_bandwidth(value: Bandwidth | float) -> Bandwidth:
     """A rule as it is; a number as a fixed one."""
-    return value if callable(value) else fixed(value)
+    if callable(value) and not isinstance(value, type):
+        check_function("bandwidth", value, "squared distances [M] and the number of particles", 2)
+        return value
+    return fixed(cast("float", value))
+
+
+def width_of(rule: Bandwidth, squares: Tensor, num: int) -> Tensor:
+    """The bandwidth, 0-d, that a rule gives, perhaps one of the user's."""
+    width = rule(squares, num)
+    if not isinstance(width, Tensor) or width.ndim or not width.is_floating_point():
+        got = f"{width.dtype} {list(width.shape)}" if isinstance(width, Tensor) else repr(width)
+        raise TypeError(f"A bandwidth must be a floating-point tensor of no axes, got {got}.")
+    return width

@@ -9,13 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from particlevi._checks import check_positive_int, check_seed
-from particlevi.kernels.bandwidths import Bandwidth, as_bandwidth, fixed, median, pair_squares
+from particlevi.kernels.bandwidths import (
+    Bandwidth,
+    as_bandwidth,
+    fixed,
+    median,
+    pair_squares,
+    width_of,
+)
 from particlevi.kernels.reduction import PROFILES, dense_sums, radial_sums, squared_distances
 
 __all__ = [
@@ -81,8 +88,9 @@ class Radial:
 
     def width(self, x: Tensor) -> Tensor:
         """The bandwidth b, 0-d, of the points ``x [P, D]``."""
-        rule = as_bandwidth(self.bandwidth)
-        return rule(x.new_empty(0) if isinstance(rule, fixed) else pair_squares(x), len(x))
+        rule = cast("Bandwidth", self.bandwidth)
+        squares = x.new_empty(0) if isinstance(rule, fixed) else pair_squares(x)
+        return width_of(rule, squares, len(x))
 
     def __call__(self, x: Tensor, y: Tensor, width: Tensor | None = None) -> Tensor:
         """The kernel matrix ``[P, Q]``, the bandwidth taken from the points of ``x`` if absent."""
@@ -108,7 +116,7 @@ class Radial:
         lengths = torch.diagonal(gram)
         squares = (lengths.unsqueeze(1) + lengths - 2 * gram).clamp_(min=0)
         pairs = torch.triu_indices(len(x), len(x), 1, device=x.device)
-        width = as_bandwidth(self.bandwidth)(squares[pairs[0], pairs[1]], len(x))
+        width = width_of(cast("Bandwidth", self.bandwidth), squares[pairs[0], pairs[1]], len(x))
         return dense_sums(x, scores, squares, width, self.kind)
 
     def bind(self, space: Space) -> Kernel:
@@ -224,8 +232,9 @@ class random_features:
         """Frequencies ``[R, D]`` for the bandwidth of ``x``."""
         kernel = self if self._frequencies is not None else self._drawn(x.shape[1])
         assert kernel._frequencies is not None
-        rule = as_bandwidth(self.bandwidth)
-        b = rule(x.new_empty(0) if isinstance(rule, fixed) else pair_squares(x), len(x))
+        rule = cast("Bandwidth", self.bandwidth)
+        squares = x.new_empty(0) if isinstance(rule, fixed) else pair_squares(x)
+        b = width_of(rule, squares, len(x))
         return kernel._frequencies.to(x) * (2 / b).sqrt()
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_finite
+from particlevi._checks import check_finite, check_function
 
 __all__ = [
     "as_directions",
     "as_real",
     "check_field",
-    "check_function",
     "check_points",
     "check_vector",
 ]
@@ -80,8 +79,7 @@ def check_field(
     name: str, field: Callable[[Tensor], Tensor], points: Tensor, shape: tuple[int, ...]
 ) -> None:
     """``field`` is a function of points ``[S, D]`` that gives ``[S, *shape]``, finite."""
-    if not callable(field):
-        raise TypeError(f"{name} must be a function of points [S, D], got {type(field).__name__}.")
+    check_function(name, field, "points [S, D]", takes=1)
     found = field(points[:1])
     if not isinstance(found, Tensor) or found.shape != (1, *shape):
         wanted = ", ".join(["S", *map(str, shape)])
@@ -103,9 +101,3 @@ def as_directions(name: str, value: Any, size: int, columns: int | None = None) 
     check_finite(name, value, "Leave those directions out.")
     found: Tensor = value.detach().double()
     return found
-
-
-def check_function(name: str, value: Any) -> None:
-    """``value`` can be called."""
-    if not callable(value):
-        raise TypeError(f"{name} must be a function of points [..., D], got {_got(value)}.")

@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from particlevi._checks import check_positive, check_positive_int, is_number
+from particlevi._checks import check_function, check_positive, check_positive_int, is_number
 from particlevi.sgdvi._linear import as_matrix, check_one_size, is_symmetric
 
 __all__ = ["Escape", "escape_time", "eyring_kramers_time"]
@@ -131,8 +131,7 @@ def escape_time(
 
 
 def _field(name: str, field: Field, x: Tensor) -> Tensor:
-    if not callable(field):
-        raise TypeError(f"{name} must be a function of points [X], got {type(field).__name__}.")
+    check_function(name, field, "points [X]", takes=1)
     found = field(x)
     if not isinstance(found, Tensor) or found.shape != x.shape:
         got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from particlevi._checks import (
     check_finite,
+    check_function,
     check_nonnegative,
     check_positive,
     check_positive_int,
@@ -27,7 +28,6 @@ from particlevi.potentials.protocol import as_potential
 from particlevi.sgdvi._checks import (
     as_directions,
     check_field,
-    check_function,
     check_points,
     check_vector,
 )
@@ -279,8 +279,8 @@ def compare_potentials(
     (4.0, 1.0)
     """
     check_points("points", points, None)
-    check_function("potential", potential)
-    check_function("loss", loss)
+    check_function("potential", potential, "points [..., D]")
+    check_function("loss", loss, "points [..., D]")
     size, seen = points.shape[-1], points
     if origin is not None:
         check_vector("origin", origin, size)

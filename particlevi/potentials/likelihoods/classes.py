@@ -84,6 +84,8 @@ class Categorical(WithoutParameters):
     binary = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.weight, Tensor) and self.weight.is_meta:
+            raise ValueError("weight must hold numbers, got a tensor on the meta device.")
         if isinstance(self.weight, (Tensor, list)):
             values = self.weight.tolist() if isinstance(self.weight, Tensor) else self.weight
             if not isinstance(values, list):

@@ -71,6 +71,8 @@ class StudentT(LikeOutputs):
             check_positive("df", self.df)
             # A plain number: torch's laws take none of numpy's.
             object.__setattr__(self, "df", float(self.df))
+            if float(self.df) < torch.finfo(torch.float32).tiny:
+                raise ValueError(f"df must be at least 1.2e-38, got {self.df!r}.")
         if not is_word(self.scale, "learned"):
             check_scale(self.scale)
             if not isinstance(self.scale, (str, Mapping)):
