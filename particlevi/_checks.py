@@ -140,8 +140,12 @@ def check_function(name: str, value: Any, of: str, takes: int | None = None) -> 
         raise TypeError(f"{name} must be a function of {of}, got {_shown(value)}.")
     if takes is None:
         return
+    if isinstance(value, type):
+        raise TypeError(
+            f"{name} must be a function of {of}, got the class {value.__name__}: give an instance."
+        )
     try:
-        signature = inspect.signature(value)
+        signature = inspect.signature(getattr(value, "forward", value))
     except (TypeError, ValueError):  # some of C tell nothing
         return
     try:

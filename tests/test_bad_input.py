@@ -600,5 +600,27 @@ def test_a_bandwidth_rule_of_the_wrong_kind_is_named(kernel, rule, words):
 
 
 def test_a_schedule_that_takes_no_step_is_named():
-    with pytest.raises(TypeError, match="step_size must be a function of the step, .* takes"):
+    with pytest.raises(TypeError, match=r"step_size must be a function of the step, .* takes"):
         pvi.schedules.as_schedule("step_size", lambda: 0.1)
+
+
+def test_a_loss_given_as_a_class_is_named():
+    with pytest.raises(TypeError, match=r"loss_fn .* the class MSELoss: give an instance"):
+        pvi.noise.measure(
+            torch.nn.Linear(2, 1), (torch.randn(6, 2), torch.randn(6, 1)), torch.nn.MSELoss
+        )
+
+
+def test_a_module_of_one_argument_is_no_loss():
+    with pytest.raises(TypeError, match="loss_fn must be a function of outputs and targets"):
+        pvi.noise.measure(
+            torch.nn.Linear(2, 1), (torch.randn(6, 2), torch.randn(6, 1)), torch.nn.Linear(1, 1)
+        )
+
+
+@pytest.mark.parametrize("number", [[0], [1, 2]])
+def test_chains_of_weights_are_as_long_as_each_other(number):
+    net = torch.nn.Linear(2, 1)
+    model = pvi.from_module(net, pvi.Gaussian(0.1), pvi.Normal(1.0), num_data=10)
+    with pytest.raises(ValueError, match="Every chain needs as many state_dicts"):
+        pvi.Draws.from_state_dicts(model, [[net.state_dict()] * n for n in number])

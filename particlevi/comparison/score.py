@@ -43,7 +43,7 @@ class Score:
     def __post_init__(self) -> None:
         check_is("name", self.name, str, "text, the head of the column")
         check_is("meaning", self.meaning, str, "text, one line")
-        check_function("compute", self.compute, "a subject and the reference")
+        check_function("compute", self.compute, "a subject and the reference", takes=2)
         check_flag("rank", self.rank)
         if self.best is not None:
             check_choice("best", self.best, ["lowest", "highest"])

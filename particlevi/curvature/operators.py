@@ -31,7 +31,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from particlevi._checks import check_choice, check_finite, check_nonnegative, check_positive_int
+from particlevi._checks import (
+    check_choice,
+    check_finite,
+    check_function,
+    check_nonnegative,
+    check_positive_int,
+)
 from particlevi.curvature.density import SpectralDensity, spectral_density
 from particlevi.curvature.lanczos import Eigenpairs, top_eigenpairs
 from particlevi.curvature.second_order import second_order
@@ -257,8 +263,7 @@ def curvature_operator(
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"curvature_operator takes a module, got {type(module).__name__}.")
-    if not callable(loss_fn):
-        raise TypeError(f"loss_fn must be a function, got {type(loss_fn).__name__}.")
+    check_function("loss_fn", loss_fn, "outputs and targets", takes=2)
     check_choice("kind", kind, ["hessian", "gauss_newton", "empirical_fisher"])
     check_nonnegative("weight_decay", weight_decay)
     check_positive_int("chunk_size", chunk_size)

@@ -458,6 +458,9 @@ class DrawSet:
         ]
         if isinstance(given[0], Mapping):
             chains = [[state for chain in chains for state in chain]]
+        counts = sorted({len(chain) for chain in chains})
+        if len(counts) > 1 or not counts[0]:
+            raise ValueError(f"Every chain needs as many state_dicts, and one or more: {counts}.")
         model = as_potential(potential)
         rows = [torch.stack([raveled(model, state) for state in chain]) for chain in chains]
         return cls.from_tensor(torch.stack(rows), model, kind=kind, seconds=seconds)

@@ -448,7 +448,7 @@ def measure(
     elif isinstance(model, nn.Module):
         if loss_fn is None:
             raise ValueError("A module needs loss_fn, such as torch.nn.functional.cross_entropy.")
-        check_function("loss_fn", loss_fn, "outputs and targets")
+        check_function("loss_fn", loss_fn, "outputs and targets", takes=2)
         samples = of_module(model, loss_fn, data, mode)
         own = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
         start = samples.layout.ravel(own)
