@@ -624,3 +624,8 @@ def test_chains_of_weights_are_as_long_as_each_other(number):
     model = pvi.from_module(net, pvi.Gaussian(0.1), pvi.Normal(1.0), num_data=10)
     with pytest.raises(ValueError, match="Every chain needs as many state_dicts"):
         pvi.Draws.from_state_dicts(model, [[net.state_dict()] * n for n in number])
+
+
+def test_a_safeguard_over_parameters_without_axes_is_refused():
+    with pytest.raises(ValueError, match="Every parameter needs the workers along its first axis"):
+        pvi.optim.SafeguardSGD([torch.nn.Parameter(torch.tensor(1.0))], lr=0.1, window=4)

@@ -61,7 +61,11 @@ def top_eigenpairs(
     from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
     def apply(vector: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        found = product(torch.from_numpy(np.ascontiguousarray(vector.reshape(-1))))
+        given = torch.from_numpy(np.ascontiguousarray(vector.reshape(-1)))
+        try:
+            found = product(given)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"product failed on a vector [{size}] of float64: {error}") from error
         if not isinstance(found, Tensor) or found.shape != (size,):
             raise ValueError(f"product must give a tensor [{size}] for one.")
         return np.asarray(found.detach().double().cpu().numpy())

@@ -64,9 +64,10 @@ class DiagonalNet:
         check_positive_int("num_paths", self.num_paths)
         if not is_integer(self.depth) or self.depth < 0:
             raise ValueError(f"depth must be an integer of at least 0, got {self.depth!r}.")
-        if self.a1 * self.a3 <= self.a2**2:
+        square = float(self.a2) * float(self.a2)
+        if self.a1 * self.a3 <= square:
             raise ValueError(
-                f"a1 a3 must be above a2^2, got {self.a1 * self.a3:.3g} and {self.a2**2:.3g}: "
+                f"a1 a3 must be above a2^2, got {self.a1 * self.a3:.3g} and {square:.3g}: "
                 "data that can be fitted exactly have a point without noise."
             )
 

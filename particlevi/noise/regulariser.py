@@ -282,7 +282,11 @@ def epoch_drift(
         here = spread + (hessians - mean) @ moved
         inner, moved = inner @ keep.T + here, keep @ moved - learning_rate * slopes.mean(0)
         total = keep @ total + torch.einsum("jab,jb->a", hessians - mean, inner) / m
-    found: Tensor = -(learning_rate**2) / (m - 1) * total
+    found: Tensor = -float(learning_rate) * (learning_rate * total) / (m - 1)
+    if not torch.isfinite(found).all():
+        raise ValueError(
+            f"The mean path is not finite at learning_rate={learning_rate:g}: take a smaller one."
+        )
     return found
 
 

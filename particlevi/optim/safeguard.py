@@ -129,7 +129,6 @@ class SafeguardSGD(WorkersOptimizer):
             },
             workers,
         )
-        self.workers.count(self._params())
         self._prepare()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -139,6 +138,7 @@ class SafeguardSGD(WorkersOptimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; the sums start anew."""
         super().add_param_group(param_group)
+        self.workers.count(self._params())
         self._signs = list(self._draw_signs())
 
     def _draw_signs(self) -> Iterator[Tensor]:
