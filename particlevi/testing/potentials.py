@@ -45,6 +45,7 @@ def check_potential(potential: Potential, data: DataLike = None, *, particles: T
     estimator = as_estimator(cast(Any, potential))
     expect((data is None) == (potential.num_data is None), "num_data is None for a density only")
     batch = None if data is None else as_data(data, estimator.potential).whole()
+    expect(bool(torch.isfinite(particles).all()), "particles are not finite")
     energy = unchanged(lambda: potential(particles, batch), (particles, batch), "the potential")
     expect(
         energy.shape == (len(particles),),
