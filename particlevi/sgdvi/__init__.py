@@ -10,6 +10,8 @@ from particlevi.sgdvi.chains import (
     sgd_chain,
 )
 from particlevi.sgdvi.circulation import Circulation, circulation, entropy_production
+from particlevi.sgdvi.connectivity import Barrier, Curve, barrier, connect, straight
+from particlevi.sgdvi.crossing import Crossing, crossing
 from particlevi.sgdvi.currents import Current, DriftParts, decompose_drift, probability_current
 from particlevi.sgdvi.designs import Design, design
 from particlevi.sgdvi.effective_potential import GaussianPotential, gaussian_potential
@@ -60,8 +62,11 @@ from particlevi.sgdvi.verification import Verification
 __all__ = [
     "AdamLaw",
     "Alignment",
+    "Barrier",
     "Circulation",
+    "Crossing",
     "Current",
+    "Curve",
     "Design",
     "DriftParts",
     "EpochLaw",
@@ -82,8 +87,11 @@ __all__ = [
     "Verification",
     "adam_law",
     "alignment",
+    "barrier",
     "circulation",
     "compare_potentials",
+    "connect",
+    "crossing",
     "decompose_drift",
     "design",
     "effective_temperatures",
@@ -120,5 +128,6 @@ __all__ = [
     "sgd_chain",
     "spectra",
     "stationary_law",
+    "straight",
     "swag",
 ]

@@ -26,6 +26,7 @@ from tests.calls.things import (
     LINEAR as NET,
 )
 
+PATH = sgdvi.straight(torch.zeros(3), torch.ones(3))
 LINEAR = {"hessian": EYE, "noise": EYE, "learning_rate": 0.1, "batch_size": 2}
 
 SGD = {
@@ -337,6 +338,24 @@ SGD = {
     ),
     "sgdvi.adam_law": Call(sgdvi.adam_law, LINEAR | {"beta1": 0.5, "num_data": 6}),
     "sgdvi.alignment": Call(sgdvi.alignment, {"noise": NOISE, "top": 2, "num_probes": 4}),
+    "sgdvi.barrier": Call(
+        sgdvi.barrier, {"curve": PATH, "potential": MODEL, "data": DATA, "num_points": 3}
+    ),
+    "sgdvi.connect": Call(
+        sgdvi.connect,
+        {
+            "potential": MODEL,
+            "data": DATA,
+            "start": torch.zeros(3),
+            "end": torch.ones(3),
+            "num_steps": 2,
+            "batch_size": 2,
+        },
+    ),
+    "sgdvi.crossing": Call(
+        sgdvi.crossing, {"curve": PATH, "noise": NOISE, "temperature": 0.1, "num_points": 5}
+    ),
+    "sgdvi.straight": Call(sgdvi.straight, {"start": torch.zeros(3), "end": torch.ones(3)}),
     "sgdvi.design": Call(
         sgdvi.design,
         {

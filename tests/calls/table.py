@@ -26,7 +26,7 @@ RESULTS = {
     pvi.noise: ["AveragedNoise", "Balance", "BalancePath", "Batching", "Estimate", "FamilyTest",
                 "Gaussianity", "GeneralizationBound", "GradientNoise", "NoisePath", "Pair",
                 "Regulariser", "SGDRun", "Scalings", "Spectrum", "TailIndex"],
-    pvi.sgdvi: ["AdamLaw", "Alignment", "Design", "Escape", "GaussianChain",
+    pvi.sgdvi: ["AdamLaw", "Alignment", "Barrier", "Crossing", "Curve", "Design", "Escape", "GaussianChain",
                 "LearningCoefficient", "SGDPlan", "Verification",
                 "Circulation", "Current", "DriftParts", "EpochLaw", "FittedPotential",
                 "FreeEnergy", "GaussianPotential", "Moments", "Projection", "Slice", "Spectra",

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+import particlevi as pvi
 from particlevi.sgdvi import escape_time, eyring_kramers_time
 
 F64 = torch.float64
@@ -41,6 +42,17 @@ def test_uneven_noise_tends_to_its_law_too():
         ratios.append(found.time / found.kramers - 1)
     assert abs(ratios[2]) < 0.05
     assert ratios[1] / ratios[2] == pytest.approx(2, rel=0.25)
+
+
+def test_noise_that_grows_has_a_law_in_closed_form():
+    """With ``C = c + d w^2``, ``2 V = w^2 / d - (c + d) / d^2 log(c + d w^2)``."""
+    c, d, t = 0.3, 0.9, 0.01
+    barrier = 0.5 * ((c + d) / d**2 * math.log((c + d) / c) - 1 / d)
+    wanted = 2 * math.pi * math.sqrt(c / (c + d) / 2) * math.exp(barrier / t)
+    found = escape_time(slope, lambda w: c + d * w**2, temperature=t, **POINTS)
+    assert found.barrier == pytest.approx(barrier / t, rel=1e-6)
+    assert found.kramers == pytest.approx(wanted, rel=1e-4)
+    assert found.time == pytest.approx(wanted, rel=0.04)
 
 
 def test_constant_noise_is_a_temperature():
@@ -96,6 +108,85 @@ def test_simulated_sgd_escapes_when_it_should(noise):
     assert len(times) == runs
     error = float(times.std()) / math.sqrt(runs)
     assert abs(float(times.mean()) - exact) < 4 * error + 0.02 * exact
+
+
+VAR_A, VAR_B, RATE, STEPS = 7.5, 2.5, 0.02, 5000
+
+
+def minibatch_noise(w):
+    return VAR_A + VAR_B * (1 + w) ** 2
+
+
+def minibatch_well():
+    """``f = (w^2 - 1)^2 / 4`` of data ``f + a w + b (w + w^2 / 2)``, with a and b of mean 0."""
+    generator = torch.Generator().manual_seed(1)
+    data = torch.randn(400, 2, generator=generator, dtype=F64)
+    data = torch.linalg.qr(data - data.mean(0))[0] * 20 * torch.tensor([VAR_A, VAR_B]).sqrt()
+
+    def log_likelihood(w, each):
+        w = w[:, :1]
+        return -((w**2 - 1) ** 2) / 4 - each[..., 0] * w - each[..., 1] * (w + w**2 / 2)
+
+    potential = pvi.from_log_likelihood(
+        lambda w: 0 * w[:, 0], log_likelihood, 1, len(data), vectorized=True, dtype=F64
+    )
+    return potential, data
+
+
+@pytest.fixture(scope="module")
+def run():
+    """Constant-rate SGD on single data, 500 chains from either mode, ``[1000, T]``."""
+    potential, data = minibatch_well()
+    draws = pvi.sample(
+        pvi.sgd(potential),
+        data,
+        step_size=RATE / len(data),
+        batch_size=1,
+        initial=torch.tensor([-1.0, 1.0], dtype=F64).repeat_interleave(500)[:, None],
+        num_draws=STEPS,
+        num_warmup=0,
+        progress=False,
+    )
+    return draws.particles[..., 0]
+
+
+def escape_from(mode):
+    points = {"minimum": mode, "saddle": 0.0, "end": -mode, "wall": 3 * mode}
+    t = pvi.noise.temperature(RATE, 1)
+    return escape_time(slope, minibatch_noise, temperature=t, **points)
+
+
+@pytest.mark.parametrize("mode", [-1.0, 1.0])
+def test_minibatches_leave_a_mode_when_the_law_says(run, mode):
+    chains = run[:500] if mode < 0 else run[500:]
+    arrived = mode * chains <= -1
+    some, first = arrived.any(1), arrived.double().argmax(1) + 1
+    # Chains that are still there have waited all along: the mean of exponential times.
+    waited = RATE * torch.where(some, first, STEPS).double().sum()
+    count = int(some.sum())
+    exact = escape_from(mode)
+    assert abs(float(waited) / count / exact.time - 1) < 3 / math.sqrt(count) + 0.03
+
+
+def share_of_the_left_mode():
+    """Of ``exp(-V / T) / C``; by the loss alone the modes are even."""
+    t = pvi.noise.temperature(RATE, 1)
+    w = torch.linspace(-3, 3, 60_001, dtype=F64)
+    v = torch.cumsum(slope(w) / minibatch_noise(w), 0) * (w[1] - w[0]) / t
+    density = torch.exp(-v + v.min()) / minibatch_noise(w)
+    return float(density[w < 0].sum() / density.sum())
+
+
+def test_the_modes_are_visited_as_the_effective_potential_says(run):
+    left = (run[:, STEPS // 2 :] < 0).double().mean(1)
+    error = float(left.std()) / math.sqrt(len(left))
+    assert error < 0.02
+    assert abs(float(left.mean()) - share_of_the_left_mode()) < 3 * error + 0.01
+
+
+def test_the_ratio_of_the_times_is_that_of_the_visits():
+    there, back = escape_from(-1.0).time, escape_from(1.0).time
+    assert there / (there + back) == pytest.approx(share_of_the_left_mode(), abs=0.01)
 
 
 @pytest.mark.parametrize(
