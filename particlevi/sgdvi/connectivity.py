@@ -256,8 +256,7 @@ def _highest(rows: Tensor) -> Estimate:
         return Estimate(float(rows.max()), 0.0)
     halves = rows[::2], rows[1::2]
     taken = [
-        here[:, int(there.mean(0).argmax())]
-        for here, there in (halves, (halves[1], halves[0]))
+        here[:, int(there.mean(0).argmax())] for here, there in (halves, (halves[1], halves[0]))
     ]
     error = math.sqrt(sum(float(part.var()) / len(part) for part in taken)) / 2
     return Estimate(sum(float(part.mean()) for part in taken) / 2, error)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch import nn
@@ -32,7 +30,9 @@ def noisy_well(size=3, num_data=60):
     def log_likelihood(theta, each):
         w = theta @ turn
         well = (w[:, 0] ** 2 - 1) ** 2 / 4 + w[:, 1:].square().sum(1)
-        kicks = each[..., 0] * (w[:, :1] + w[:, :1] ** 2 / 4) + (each[..., 1:] * w[:, None, 1:]).sum(-1)
+        kicks = each[..., 0] * (w[:, :1] + w[:, :1] ** 2 / 4) + (
+            each[..., 1:] * w[:, None, 1:]
+        ).sum(-1)
         return -well[:, None] - kicks
 
     potential = pvi.from_log_likelihood(
@@ -173,7 +173,10 @@ def test_a_path_up_the_side_of_a_valley_is_told():
         (lambda p, d: straight(A, A), "one point"),
         (lambda p, d: straight(A, torch.zeros(3, dtype=F64)), "end must be"),
         (lambda p, d: barrier(straight(A, B), p, d), "start and end"),
-        (lambda p, d: connect(p, d, -torch.ones(3), torch.ones(3), batch_size=99), "at most the 60"),
+        (
+            lambda p, d: connect(p, d, -torch.ones(3), torch.ones(3), batch_size=99),
+            "at most the 60",
+        ),
         (lambda p, d: barrier(straight(A, B), ring(), None, batch_size=2), "at most the 0"),
         (
             lambda p, d: crossing(
