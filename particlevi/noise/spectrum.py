@@ -3,9 +3,12 @@
 All: those of ``[N, N]`` Gram or ``[D, D]`` covariance matrices, in float64. The largest: Rayleigh
 and Ritz in the block Krylov space ``span(V, A V, A^2 V ...)`` with full orthogonalisation; the
 residual ``r = |A x - l x|`` of a pair bounds the distance from ``l`` to an eigenvalue of ``A``;
-for one that stands apart by a gap, the distance is at most ``r^2 / gap``.
+for one that stands apart by a gap, the distance is at most ``r^2 / gap``. Where the space grows
+too large for memory it is reduced to its best Ritz vectors and grows again (thick restart): the
+residuals of all of them lie in the block that comes next, so that nothing else is lost.
 
-Reference: Musco and Musco, "Randomized block Krylov methods for stronger and faster approximate
+Reference: Wu and Simon, "Thick-restart Lanczos method for large symmetric eigenvalue problems",
+2000; Musco and Musco, "Randomized block Krylov methods for stronger and faster approximate
 singular value decomposition", 2015.
 """
 
@@ -21,6 +24,7 @@ __all__ = ["Spectrum", "covariance_spectrum", "gram_spectrum", "sum_of_squares",
 
 _ROWS = 1024
 _PIECE = 2**24
+_BASIS_BYTES = 5e8
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,6 +174,8 @@ def top_spectrum(
     block = torch.randn(num_params, width, generator=generator).to(like)
     # Blocks, never joined: a joined copy would hold the whole basis twice.
     basis = [torch.linalg.qr(block)[0]]
+    bearable = int(_BASIS_BYTES / (num_params * block.element_size()))
+    most_columns = max(bearable, 2 * top + 4 * width)
     del block
     projected = torch.zeros(0, 0, dtype=like.dtype, device=like.device)
     floor = 10 * torch.finfo(like.dtype).eps
@@ -195,6 +201,10 @@ def top_spectrum(
             break
         added = torch.linalg.qr(rest)[0][:, : limit - size]
         del rest
+        if size + added.shape[1] > most_columns:
+            best = slice(-min(top + width, size), None)
+            basis = [_combined(basis, inner[:, best].to(like.dtype))]
+            projected = values[best].diag().to(like.dtype)
         for _ in range(2):
             added = torch.linalg.qr(added - _combined(basis, _within(basis, added)))[0]
         basis.append(added)

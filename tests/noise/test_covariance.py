@@ -270,3 +270,21 @@ def test_the_space_of_the_largest_eigenvalues_stops_at_the_rank(top, whole):
     assert found.complete == whole
     wanted = torch.linalg.eigvalsh(matrix).flip(0)[: len(found.eigenvalues)]
     assert torch.allclose(found.eigenvalues, wanted, atol=1e-6)
+
+
+def test_a_space_that_is_kept_small_finds_the_same_eigenvalues(monkeypatch):
+    """A flat spectrum, Gaussian data of rank 400: 10 of 400 from 52 columns at once."""
+    monkeypatch.setattr("particlevi.noise.spectrum._BASIS_BYTES", 0)
+    rows = torch.randn(400, 2000, generator=torch.Generator().manual_seed(0))
+    evaluated = []
+
+    def apply(block):
+        evaluated.append(block.shape[1])
+        return rows.T @ (rows @ block) / 400
+
+    found = top_spectrum(
+        apply, 10, 2000.0, num_params=2000, num_data=400, like=rows, seed=0, tolerance=1e-3
+    )
+    assert sum(evaluated) > 2 * 10 + 4 * 8  # it was reduced at least once
+    wanted = torch.linalg.eigvalsh((rows @ rows.T).double() / 400).flip(0)[:10]
+    assert torch.allclose(found.eigenvalues, wanted, rtol=1e-5)
