@@ -8,6 +8,7 @@ from particlevi.noise.diagonal_nets import DiagonalNet
 from particlevi.noise.gaussianity import FamilyTest, Gaussianity, gaussianity
 from particlevi.noise.recorder import SGDRecorder
 from particlevi.noise.regulariser import (
+    FiniteRate,
     Regulariser,
     effective_loss,
     epoch_drift,
@@ -27,6 +28,7 @@ __all__ = [
     "DiagonalNet",
     "Estimate",
     "FamilyTest",
+    "FiniteRate",
     "FreshBatching",
     "Gaussianity",
     "GeneralizationBound",

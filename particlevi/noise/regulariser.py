@@ -26,6 +26,7 @@ from particlevi.curvature.second_order import second_order
 from particlevi.noise.covariance import GradientNoise, check_noise
 
 __all__ = [
+    "FiniteRate",
     "Regulariser",
     "effective_loss",
     "epoch_drift",
@@ -48,6 +49,22 @@ class Regulariser(NamedTuple):
 
     value: float
     gradient: Tensor
+
+
+class FiniteRate(NamedTuple):
+    """What shuffling regularises, and along which directions.
+
+    Attributes:
+        value: in units of the mean loss over the learning rate; ``parts.sum() + rest``.
+        curvature: the Hessian's eigenvalues of largest absolute value, ``[top]``.
+        parts: ``omega(l) q' Cov q`` of their eigenvectors, ``[top]``.
+        rest: of all other directions, as if they were flat.
+    """
+
+    value: float
+    curvature: Tensor
+    parts: Tensor
+    rest: float
 
 
 class _Batches(NamedTuple):
@@ -214,7 +231,7 @@ def spectral_weight(curvature: Tensor, learning_rate: float, num_batches: int) -
 
 def finite_rate_regulariser(
     noise: GradientNoise, learning_rate: float, batch_size: int | None = None, *, top: int
-) -> float:
+) -> FiniteRate:
     """``R = sum_l omega(l) q_l' Cov q_l``, the noise that shuffling regularises, by curvature.
 
     ``Cov = (1/m) sum_j (g_j - g)(g_j - g)'`` over the batches of neighbouring data, and ``omega``
@@ -243,7 +260,8 @@ def finite_rate_regulariser(
     along = (shifted @ vectors[:, chosen]).square().mean(0)
     weights = spectral_weight(values[chosen], learning_rate, batches.total)
     rest = shifted.square().sum(1).mean() - along.sum()
-    return float((weights * along).sum() + batches.total / 2 * rest)
+    parts, flat = weights * along, float(batches.total / 2 * rest)
+    return FiniteRate(float(parts.sum()) + flat, values[chosen], parts, flat)
 
 
 def epoch_drift(

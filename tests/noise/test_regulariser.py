@@ -199,10 +199,29 @@ def test_value_at_a_small_rate_is_half_an_epoch_of_the_trace():
     a, b = quadratics(0.1)
     noise = of_quadratics(a, b)
     found = pvi.noise.finite_rate_regulariser(noise, 1e-7, 1, top=D)
-    assert found == pytest.approx(M / 2 * noise.trace().value, rel=1e-5)
-    stiff = pvi.noise.finite_rate_regulariser(noise, 0.1, 1, top=D)
+    assert found.value == pytest.approx(M / 2 * noise.trace().value, rel=1e-5)
+
+
+def test_parts_of_curvatures_are_the_weighted_noise_along_them():
+    noise = of_quadratics(*quadratics(0.1))
+    found = pvi.noise.finite_rate_regulariser(noise, 0.1, 1, top=D)
+    hessian = quadratics(0.1)[0].mean(0)
+    values, vectors = torch.linalg.eigh(hessian)
+    along = torch.stack([q @ noise.matvec(q) for q in vectors.T])
+    wanted = pvi.noise.spectral_weight(values, 0.1, M) * along
+    order = values.abs().argsort(descending=True)
+    assert torch.allclose(found.curvature, values[order])
+    assert torch.allclose(found.parts, wanted[order], rtol=1e-6)
+    assert found.rest == pytest.approx(0, abs=1e-9)
+
+
+def test_directions_left_out_count_as_flat():
+    noise = of_quadratics(*quadratics(0.1))
+    whole = pvi.noise.finite_rate_regulariser(noise, 0.1, 1, top=D)
     part = pvi.noise.finite_rate_regulariser(noise, 0.1, 1, top=1)
-    assert stiff != pytest.approx(part, rel=1e-3)
+    along = whole.parts / pvi.noise.spectral_weight(whole.curvature, 0.1, M)
+    assert part.parts.tolist() == pytest.approx(whole.parts[:1].tolist())
+    assert part.rest == pytest.approx(M / 2 * float(along[1:].sum()))
 
 
 def test_bad_input():
