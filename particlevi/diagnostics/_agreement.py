@@ -8,8 +8,10 @@ R-hat), each half of a chain is cut into b batches, and
     F = b Var(means of the 2P halves) / mean over halves of Var(means of their batches)
 
 follows the F distribution with ``2P - 1`` and ``2P (b - 1)`` degrees of freedom, if batches are
-longer than the memory. The values' distances from their median are tested in the same way, so
-that chains of different width are seen too.
+longer than the memory. One chain of many that lies apart is lost in that mean; it is seen by the
+largest distance of a chain's mean from the mean of all, over its error from the same batches,
+which is at most ``P`` times as likely as Student's t. The values' distances from their median are
+tested in both ways too, so that chains of different width are seen.
 """
 
 from __future__ import annotations
@@ -58,12 +60,12 @@ def agreement(values: Tensor | npt.NDArray[np.float64]) -> float:
     step = max(1, _BLOCK // (flat.shape[0] * flat.shape[1]))
     parts = [flat[..., start : start + step] for start in range(0, size, step)]
     smallest = min(float(_p_values(part).min()) for part in parts)
-    chance: float = min(1.0, 2 * size * smallest)
+    chance: float = min(1.0, 4 * size * smallest)
     return chance
 
 
 def _p_values(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Of location and spread, ``[2, K]``."""
+    """Of location and spread, by all halves and by the chain furthest off, ``[2, 2, K]``."""
     center = np.median(values, axis=(0, 1))
     return np.stack([_of_means(_normal_scores(v)) for v in (values, np.abs(values - center))])
 
@@ -79,7 +81,7 @@ def _normal_scores(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _of_means(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    from scipy.special import fdtrc
+    from scipy.special import fdtrc, stdtr
 
     chains, draws, size = values.shape
     batches = _BATCHES if draws >= 2 * _BATCHES else 2
@@ -88,7 +90,17 @@ def _of_means(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     means = last.reshape(2 * chains, batches, length, size).mean(2)
     between = batches * means.mean(1).var(0, ddof=1)
     within = means.var(1, ddof=1).mean(0)
-    ratio = np.divide(between, within, out=np.full(size, np.inf), where=within > 0)
-    ratio[(within <= 0) & (between <= 0)] = 0.0
-    p: npt.NDArray[np.float64] = fdtrc(2 * chains - 1, 2 * chains * (batches - 1), ratio)
-    return p
+    freedom = 2 * chains * (batches - 1)
+    own = last.mean(1)
+    off = np.abs(own - own.mean(0)).max(0)
+    error = np.sqrt(within / (2 * batches) * (1 - 1 / chains))
+    furthest = 2 * chains * stdtr(freedom, -_ratio(off, error))
+    return np.stack([fdtrc(2 * chains - 1, freedom, _ratio(between, within)), furthest])
+
+
+def _ratio(
+    above: npt.NDArray[np.float64], below: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Of coordinates that stand still: infinite where they differ, else 0."""
+    still = np.where(above > 0, np.inf, 0.0)
+    return np.divide(above, below, out=still, where=below > 0)

@@ -39,6 +39,16 @@ def test_chains_apart_are_seen():
     assert agreement(values) < 1e-4
 
 
+def test_one_chain_of_many_is_seen_among_many_coordinates():
+    rng = np.random.default_rng(0)
+    seen = 0
+    for _ in range(20):
+        values = autoregressive(0.0, 10, 42, 150, rng)
+        values[3, :, 7] += 1.0
+        seen += agreement(values) < 0.01
+    assert seen >= 12  # from the spread of all halves alone: 4
+
+
 def test_chains_of_another_width_are_seen():
     values = autoregressive(0.75, 4, 400, 5, np.random.default_rng(0))
     values[0, :, 2] *= 2.0
