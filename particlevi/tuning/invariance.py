@@ -47,6 +47,7 @@ __all__ = ["Invariance", "check_invariance", "sign_flip_test"]
 _LEAPFROGS = 10
 _ACCEPTANCE = 0.9
 TUNING_STEPS = 80
+_TUNING_DRAWS = 8
 _MOST_FLIPS = 4096
 _PROBES = 20
 
@@ -203,12 +204,12 @@ def check_invariance(
         )
     generator = torch.Generator(potential.device).manual_seed(int(seed))
     begin_at = as_particles(starts.flatten(0, 1), potential, potential.num_params)
-    tune_at = others.to(begin_at)
-    spread = torch.cat([begin_at, tune_at]).double().std(0)
+    # Not of the starts: a kernel that knows them is not reversible.
+    spread = others.flatten(0, 1).double().std(0)
     scale = torch.where(spread > 0, spread, 1.0).to(begin_at)
     streams = ParticleStreams(int(seed), "invariance", device=potential.device)
     kernel = _Kernel(potential, checked, scale, streams)
-    kernel.tune(tune_at)
+    kernel.tune(others[:, 0].to(begin_at))
     end_at, acceptance = kernel.run(begin_at, num_steps)
     probe = _probe(potential, checked, inputs)
     names, before = _functionals(potential, checked, probe, begin_at)
@@ -230,13 +231,15 @@ def check_invariance(
 
 
 def _split(particles: Tensor, num_starts: int) -> tuple[Tensor, Tensor]:
-    """Starts ``[C, S, D]``, and points ``[C, D]`` to tune on, which are others if there are any."""
-    if particles.shape[1] == 1:
-        return particles[:, -1:], particles[:, 0]
+    """Starts ``[C, S, D]``, and up to 8 other draws of each chain, if there are any."""
     num_draws = particles.shape[1]
+    if num_draws == 1:
+        return particles, particles
     num_starts = min(num_starts, num_draws // 2)
-    ends = torch.linspace(0, num_draws - 1, 2 * num_starts).round().long()
-    return particles[:, ends[1::2]], particles[:, ends[0]]
+    starts = torch.linspace(0, num_draws - 1, 2 * num_starts).round().long()[1::2]
+    rest = torch.tensor(sorted(set(range(num_draws)) - set(starts.tolist())))
+    others = rest[torch.linspace(0, len(rest) - 1, min(len(rest), _TUNING_DRAWS)).round().long()]
+    return particles[:, starts], particles[:, others]
 
 
 class _Kernel:
