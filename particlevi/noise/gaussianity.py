@@ -27,6 +27,7 @@ __all__ = [
     "anderson_darling",
     "compare_with_gaussian",
     "gaussianity",
+    "normal_scores",
     "shapiro_wilk",
 ]
 
@@ -34,7 +35,7 @@ MOST_SAMPLES = 5000
 _LEAST = 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FamilyTest:
     """The two tests on one family of directions.
 
@@ -46,7 +47,10 @@ class FamilyTest:
         anderson_null: its mean under Gaussian noise.
         anderson_p: probability of such an A^2 or a larger one.
         num_directions: in the family.
-        num_samples: noise vectors that were used.
+        num_samples: M, noise vectors that were used.
+        ordered: the samples of a direction, standardised and sorted, averaged over directions,
+            ``[M]``: what a QQ plot shows.
+        ordered_null: the central 95 % of the same under Gaussian noise, ``[2, M]``.
     """
 
     shapiro: float
@@ -57,9 +61,11 @@ class FamilyTest:
     anderson_p: float
     num_directions: int
     num_samples: int
+    ordered: Array
+    ordered_null: Array
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Gaussianity:
     """What ``gaussianity`` gives.
 
@@ -165,18 +171,20 @@ def compare_with_gaussian(
     root = vectors * np.sqrt(eigenvalues.clip(0))
     kept = eigenvalues > 1e-12 * eigenvalues[-1]
     root = root[:, kept]
-    observed = _statistics(list(families.values()))
+    observed, ordered = _statistics(list(families.values()))
     widths = [part.shape[1] for part in families.values()]
     lengths = [len(part) for part in families.values()]
     edges = np.cumsum([0, *widths])
-    null = []
+    null, ordered_null = [], []
     for _ in range(num_bootstrap):
         drawn = rng.standard_normal((max(lengths), root.shape[1])) @ root.T
         parts = [
             drawn[:length, start:stop]
             for length, start, stop in zip(lengths, edges[:-1], edges[1:], strict=True)
         ]
-        null.append(_statistics(parts))
+        statistics, curves = _statistics(parts)
+        null.append(statistics)
+        ordered_null.append(curves)
     both = np.concatenate([observed[None], np.array(null)])
     p_values = (both[1:] >= both[0]).sum(0) + 1.0
     p_values /= num_bootstrap + 1
@@ -196,17 +204,21 @@ def compare_with_gaussian(
             anderson_p=float(p_values[a]),
             num_directions=widths[i],
             num_samples=lengths[i],
+            ordered=ordered[i],
+            ordered_null=np.quantile([curves[i] for curves in ordered_null], [0.025, 0.975], 0),
         )
     return Gaussianity(p_value, found, num_bootstrap, num_constant)
 
 
-def _statistics(parts: list[Array]) -> Array:
-    """``-W`` and ``A^2`` of each family: both grow with the distance from a Gaussian."""
+def _statistics(parts: list[Array]) -> tuple[Array, list[Array]]:
+    """``-W`` and ``A^2`` of each family, larger if less Gaussian; its mean sorted samples."""
     rows: list[Any] = []
+    curves: list[Array] = []
     for part in parts:
         ordered = np.sort(part, axis=0)
         rows += [-shapiro_wilk(ordered).mean(), anderson_darling(ordered).mean()]
-    return np.array(rows)
+        curves.append(((ordered - ordered.mean(0)) / ordered.std(0, ddof=1)).mean(1))
+    return np.array(rows), curves
 
 
 def shapiro_wilk(ordered: Array) -> Array:
@@ -217,10 +229,16 @@ def shapiro_wilk(ordered: Array) -> Array:
     return found
 
 
-def _weights(size: int) -> Array:
+def normal_scores(size: int) -> Array:
+    """About the means of the order statistics of ``size`` standard normals (Blom)."""
     from scipy.special import ndtri
 
-    middle = ndtri((np.arange(1, size + 1) - 0.375) / (size + 0.25))
+    found: Array = ndtri((np.arange(1, size + 1) - 0.375) / (size + 0.25))
+    return found
+
+
+def _weights(size: int) -> Array:
+    middle = normal_scores(size)
     total = middle @ middle
     u = size**-0.5
     last = middle[-1] / total**0.5 + np.polyval(

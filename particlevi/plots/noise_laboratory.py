@@ -9,7 +9,7 @@ import numpy as np
 from particlevi._checks import check_is
 from particlevi.noise.balance import BalancePath
 from particlevi.noise.bounds import GeneralizationBound
-from particlevi.noise.gaussianity import Gaussianity
+from particlevi.noise.gaussianity import Gaussianity, normal_scores
 from particlevi.noise.tails import TailIndex
 from particlevi.plots.axes import as_axes
 
@@ -17,7 +17,10 @@ __all__ = ["balance", "bound", "normality", "tails"]
 
 
 def normality(result: Gaussianity, axes: Any = None) -> Any:
-    """W of each family of directions beside its value under Gaussian noise.
+    """The quantiles of each family of directions against those of a Gaussian (a QQ plot).
+
+    Bands are the central 95 % under Gaussian noise of the same covariance; a heavy tail leaves them
+    downwards on the left and upwards on the right.
 
     Args:
         result: from ``pvi.noise.gaussianity`` or the method of that name.
@@ -25,14 +28,15 @@ def normality(result: Gaussianity, axes: Any = None) -> Any:
     """
     check_is("result", result, Gaussianity, "what noise.gaussianity gives")
     axes = as_axes(axes)
-    place = np.arange(len(result.families))
-    tests = list(result.families.values())
-    axes.plot(place, [1 - t.shapiro for t in tests], "o", color="C0", label="noise")
-    axes.plot(place, [1 - t.shapiro_null for t in tests], "_", color="C3", ms=20, label="Gaussian")
-    axes.set_yscale("log")
-    axes.set_xticks(place, list(result.families))
-    axes.set(ylabel="1 - W", title=f"Normality of gradient noise, p = {result.p_value:.3g}")
-    axes.legend()
+    for i, (name, test) in enumerate(result.families.items()):
+        place = normal_scores(test.num_samples)
+        label = f"{name}, W {test.shapiro:.4f} (p {test.shapiro_p:.2g})"
+        axes.plot(place, test.ordered, ".", ms=3, color=f"C{i}", label=label)
+        axes.fill_between(place, *test.ordered_null, color=f"C{i}", alpha=0.3, linewidth=0)
+    axes.axline((0, 0), slope=1, color="k", linewidth=0.5)
+    axes.set(xlabel="quantile of a Gaussian", ylabel="quantile of the noise, in sds")
+    axes.set_title(f"Normality of gradient noise, p = {result.p_value:.3g}")
+    axes.legend(markerscale=3)
     return axes
 
 

@@ -118,7 +118,7 @@ def test_minibatches_have_the_covariance_of_their_kind():
 def test_the_seed_decides():
     x = np.random.default_rng(0).standard_normal((50, 5))
     first, second = (pvi.noise.gaussianity(x, **SMALL) for _ in range(2))
-    assert first == second
+    assert (first.p_value, str(first)) == (second.p_value, str(second))
     assert "Gaussian" in str(first)
 
 
@@ -163,3 +163,19 @@ def test_bad_noise():
     for test in (noise.tail_index, noise.gaussianity):
         with pytest.raises(ValueError, match="finite"):
             test()
+
+
+def test_quantiles_of_gaussian_noise_lie_in_the_band_as_often_as_it_says():
+    root = covariance_root()
+    draw = lambda rng: rng.standard_normal((60, len(root))) @ root.T  # noqa: E731
+    _, found = p_values(draw, 40, **SMALL)
+    tests = [test for f in found for test in f.families.values()]
+    inside = [((t.ordered >= t.ordered_null[0]) & (t.ordered <= t.ordered_null[1])) for t in tests]
+    assert np.mean([i.mean() for i in inside]) == pytest.approx(0.95, abs=0.04)
+
+
+def test_a_heavy_tail_leaves_the_band_of_quantiles_at_both_ends():
+    samples = np.random.default_rng(0).standard_t(3, size=(200, 5))
+    found = pvi.noise.gaussianity(samples, **SMALL).families["coordinates"]
+    assert found.ordered[0] < found.ordered_null[0, 0]
+    assert found.ordered[-1] > found.ordered_null[1, -1]
