@@ -50,6 +50,9 @@ class converged:
         rhat: the largest R-hat.
         probe: inputs at which outputs are looked at; twenty of the data if absent.
 
+    Attributes:
+        seen: what it found when it last looked, in words; the progress bar shows it.
+
     Raises:
         ValueError: a target out of its range.
 
@@ -67,6 +70,7 @@ class converged:
     ess: float = 400.0
     rhat: float = 1.01
     probe: Any = None
+    seen: dict[str, str] = field(default_factory=dict, init=False, repr=False)
     _worst: list[int] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -81,9 +85,9 @@ class converged:
             return None
         of, values = self._looked_at(look.draws(), look.data)
         worst = [k for k in self._worst if k < values.shape[-1]]
-        if worst and not self._enough(_reached(of, values[..., worst], self.ess)):
+        if worst and not self._enough(self._note(_reached(of, values[..., worst], self.ess))):
             return None
-        found = _reached(of, values, self.ess)
+        found = self._note(_reached(of, values, self.ess))
         self._worst[:] = found.worst
         if not self._enough(found):
             return None
@@ -105,6 +109,10 @@ class converged:
             "Chains that disagree may be in separate modes, or the posterior has scales that "
             "depend on each other: run longer (num_draws=), or change the coordinates."
         )
+
+    def _note(self, found: Reached) -> Reached:
+        self.seen.update({f"R-hat of {found.of}": f"{found.rhat:.3f}", "ESS": f"{found.ess:.0f}"})
+        return found
 
     def _enough(self, found: Reached) -> bool:
         return found.ess >= self.ess and found.rhat <= self.rhat

@@ -62,7 +62,10 @@ class Look:
 
 
 Rule: TypeAlias = Callable[[Look], str | bool | None]
-"""Looks at a run. A reason in words, or True, ends it; None or False lets it go on."""
+"""Looks at a run. A reason in words, or True, ends it; None or False lets it go on.
+
+What stands in an attribute ``seen`` of it, a dictionary of words, is shown in the progress bar.
+"""
 
 
 @runtime_checkable
@@ -151,6 +154,9 @@ class target_ess:
         rhat: the largest R-hat; it does not matter if absent.
         of: ``"parameters"``, or ``"projections"``, which costs less where there are many.
 
+    Attributes:
+        seen: what it found when it last looked, in words; the progress bar shows it.
+
     Raises:
         ValueError: a target out of its range, or anything else to look at.
 
@@ -168,6 +174,7 @@ class target_ess:
     ess: float
     rhat: float | None = None
     of: Literal["parameters", "projections"] = "parameters"
+    seen: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_positive("ess", self.ess)
@@ -194,10 +201,12 @@ class target_ess:
     def _reached(self, look: Look) -> tuple[bool, str]:
         draws = look.draws()
         ess = float(np.min(draws.ess(self.of)))
+        self.seen["ESS"] = f"{ess:.0f}"
         found = f"target_ess({self.ess:g}): the smallest ESS is {ess:.0f}"
         if self.rhat is None or not ess >= self.ess:
             return ess >= self.ess, found
         rhat = float(np.max(draws.rhat(self.of)))
+        self.seen[f"R-hat of {self.of}"] = f"{rhat:.3f}"
         return rhat <= self.rhat, f"{found}, the largest R-hat {rhat:.3f}"
 
 

@@ -117,6 +117,8 @@ class Watch:
         shown = {"potential": f"{float(info.potential[alive].mean()):.4g}"}
         for name, label in self.sampler.shown.items():
             shown[label] = f"{float(values[name][alive].mean()):.3g}"
+        for rule in self.monitor.timed:
+            shown.update(getattr(rule.rule, "seen", {}))
         self.bar.set_postfix(shown, refresh=False)
 
     def ask(self, look: Look) -> str | None:

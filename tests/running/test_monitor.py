@@ -104,3 +104,13 @@ def test_rules_check_their_arguments():
 )
 def test_draws_have_grown_when_they_pass_a_power_of_1_2(before, now, grown):
     assert has_grown(before, now) is grown
+
+
+@pytest.mark.parametrize(
+    ("rule", "shown"),
+    [(pvi.running.converged(1e6), "R-hat of parameters="), (target_ess(1e6), "ESS=")],
+)
+def test_the_progress_bar_shows_what_a_target_saw(rule, shown, capsys):
+    with pytest.warns(pvi.errors.NotConvergedWarning):
+        pvi.sample(pvi.sghmc(DENSITY), step_size=0.3, num_particles=4, num_draws=300, monitor=rule)
+    assert shown in capsys.readouterr().err
