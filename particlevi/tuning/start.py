@@ -160,6 +160,7 @@ def _among_few(objective: Objective, initial: Tensor, generator: torch.Generator
     seen = torch.full_like(found.potential, -1, dtype=torch.long)
     for k, each in reversed(list(enumerate(modes))):
         seen[in_basin(found.points, found.potential, each) & near] = k
+    unseen = sum(not bool((seen == k).any()) for k in range(len(modes)))
     mode = _shared_out(torch.where(near, seen, 0), len(modes))
     same = float((mode[near] == 0).double().mean()) if bool(near.any()) else 1.0
     one = same >= 0.8 and not others
@@ -174,8 +175,8 @@ def _among_few(objective: Objective, initial: Tensor, generator: torch.Generator
     )
     points = spread(objective.gradient_at, centers, widths, normal, best.potential)
     kind = "one minimum" if one else "different minima"
-    if others:
-        kind += f", {len(others)} of them by a search from far outside"
+    if unseen:
+        kind += f", {unseen} of them by a search from far outside"
     return Start(
         points,
         metric,
@@ -183,7 +184,7 @@ def _among_few(objective: Objective, initial: Tensor, generator: torch.Generator
         f"{len(initial)} chains were minimised together and found {kind}, the lowest potential "
         f"{best.potential:.6g}; {int((~near).sum())} that ended far above it begin there.",
         best.place,
-        len(others),
+        unseen,
     )
 
 

@@ -64,6 +64,13 @@ def test_chains_begin_in_every_mode_that_was_found():
     assert torch.equal(start.metric, start.metric.diagonal().diag())
 
 
+def test_a_mode_that_chains_found_themselves_is_not_told_as_missed():
+    given = normal(16, 2) + torch.tensor([0.0, 9.0], dtype=F64).repeat(8)[:, None]
+    start = find_start(modes(1.0, 1.0), given, generator(), keep=True)
+    assert start.others == 0
+    torch.testing.assert_close(start.points, given)
+
+
 def test_one_gaussian_has_no_other_minimum():
     scale = torch.logspace(-3, 3, 5, dtype=F64)
     target = pvi.from_log_density(
