@@ -39,6 +39,7 @@ from particlevi._checks import (
     check_choice,
     check_flag,
     check_fraction,
+    check_positive,
     check_positive_int,
 )
 from particlevi.noise.scalings import batch_factor
@@ -110,6 +111,7 @@ def design(
     averaging: int = 1,
     law: Law = "exact",
     shapes: Sequence[tuple[int, ...]] | None = None,
+    curvature_growth: float = 1.0,
 ) -> Design:
     """Settings of SGD whose draws are closest to ``Normal(minimum, target)``.
 
@@ -132,6 +134,8 @@ def design(
         averaging: iterates that are averaged to one draw.
         law: ``"small_rates"`` leaves out what is of higher order in the rate.
         shapes: of the tensors, for the Kronecker family; one vector if absent.
+        curvature_growth: how many times larger than ``hessian`` the curvature gets where the
+            target's draws lie, at most; where noise may be added, steps are so many times shorter.
 
     Raises:
         ValueError: matrices that do not fit, or a combination that is not implemented.
@@ -154,10 +158,14 @@ def design(
     check_choice("law", law, ["exact", "small_rates"])
     check_flag("injected", injected)
     check_positive_int("averaging", averaging)
+    check_positive("curvature_growth", curvature_growth)
+    if curvature_growth < 1:
+        raise ValueError(f"curvature_growth must be at least 1, got {curvature_growth}.")
     _check_combination(batching, momentum, averaging, law)
     tensors = _checked_shapes(shapes, len(f))
     own = batch_factor(batch_size, num_data, _independent(batching)) * c
-    problem = InverseProblem(f, c, own, s, float(momentum), int(averaging), law)
+    growth = float(curvature_growth)
+    problem = InverseProblem(f, c, own, s, float(momentum), int(averaging), law, growth)
     add = injected and averaging == 1 and batching != "epoch" and law == "exact"
     extra: Array | None = None
     if averaging > 1:

@@ -60,10 +60,18 @@ class InverseProblem:
     """One inverse problem: matrices, momentum, averaging and the law that is inverted."""
 
     def __init__(
-        self, f: Array, c: Array, own: Array, s: Array, momentum: float, averaging: int, law: Law
+        self,
+        f: Array,
+        c: Array,
+        own: Array,
+        s: Array,
+        momentum: float,
+        averaging: int,
+        law: Law,
+        growth: float = 1.0,
     ) -> None:
         self.f, self.c, self.own, self.target = f, c, own, s
-        self.momentum, self.averaging, self.law = momentum, averaging, law
+        self.momentum, self.averaging, self.law, self.growth = momentum, averaging, law, growth
         self.tensors = [torch.from_numpy(each.copy()) for each in (f, own, s)]
 
     def full(self, add: bool) -> Array:
@@ -72,7 +80,9 @@ class InverseProblem:
 
         f, s, m = self.f, self.target, self.momentum
         drift, curved = f @ s, f @ s @ f
-        noise = self.own + (_missing(self.own, (1 - m) / (1 + m) * curved) if add else 0.0)
+        # H = 2 F^-1 / (1 + k) under noise k F S F, without momentum: 1 / growth of Newton's step.
+        least = (2 * self.growth - 1) * (1 - m) / (1 + m) * curved
+        noise = self.own + (_missing(self.own, least) if add else 0.0)
         second = (1 + m**2) / (1 - m**2) * curved if self.law == "exact" else 0.0 * curved
         x = solve_continuous_lyapunov((1 - m) * drift, noise + second)
         # With momentum the equation in H^-1 is not linear: iterate on its last term.
@@ -179,7 +189,7 @@ class InverseProblem:
         h = h / largest
 
         def feasible(scale: float) -> bool:
-            if scale >= 2 * (1 + self.momentum):
+            if scale >= 2 * (1 + self.momentum) / (2 * self.growth - 1):
                 return False
             lacking = required_noise(self.f, self.target, scale * h, self.momentum) - self.own
             return bool(np.linalg.eigvalsh(lacking).min() >= -1e-12 * np.abs(lacking).max())

@@ -43,6 +43,7 @@ from particlevi._checks import (
 )
 from particlevi.curvature.hessian import Energy, dense_hessian
 from particlevi.draws import Draws
+from particlevi.errors import DivergenceError
 from particlevi.noise.average import average
 from particlevi.noise.covariance import GradientNoise, measure
 from particlevi.potentials.function import from_log_likelihood
@@ -61,7 +62,7 @@ __all__ = ["SGDPlan", "plan"]
 Target = Literal["posterior", "sandwich"] | float | Tensor
 """What is to be sampled, around the minimum."""
 
-_MOST_POINTS = 64
+_MOST_POINTS, _HESSIANS = 64, 8
 _MOST_PARAMS = 2000
 _MOMENTA = (0.0, 0.5, 0.9)
 
@@ -76,6 +77,8 @@ class SGDPlan:
         hessian: ``F [D, D]`` there, prior included.
         noise: ``C [D, D]``, averaged over the target.
         noise_growth: its trace over that at the minimum.
+        curvature_growth: how many times ``hessian`` the curvature is at points of the target, at
+            most; with injected noise, steps are so many times shorter than Newton's.
         moved: Newton's distance from where the model was to the minimum, in standard deviations of
             the posterior, per parameter (rms).
         potential: that of the loss.
@@ -87,6 +90,7 @@ class SGDPlan:
     hessian: Tensor
     noise: Tensor
     noise_growth: float
+    curvature_growth: float
     moved: float
     potential: ModelPotential
     data: Any
@@ -178,19 +182,27 @@ class SGDPlan:
         axes = torch.linalg.eigh(found.target).eigenvectors
         warmup = int(found.chain.steps_to_stationarity(axes).max()) * found.steps_per_epoch
         start = self.center.to(self.potential.device, self.potential.dtype)
-        kept = sample(
-            planned_sgd(self.potential, found),
-            self.data,
-            step_size=found.learning_rate,
-            batch_size=found.batch_size,
-            batching=found.batching,
-            initial=start.expand(num_chains, -1).clone(),
-            num_warmup=warmup,
-            num_draws=num_draws * found.averaging,
-            thin=1 if found.averaging > 1 else found.thin,
-            seed=seed,
-            progress=progress,
-        )
+        try:
+            kept = sample(
+                planned_sgd(self.potential, found),
+                self.data,
+                step_size=found.learning_rate,
+                batch_size=found.batch_size,
+                batching=found.batching,
+                initial=start.expand(num_chains, -1).clone(),
+                num_warmup=warmup,
+                num_draws=num_draws * found.averaging,
+                thin=1 if found.averaging > 1 else found.thin,
+                seed=seed,
+                progress=progress,
+            )
+        except DivergenceError as error:
+            error.add_note(
+                "The rate is the plan's own: the target is wider than the basin around the "
+                "minimum in which its laws hold. Narrow the prior, freeze layers, give a smaller "
+                "target, or use a sampler of the posterior itself."
+            )
+            raise
         return kept if found.averaging == 1 else iterate_average(kept, found.averaging)
 
     def verify(self, draws: Draws | Tensor) -> Verification:
@@ -272,7 +284,9 @@ def plan(
     noise = noise.at(center.to(noise.position))
     at_minimum = noise.dense().cpu()
     wanted = _covariance(target, hessian, at_minimum, count)
-    averaged = average(noise, _points(noise.position.double().cpu(), wanted)).matrix
+    points = _points(noise.position.double().cpu(), wanted)
+    averaged = average(noise, points).matrix
+    growth = _curvature_growth(energy, hessian, points.to(noise.position))
     options: list[Design] = []
     shapes = [tuple(shape) for shape in noise.samples.layout.shapes.values()]
     failed: ValueError | None = None
@@ -293,6 +307,7 @@ def plan(
                         injected=injected,
                         averaging=window,
                         shapes=shapes,
+                        curvature_growth=growth,
                     )
                     options.append(found)
                 except ValueError as error:
@@ -307,6 +322,7 @@ def plan(
         hessian=hessian,
         noise=averaged,
         noise_growth=float(averaged.trace() / at_minimum.trace()),
+        curvature_growth=growth,
         moved=math.sqrt(max(float(shift), 0.0)),
         potential=potential,
         data=data,
@@ -437,6 +453,19 @@ def _points(center: Tensor, covariance: Tensor) -> Tensor:
     turned = torch.linalg.qr(turned)[0][:, : min(size, _MOST_POINTS)]
     away = math.sqrt(size) * ((vectors * values.sqrt()) @ turned).T
     return torch.cat([center + away, center - away])
+
+
+def _curvature_growth(energy: Callable[[Tensor], Energy], hessian: Tensor, points: Tensor) -> float:
+    """The largest curvature at some of the points ``[S, D]`` over that at the minimum, at least 1.
+
+    By the largest eigenvalue of ``F^-1/2 H F^-1/2``.
+    """
+    root, largest = torch.linalg.cholesky(hessian), 1.0
+    for point in points[:: max(1, len(points) // _HESSIANS)]:
+        there = torch.linalg.solve_triangular(root, dense_hessian(energy(point)).cpu(), upper=False)
+        relative = torch.linalg.solve_triangular(root, there.T, upper=False)
+        largest = max(largest, float(torch.linalg.eigvalsh(relative)[-1]))
+    return largest
 
 
 def _batches(batch_size: int | None, count: int) -> Sequence[int]:

@@ -222,3 +222,21 @@ def test_what_does_not_fit_is_refused(change, words):
     options = {"target": POSTERIOR} | COMMON | change
     with pytest.raises(ValueError, match=words):
         design(F, C, **options)
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_shorter_steps_where_curvature_grows_sample_the_same_law(target, momentum):
+    found = design(F, C, target, momentum=momentum, curvature_growth=4.0, **COMMON)
+    assert torch.allclose(found.covariance, target, rtol=0, atol=1e-10 * float(target.max()))
+
+
+@pytest.mark.parametrize("structure", ["full", "scalar", "diagonal"])
+def test_where_curvature_grows_steps_stay_stable(structure):
+    plain, short = (
+        design(F, 0.01 * C, POSTERIOR, preconditioner=structure, curvature_growth=g, **COMMON)
+        for g in (1.0, 4.0)
+    )
+    longest = [float(torch.linalg.eigvals(absorbed(d) @ F).real.max()) for d in (plain, short)]
+    assert longest[0] > 2 / 4
+    assert longest[1] < 1.2 / 4

@@ -210,3 +210,41 @@ def test_momentum_and_plain_plans_of_one_target_predict_one_covariance():
         preconditioner=heavy.preconditioner,
     )
     assert torch.allclose(again.covariance, heavy.design.covariance, rtol=1e-12)
+
+
+def test_the_growth_of_curvature_is_that_of_the_points():
+    """``f = x^2 / 2 + x^4 / 4``, of curvature ``1 + 3 x^2``, at points that lie at sd of 1/3."""
+    model = pvi.from_log_likelihood(
+        lambda theta: 0.0 * theta.sum(),
+        lambda theta, z: -(0.5 * theta**2 + 0.25 * theta**4).sum() + 0.0 * z,
+        num_params=1,
+        num_data=9,
+        dtype=F64,
+    )
+    found = plan(model, torch.randn(9, dtype=F64), target=torch.full((1, 1), 1 / 9, dtype=F64),
+                 batch_size=3, position=torch.zeros(1, dtype=F64))  # fmt: skip
+    assert found.curvature_growth == pytest.approx(1 + 3 / 9)
+
+
+def test_a_linear_model_has_no_growth():
+    assert plan(linear(), regression(), half_square, batch_size=10).curvature_growth == (
+        pytest.approx(1.0, abs=1e-9)
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Chains diverged")
+def test_a_run_that_leaves_the_minimum_says_that_the_rate_was_the_plans():
+    """``f = x^2 / 2 - x^4 / 4``: beyond 1 it falls without end."""
+    model = pvi.from_log_likelihood(
+        lambda theta: 0.0 * theta.sum(),
+        lambda theta, z: -(0.5 * theta**2 - 0.25 * theta**4).sum() + z * theta.sum(),
+        num_params=1,
+        num_data=9,
+        dtype=F64,
+    )
+    z = torch.linspace(-1, 1, 9, dtype=F64)
+    found = plan(model, z, target=torch.full((1, 1), 0.2, dtype=F64), batch_size=3,
+                 position=torch.zeros(1, dtype=F64))  # fmt: skip
+    with pytest.raises(pvi.errors.DivergenceError) as raised:
+        found.run(200)
+    assert "The rate is the plan's own" in raised.value.__notes__[0]
