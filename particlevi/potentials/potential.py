@@ -18,6 +18,7 @@ from particlevi.potentials.layout import Groups, Layout
 from particlevi.potentials.likelihoods import Likelihood, check_targets
 from particlevi.potentials.prior_predictive import PriorPredictive, prior_predictive
 from particlevi.potentials.starts import Starts
+from particlevi.potentials.undefined import where_defined
 from particlevi.streams import ParticleStreams
 from particlevi.typing import JSON, Batch, Streams
 
@@ -200,7 +201,7 @@ class ModelPotential:
         if particles.ndim != 2 or particles.shape[1] != self.num_params:
             check_particles(particles, self.num_params)
         with pinned(self.device):
-            return self._energy(particles, batch)
+            return where_defined(self._energy, particles, batch)
 
     def _energy(self, particles: Tensor, batch: Batch | None) -> Tensor:
         if self.energy_fn is not None:
@@ -215,7 +216,8 @@ class ModelPotential:
         """The part ``[P]`` of the energy that is there once."""
         if self.energy_fn is not None and self.num_data is not None:
             return 0.0 * particles.sum(1)
-        return -self.log_prior(particles)
+        with pinned(self.device):
+            return where_defined(lambda points, _: -self.log_prior_fn(points), particles, None)
 
     def data_energy(self, particles: Tensor, batch: Batch) -> Tensor:
         """The part ``[P]`` of the energy that these data bring.
@@ -223,7 +225,10 @@ class ModelPotential:
         With ``prior_energy`` and summed over pieces that make up all the data, it is the energy.
         """
         if self.energy_fn is None:
-            return -self.log_likelihood(particles, batch).sum(1)
+            with pinned(self.device):
+                return where_defined(
+                    lambda points, part: -self._terms(points, part).sum(1), particles, batch
+                )
         plain = batch._replace(scale=None)
         return self(particles, plain) / self.scale(batch.size)
 

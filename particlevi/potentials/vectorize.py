@@ -12,17 +12,23 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from particlevi.potentials.undefined import LinAlgError
 from particlevi.typing import Batch
 
 __all__ = ["Vectorized", "explained"]
 
+_LEFT = (MemoryError, torch.OutOfMemoryError, LinAlgError)
+
 
 @contextmanager
 def explained(what: str, particles: Tensor, batch: Batch | None) -> Iterator[None]:
-    """Turn whatever a model raises into an error that tells what it was given."""
+    """Turn whatever a model raises into an error that tells what it was given.
+
+    A matrix that cannot be factorised may be the fault of one particle: that error stays as it is.
+    """
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError):
+    except _LEFT:
         raise
     except Exception as error:
         leaves = [] if batch is None else pytree.tree_leaves(batch.data)
@@ -70,7 +76,7 @@ class Vectorized:
     def _tried(self, particles: Tensor, batch: Batch | None) -> tuple[Any, Exception | None]:
         try:
             return self._vmap(particles, batch), None
-        except (MemoryError, torch.OutOfMemoryError):
+        except _LEFT:
             raise
         except Exception as error:
             return None, error
