@@ -1,7 +1,11 @@
-"""How Sphinx builds the site: ``sphinx-build -W docs site``."""
+"""How Sphinx builds the site: ``sphinx-build -W docs site``.
+
+``PARTICLEVI_DOCS_EXECUTE=1`` in the environment runs the tutorials; else they show code alone.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,7 @@ copyright = f"2026, {author}"
 release = version = particlevi.__version__
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.intersphinx",
     "sphinx.ext.mathjax",
@@ -28,7 +32,7 @@ extensions = [
 ]
 intersphinx_mapping: dict[str, tuple[str, None]] = {}
 exclude_patterns = ["figures"]
-source_suffix = {".md": "markdown"}
+source_suffix = {".md": "myst-nb"}
 
 html_theme = "furo"
 html_title = f"particlevi {release}"
@@ -38,6 +42,13 @@ myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
 # `<!-- not run: ... -->` lines and links into the repository's code stay as they are.
 myst_fence_as_directive = ["mermaid"]
+
+# Outputs are kept in the folder below, and run again when the code of a page changes.
+nb_execution_mode = "cache" if os.environ.get("PARTICLEVI_DOCS_EXECUTE") == "1" else "off"
+nb_execution_cache_path = str(Path(__file__).parents[1] / "out" / "tutorials")
+nb_execution_timeout = 900
+nb_execution_raise_on_error = True
+nb_merge_streams = True
 
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
