@@ -31,12 +31,14 @@ extensions = [
     "sphinx_copybutton",
 ]
 intersphinx_mapping: dict[str, tuple[str, None]] = {}
-exclude_patterns = ["figures"]
+exclude_patterns = ["_static", "figures"]
 source_suffix = {".md": "myst-nb"}
 
 html_theme = "furo"
 html_title = f"particlevi {release}"
 html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4

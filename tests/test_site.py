@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def site(tmp_path_factory):
     """The built site; any warning of the build fails."""
     pytest.importorskip("furo", reason="the docs extra is not installed")
-    pytest.importorskip("myst_parser", reason="the docs extra is not installed")
+    pytest.importorskip("myst_nb", reason="the docs extra is not installed")
     pytest.importorskip("sphinx_copybutton", reason="the docs extra is not installed")
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html"]
