@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -9,9 +11,11 @@ from particlevi.curvature import dense_hessian, potential_energy
 from particlevi.data import Data, DataLike, as_data
 from particlevi.gradients.full import full_gradient
 from particlevi.potentials.potential import ModelPotential
-from particlevi.typing import Gradient
+from particlevi.typing import Batch, Gradient
 
 __all__ = ["Objective"]
+
+_PROBES = 8
 
 
 class Objective:
@@ -41,6 +45,25 @@ class Objective:
         self.data: Data = as_data(data, potential)
         self.chunk_size = chunk_size
         self.num_gradients: int = 0
+
+    @cached_property
+    def is_net(self) -> bool:
+        """Whether the outputs of the model are not linear in its parameters.
+
+        Then its posterior has many modes, alike by symmetry, and is curved within each: no metric
+        fits, and chains need not visit all.
+        """
+        model, given = self.potential.model, self.data.num_data and self.data.first(_PROBES).data
+        if model is None or not isinstance(given, tuple) or len(given) < 2:
+            return False
+        shape = 2, self.potential.num_params
+        drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        ends = drawn.to(self.potential.device, self.potential.dtype)
+        points = torch.cat([ends, ends.mean(0, keepdim=True)])
+        with torch.no_grad():
+            first, last, middle = self.potential.outputs(points, Batch(given[:-1])).double()
+        off = (middle - (first + last) / 2).abs().max()
+        return bool(off > 1e-3 * torch.maximum(first.abs(), last.abs()).max())
 
     def gradient_at(self, points: Tensor) -> Gradient:
         """Gradient ``[P, D]`` and potential ``[P]`` at points ``[P, D]``."""
