@@ -286,7 +286,8 @@ class ModelPotential:
         if self.model is None:
             raise ValueError(
                 "This potential has no outputs: it was made from a density or a Pyro model, not "
-                "from a module. Draws of a Pyro model predict targets by draws.predict(inputs)."
+                "from a module. Where inputs= asked for them, leave it out. Draws of a Pyro model "
+                "predict targets by draws.predict(inputs)."
             )
         if particles.ndim != 2 or particles.shape[1] != self.num_params:
             check_particles(particles, self.num_params)

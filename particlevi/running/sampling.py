@@ -41,6 +41,8 @@ from particlevi.typing import Potential, Sampler, Schedule, Tuner
 
 __all__ = ["Initial", "Watcher", "resume", "sample"]
 
+_CHAINS, _WARMUP_OF_A_TUNER = 8, 500
+
 Start: TypeAlias = Literal[
     "default", "fresh", "current", "jittered", "prior", "uniform", "normal", "init"
 ]
@@ -96,7 +98,7 @@ def sample(
         step_size: h, a number or a schedule; its meaning is the sampler's. Absent, it is tuned
             during the warm-up, from starting points that are looked for.
         batch_size: B; all data at every step if absent.
-        num_particles: P, unless ``initial`` tells it.
+        num_particles: P, unless ``initial`` tells it; of a potential 8 if neither is given.
         initial: where particles start. By default those of a module start from its present weights
             if it was trained, loaded or set by hand (the first exactly there, the others with 1 %
             of noise), and each from a fresh initialisation otherwise; those of a Pyro model from
@@ -104,7 +106,7 @@ def sample(
             far as the potential has it (``potential.starts.methods``); a tensor ``[P, D]``; a
             ``state_dict`` (or values of Pyro's sites), or a list of them, one per particle; or
             ``Draws``, whose chains are gone on with from their last draws.
-        num_warmup: steps not kept; none unless step sizes are tuned.
+        num_warmup: steps not kept; none unless step sizes are tuned, 500 for a tuner of yours.
         num_draws: T; 1000 unless step sizes are tuned.
         thin: steps per draw, 1 unless step sizes are tuned; rounded up to a multiple of the steps
             after which the method has a draw at all.
@@ -176,7 +178,8 @@ def sample(
         num_draws = setup.num_draws if num_draws is None else num_draws
         thin = setup.thin if thin is None else thin
         batch_size = setup.batch_size
-    num_warmup = 0 if num_warmup is None else num_warmup
+    if num_warmup is None:
+        num_warmup = 0 if tuner is None else _WARMUP_OF_A_TUNER
     num_draws, thin = 1000 if num_draws is None else num_draws, 1 if thin is None else thin
     check_positive_int("num_draws", num_draws)
     check_positive_int("num_warmup", num_warmup, minimum=0)
@@ -401,9 +404,12 @@ def _prepared(
             "tuner out, or give a sampler, such as pvi.sghmc(potential)."
         )
     potential = what if isinstance(what, ModelPotential) else what.potential
+    named = initial is None or isinstance(initial, str)
+    if isinstance(what, ModelPotential) and num_particles is None and named:
+        num_particles = _CHAINS
     points = _start(potential, num_particles, initial, seed)
     generator = torch.Generator(points.device).manual_seed(int(seed))
-    keep = not (initial is None or isinstance(initial, str))
+    keep = not named
     with torch.no_grad(), global_seed(seed), pinned(points.device):
         return prepare(what, data, points, generator, batch_size, keep_start=keep)
 

@@ -29,6 +29,7 @@ from torch import Tensor
 from particlevi.curvature import largest_curvature
 from particlevi.data import DataLike
 from particlevi.errors import ParticleviWarning
+from particlevi.gradients.structured import structured, structured_dropout
 from particlevi.potentials.potential import ModelPotential
 from particlevi.potentials.protocol import as_potential
 from particlevi.samplers.mams import mams
@@ -211,6 +212,15 @@ def _tuner_of(
             f"which {means}."
         )
         return law, 600, 4
+    estimator = sampler.estimator
+    if isinstance(estimator, (structured, structured_dropout)) and estimator.history.after is None:
+        raise ValueError(
+            f"The history of {estimator.name} begins with the draws, so that nothing in the "
+            "warm-up tells how strongly its composites curve: give step_size, some eighth of what "
+            "pvi.suggest_step_size(estimator, data, at=trained_points) proposes, or a history that "
+            "begins earlier (history=pvi.gradients.history(after=...)), and look at "
+            "draws.diagnose(data)."
+        )
     if sampler.max_step_size is None:
         raise ValueError(
             f"No rule is known for the step size of {sampler.name}: give step_size "

@@ -131,3 +131,10 @@ def test_a_run_needs_a_step_size_from_somewhere():
 
     with pytest.raises(ValueError, match="no step size"):
         pvi.sample(pvi.sgld(DENSITY), tuner=Silent(), **OPTIONS)
+
+
+def test_a_tuner_gets_a_warm_up_where_none_is_given():
+    options = {name: value for name, value in OPTIONS.items() if name != "num_warmup"}
+    tuner = pvi.tuning.dual_averaging()
+    draws = pvi.sample(pvi.hmc(DENSITY, num_leapfrog=2), tuner=tuner, **options)
+    assert draws.attrs["num_warmup"] == 500

@@ -263,3 +263,17 @@ def test_a_mode_that_no_chain_found_is_found_and_told():
     there = draws.particles[:, -1, 0] > 4.5
     assert 0 < int(there.sum()) < 8
     assert "by a search from far outside" in draws.attrs["tuning"]["reasons"][0]
+
+
+def test_a_potential_alone_gets_eight_chains():
+    draws = pvi.sample(TARGET, num_warmup=20, num_draws=5, progress=False)
+    assert len(draws) == 8
+
+
+def test_a_structured_estimator_needs_a_step_size():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Tanh(), torch.nn.Linear(2, 1))
+    model = pvi.from_module(net, pvi.Gaussian(0.5), pvi.Normal(1.0), num_data=10)
+    data = torch.randn(10, 2), torch.randn(10, 1)
+    sampler = pvi.sghmc(pvi.structured(model, groups="layer"))
+    with pytest.raises(ValueError, match="The history of structured begins with the draws"):
+        pvi.sample(sampler, data, num_particles=2, progress=False)
