@@ -130,3 +130,34 @@ def test_a_notebook_is_not_told_twice(monkeypatch, capsys):
     assert _html.in_notebook()
     draws.diagnose()
     assert not capsys.readouterr().out
+
+
+LABELS = torch.randint(2, (30,), generator=torch.Generator().manual_seed(0))
+NOISE = pvi.noise.measure(
+    torch.nn.Sequential(torch.nn.Linear(2, 40), torch.nn.ReLU(), torch.nn.Linear(40, 2)),
+    (torch.randn(30, 2, generator=torch.Generator().manual_seed(0)), LABELS),
+    torch.nn.functional.cross_entropy,
+    batch_size=5,
+)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: NOISE,
+        lambda: NOISE.spectrum(),
+        lambda: NOISE.gaussianity(30, num_directions=2, num_bootstrap=19),
+        lambda: NOISE.tail_index(60, num_coordinates=5, num_null=19),
+        lambda: NOISE.balance(),
+        lambda: pvi.sgdvi.circulation(torch.randn(9, 50, 20), 1.0),
+        lambda: pvi.sgdvi.stationary_law(
+            torch.eye(20), torch.eye(20), learning_rate=0.1, batch_size=1
+        ),
+    ],
+)
+def test_a_result_is_shown_in_short_and_in_one_way(make):
+    found = make()
+    assert repr(found) == str(found)
+    assert len(repr(found).splitlines()) < 20 and len(repr(found)) < 1500
+    assert "0x" not in repr(found)
+    assert type(found).__name__ in shown(found)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_positive, check_positive_int, check_seed
+from particlevi._shown import Shown
 
 __all__ = ["Cumulative", "SpectralDensity", "spectral_density"]
 
@@ -44,8 +45,8 @@ class Cumulative(NamedTuple):
     standard_error: Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class SpectralDensity:
+@dataclass(frozen=True, eq=False, repr=False)
+class SpectralDensity(Shown):
     """Quadratures of the spectral measure.
 
     Attributes:

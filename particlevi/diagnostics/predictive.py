@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from particlevi._checks import as_list, check_positive_int, check_seed, is_number
+from particlevi._shown import Shown
 from particlevi.data import as_particles, place
 from particlevi.data.tensors import as_tensors
 from particlevi.diagnostics.outputs import as_inputs
@@ -25,8 +26,8 @@ __all__ = ["Prediction", "draw_sites", "epistemic_series", "predict"]
 _MIN_TARGETS = 1000
 
 
-@dataclass(frozen=True, eq=False)
-class Prediction:
+@dataclass(frozen=True, eq=False, repr=False)
+class Prediction(Shown):
     """The posterior predictive at B inputs, summarised over all draws.
 
     Iterating gives ``mean, std``.

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_choice, check_finite, check_positive_int, check_seed
+from particlevi._shown import Shown
 from particlevi.kernels.kernels import Radial, as_radial, imq
 from particlevi.kernels.reduction import PROFILES, row_blocks
 
@@ -34,8 +35,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Discrepancy:
+@dataclass(frozen=True, repr=False)
+class Discrepancy(Shown):
     """An estimate of a squared discrepancy, and its standard error over draws of the sample.
 
     The standard error holds away from the null hypothesis, where the estimate is asymptotically
@@ -46,8 +47,8 @@ class Discrepancy:
     standard_error: float
 
 
-@dataclass(frozen=True)
-class FitTest:
+@dataclass(frozen=True, repr=False)
+class FitTest(Shown):
     """A test of fit.
 
     Attributes:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_has, check_particles, check_positive, check_positive_int
+from particlevi._shown import Shown
 from particlevi.noise.scalings import FreshBatching, batch_factor
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ class _Symmetry(NamedTuple):
     w: Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class Pair:
+@dataclass(frozen=True, eq=False, repr=False)
+class Pair(Shown):
     """Two blocks of weights that can be rescaled against each other, in n units.
 
     Attributes:
@@ -113,8 +114,8 @@ class Pair:
         return learning_rate**2 * (noise + self.first_gradient - self.second_gradient)
 
 
-@dataclass(frozen=True, eq=False)
-class Balance:
+@dataclass(frozen=True, eq=False, repr=False)
+class Balance(Shown):
     """Every pair of weights with a rescaling symmetry that was found."""
 
     pairs: tuple[Pair, ...]
@@ -132,8 +133,8 @@ class Balance:
         return "\n".join(rows)
 
 
-@dataclass(frozen=True, eq=False)
-class BalancePath:
+@dataclass(frozen=True, eq=False, repr=False)
+class BalancePath(Shown):
     """Balance along a trajectory.
 
     Attributes:

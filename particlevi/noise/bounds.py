@@ -36,6 +36,7 @@ from particlevi._checks import (
     check_positive_int,
     check_seed,
 )
+from particlevi._shown import Shown
 from particlevi.noise.covariance import GradientNoise, check_noise
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ __all__ = ["GeneralizationBound", "SGDRun", "generalization_bound"]
 _MOST_VALUES = 2**21
 
 
-@dataclass(frozen=True, eq=False)
-class SGDRun:
+@dataclass(frozen=True, eq=False, repr=False)
+class SGDRun(Shown):
     """Every k-th step of a run of plain SGD: ``2 (T/k) D`` numbers.
 
     Attributes:
@@ -105,8 +106,8 @@ class SGDRun:
         return cls(positions[:-1:every], used[::every], rates[::every], every, positions[-1])
 
 
-@dataclass(frozen=True, eq=False)
-class GeneralizationBound:
+@dataclass(frozen=True, eq=False, repr=False)
+class GeneralizationBound(Shown):
     """What ``generalization_bound`` gives, for each noise scale of a grid ``[K]``.
 
     Attributes:

@@ -35,6 +35,7 @@ from particlevi._checks import (
     check_positive,
     check_positive_int,
 )
+from particlevi._shown import Shown
 from particlevi.curvature.second_order import second_order
 from particlevi.data import DataLike
 from particlevi.noise.balance import Balance, balance_of
@@ -77,8 +78,8 @@ class Estimate(NamedTuple):
     sampling_error: float = math.nan
 
 
-@dataclass(frozen=True, eq=False)
-class GradientNoise:
+@dataclass(frozen=True, eq=False, repr=False)
+class GradientNoise(Shown):
     """The noise of SGD's gradient at one point.
 
     Attributes:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from particlevi._checks import check_positive, check_positive_int, check_real, is_integer
+from particlevi._shown import Shown
 from particlevi.noise.samples import Array
 
 __all__ = ["DiagonalNet"]
@@ -29,8 +30,8 @@ __all__ = ["DiagonalNet"]
 _GRID = 40_001
 
 
-@dataclass(frozen=True)
-class DiagonalNet:
+@dataclass(frozen=True, repr=False)
+class DiagonalNet(Shown):
     """The moments of the data, and the shape of the net.
 
     Attributes:

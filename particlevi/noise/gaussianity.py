@@ -18,6 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from particlevi._checks import check_positive_int, check_seed
+from particlevi._shown import Shown
 from particlevi.noise.samples import Array, check_samples, varying
 
 __all__ = [
@@ -35,8 +36,8 @@ MOST_SAMPLES = 5000
 _LEAST = 20
 
 
-@dataclass(frozen=True, eq=False)
-class FamilyTest:
+@dataclass(frozen=True, eq=False, repr=False)
+class FamilyTest(Shown):
     """The two tests on one family of directions.
 
     Attributes:
@@ -65,8 +66,8 @@ class FamilyTest:
     ordered_null: Array
 
 
-@dataclass(frozen=True, eq=False)
-class Gaussianity:
+@dataclass(frozen=True, eq=False, repr=False)
+class Gaussianity(Shown):
     """What ``gaussianity`` gives.
 
     Attributes:

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from particlevi._shown import Shown
+
 __all__ = ["Spectrum", "covariance_spectrum", "gram_spectrum", "sum_of_squares", "top_spectrum"]
 
 _ROWS = 1024
@@ -27,8 +29,8 @@ _PIECE = 2**24
 _BASIS_BYTES = 5e8
 
 
-@dataclass(frozen=True, eq=False)
-class Spectrum:
+@dataclass(frozen=True, eq=False, repr=False)
+class Spectrum(Shown):
     """Eigenvalues of a covariance of ``num_params`` rows, largest first.
 
     Attributes:

@@ -32,6 +32,7 @@ from particlevi._checks import (
     check_seed,
     is_integer,
 )
+from particlevi._shown import Shown
 from particlevi.noise.samples import Array, check_samples, varying
 
 __all__ = ["TailIndex", "hill", "tail_index"]
@@ -42,8 +43,8 @@ _MOST_GROUPS = 500
 _GAUSSIAN_MEDIAN = 0.6744897501960817
 
 
-@dataclass(frozen=True)
-class TailIndex:
+@dataclass(frozen=True, repr=False)
+class TailIndex(Shown):
     """What ``tail_index`` gives. 2 is Gaussian or of finite variance; nothing is clamped to it.
 
     Attributes:

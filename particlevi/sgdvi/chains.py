@@ -37,6 +37,7 @@ from particlevi._checks import (
     check_positive_int,
     is_number,
 )
+from particlevi._shown import Shown
 from particlevi.noise.scalings import FreshBatching, batch_factor
 from particlevi.sgdvi._checks import as_directions, as_real
 from particlevi.sgdvi._linear import (
@@ -57,8 +58,8 @@ __all__ = ["GaussianChain", "epoch_chain", "rate_schedule_moments", "sgd_chain"]
 _MOST_DOUBLINGS = 60
 
 
-@dataclass(frozen=True, eq=False)
-class GaussianChain:
+@dataclass(frozen=True, eq=False, repr=False)
+class GaussianChain(Shown):
     """A stationary Gaussian chain ``z' = A z + noise`` whose first D coordinates are positions.
 
     Attributes:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_positive, check_positive_int, check_seed
+from particlevi._shown import Shown
 from particlevi.draws import Draws
 from particlevi.noise.covariance import Estimate
 from particlevi.sgdvi._checks import as_directions
@@ -31,8 +32,8 @@ from particlevi.sgdvi.series import as_series, block_labels, is_stationary
 __all__ = ["Circulation", "circulation", "entropy_production"]
 
 
-@dataclass(frozen=True, eq=False)
-class Circulation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Circulation(Shown):
     """Area-enclosing rates of all planes of coordinates, and the test against time reversal.
 
     Attributes:

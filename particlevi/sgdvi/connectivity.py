@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_finite, check_positive, check_positive_int, check_seed
+from particlevi._shown import Shown
 from particlevi.data import Data, DataLike, as_data, as_particles
 from particlevi.gradients._evaluate import value_and_grad
 from particlevi.gradients.full import full_gradient
@@ -37,8 +38,8 @@ from particlevi.typing import Batch, Potential
 __all__ = ["Barrier", "Curve", "barrier", "connect", "straight"]
 
 
-@dataclass(frozen=True, eq=False)
-class Curve:
+@dataclass(frozen=True, eq=False, repr=False)
+class Curve(Shown):
     """A quadratic Bezier curve in the space of parameters.
 
     Attributes:
@@ -151,8 +152,8 @@ def connect(
     return Curve(curve.start, bend.detach(), curve.end)
 
 
-@dataclass(frozen=True, eq=False)
-class Barrier:
+@dataclass(frozen=True, eq=False, repr=False)
+class Barrier(Shown):
     """The potential along a path, in nats.
 
     Standard errors are those over minibatches, and 0 where all the data were used.

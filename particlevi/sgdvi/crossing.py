@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_positive, check_positive_int
+from particlevi._shown import Shown
 from particlevi.noise.covariance import GradientNoise, check_noise
 from particlevi.sgdvi._checks import check_vector
 from particlevi.sgdvi.connectivity import Curve
@@ -32,8 +33,8 @@ from particlevi.sgdvi.connectivity import Curve
 __all__ = ["Crossing", "crossing"]
 
 
-@dataclass(frozen=True, eq=False)
-class Crossing:
+@dataclass(frozen=True, eq=False, repr=False)
+class Crossing(Shown):
     """Loss, noise and effective potential along a path.
 
     Attributes:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_finite, check_positive, check_positive_int, check_seed
+from particlevi._shown import Shown
 from particlevi.draws import Draws
 from particlevi.sgdvi._checks import as_directions, check_field, check_points
 from particlevi.sgdvi.series import as_series, block_labels, is_stationary
@@ -34,8 +35,8 @@ Field = Callable[[Tensor], Tensor]
 _EXACT, _KNOWN = 0.01, 0.3
 
 
-@dataclass(frozen=True, eq=False)
-class DriftParts:
+@dataclass(frozen=True, eq=False, repr=False)
+class DriftParts(Shown):
     """The drift at points ``[S, D]``, and whether the potential fits it.
 
     Attributes:
@@ -197,8 +198,8 @@ def _verdict(
     return "consistent" if share < _KNOWN else "unknown"
 
 
-@dataclass(frozen=True, eq=False)
-class Current:
+@dataclass(frozen=True, eq=False, repr=False)
+class Current(Shown):
     """The probability current on a plane.
 
     Attributes:

@@ -42,6 +42,7 @@ from particlevi._checks import (
     check_positive,
     check_positive_int,
 )
+from particlevi._shown import Shown
 from particlevi.noise.scalings import batch_factor
 from particlevi.sgdvi._linear import Array, as_matrix, is_symmetric, symmetric_part
 from particlevi.sgdvi.chains import GaussianChain, epoch_chain, sgd_chain
@@ -57,8 +58,8 @@ Order = Literal["replacement", "subset", "epoch"]
 _MOST_PARAMS = 2000
 
 
-@dataclass(frozen=True, eq=False)
-class Design:
+@dataclass(frozen=True, eq=False, repr=False)
+class Design(Shown):
     """Settings of SGD and what they give.
 
     Attributes:

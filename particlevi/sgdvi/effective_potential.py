@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_choice, check_positive, check_positive_int, is_number
+from particlevi._shown import Shown
 from particlevi.draws import Draws
 from particlevi.sgdvi.series import as_series, block_labels, is_stationary
 
 __all__ = ["GaussianPotential", "gaussian_potential"]
 
 
-@dataclass(frozen=True, eq=False)
-class GaussianPotential:
+@dataclass(frozen=True, eq=False, repr=False)
+class GaussianPotential(Shown):
     """A quadratic effective potential ``(x - m)' U (x - m) / 2``.
 
     Attributes:

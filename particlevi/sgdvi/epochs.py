@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_flag, check_fraction, check_positive, check_positive_int
+from particlevi._shown import Shown
 from particlevi.sgdvi._linear import (
     Array,
     check_stable_steps,
@@ -40,8 +41,8 @@ from particlevi.sgdvi.stationary import checked_matrices
 __all__ = ["EpochLaw", "epoch_law"]
 
 
-@dataclass(frozen=True, eq=False)
-class EpochLaw:
+@dataclass(frozen=True, eq=False, repr=False)
+class EpochLaw(Shown):
     """Mean and covariance of the iterates of epoch SGD.
 
     Attributes:

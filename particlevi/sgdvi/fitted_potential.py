@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_positive, check_positive_int, check_seed
+from particlevi._shown import Shown
 from particlevi.draws import Draws
 from particlevi.errors import ParticleviWarning
 from particlevi.sgdvi._checks import check_points
@@ -40,8 +41,8 @@ _MATTERS = 0.01
 _ROWS = 4096
 
 
-@dataclass(frozen=True, eq=False)
-class FittedPotential:
+@dataclass(frozen=True, eq=False, repr=False)
+class FittedPotential(Shown):
     """An effective potential of any shape, up to a constant.
 
     Attributes:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_choice, check_positive, check_positive_int
+from particlevi._shown import Shown
 from particlevi.draws import Draws
 from particlevi.sgdvi._checks import as_real, check_field
 from particlevi.sgdvi.series import as_series
@@ -120,8 +121,8 @@ def _moments(
     return m, c
 
 
-@dataclass(frozen=True, eq=False)
-class FreeEnergy:
+@dataclass(frozen=True, eq=False, repr=False)
+class FreeEnergy(Shown):
     """The free energy of an ensemble over time, up to one constant.
 
     Attributes:

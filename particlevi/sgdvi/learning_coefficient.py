@@ -44,6 +44,7 @@ from particlevi._checks import (
     check_positive_int,
     check_seed,
 )
+from particlevi._shown import Shown
 from particlevi.curvature.operators import curvature_operator
 from particlevi.diagnostics import arviz
 from particlevi.draws import Draws
@@ -70,8 +71,8 @@ _PILOT_STEPS = 200
 _TOGETHER = 32
 
 
-@dataclass(frozen=True, eq=False)
-class LearningCoefficient:
+@dataclass(frozen=True, eq=False, repr=False)
+class LearningCoefficient(Shown):
     """An estimate of the local learning coefficient and what it can be trusted for.
 
     Attributes:

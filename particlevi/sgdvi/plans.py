@@ -41,6 +41,7 @@ from particlevi._checks import (
     check_seed,
     is_number,
 )
+from particlevi._shown import Shown
 from particlevi.curvature.hessian import Energy, dense_hessian
 from particlevi.draws import Draws
 from particlevi.errors import DivergenceError
@@ -67,8 +68,8 @@ _MOST_PARAMS = 2000
 _MOMENTA = (0.0, 0.5, 0.9)
 
 
-@dataclass(frozen=True, eq=False)
-class SGDPlan:
+@dataclass(frozen=True, eq=False, repr=False)
+class SGDPlan(Shown):
     """How to run SGD, and what will come out.
 
     Attributes:

@@ -22,6 +22,7 @@ from particlevi._checks import (
     check_positive_int,
     check_seed,
 )
+from particlevi._shown import Shown
 from particlevi.data import DataLike, as_data, as_particles
 from particlevi.draws import Draws
 from particlevi.potentials.protocol import as_potential
@@ -46,8 +47,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, eq=False)
-class Projection:
+@dataclass(frozen=True, eq=False, repr=False)
+class Projection(Shown):
     """The density of projected draws on a grid, and the marginal potential.
 
     Attributes:
@@ -226,8 +227,8 @@ def _fractions(num: int, margin: float, like: Tensor) -> Tensor:
     return found
 
 
-@dataclass(frozen=True, eq=False)
-class Slice:
+@dataclass(frozen=True, eq=False, repr=False)
+class Slice(Shown):
     """Effective potential and loss on the same points.
 
     Attributes:

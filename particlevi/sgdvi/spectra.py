@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_positive_int
+from particlevi._shown import Shown
 from particlevi.draws import Draws
 from particlevi.sgdvi.series import as_series, block_error, is_stationary
 
 __all__ = ["Spectra", "spectra"]
 
 
-@dataclass(frozen=True, eq=False)
-class Spectra:
+@dataclass(frozen=True, eq=False, repr=False)
+class Spectra(Shown):
     """Means over coordinates and chains, each beside that of the autoregression.
 
     Attributes:

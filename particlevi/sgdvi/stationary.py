@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_nonnegative
+from particlevi._shown import Shown
 from particlevi.noise.scalings import FreshBatching, temperature
 from particlevi.sgdvi._checks import as_real
 from particlevi.sgdvi._linear import (
@@ -66,8 +67,8 @@ def ou_covariance(drift: Tensor, diffusion: Tensor) -> Tensor:
     return torch.from_numpy(symmetric_part(solve_continuous_lyapunov(a, b)))
 
 
-@dataclass(frozen=True, eq=False)
-class StationaryLaw:
+@dataclass(frozen=True, eq=False, repr=False)
+class StationaryLaw(Shown):
     """A Gaussian stationary law and the circulation that goes with it.
 
     Attributes:

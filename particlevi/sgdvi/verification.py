@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from particlevi._shown import Shown
 from particlevi.draws import Draws
 from particlevi.sgdvi.designs import Design
 from particlevi.sgdvi.inverse import covariance_kl
@@ -22,8 +23,8 @@ __all__ = ["Verification", "verify_draws"]
 _BLOCKS = 40
 
 
-@dataclass(frozen=True, eq=False)
-class Verification:
+@dataclass(frozen=True, eq=False, repr=False)
+class Verification(Shown):
     """A prediction against what happened.
 
     Attributes:
