@@ -145,10 +145,10 @@ NOISE = pvi.noise.measure(
     "make",
     [
         lambda: NOISE,
-        lambda: NOISE.spectrum(),
+        NOISE.spectrum,
         lambda: NOISE.gaussianity(30, num_directions=2, num_bootstrap=19),
         lambda: NOISE.tail_index(60, num_coordinates=5, num_null=19),
-        lambda: NOISE.balance(),
+        NOISE.balance,
         lambda: pvi.sgdvi.circulation(torch.randn(9, 50, 20), 1.0),
         lambda: pvi.sgdvi.stationary_law(
             torch.eye(20), torch.eye(20), learning_rate=0.1, batch_size=1

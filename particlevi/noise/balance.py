@@ -16,6 +16,7 @@ descent", 2023; the exact form for a finite step follows from the invariance dir
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations
@@ -123,11 +124,15 @@ class Balance(Shown):
     def __str__(self) -> str:
         rows = []
         for pair in self.pairs:
+            moving = pair.first_noise + pair.second_noise > 0
             now, then = (
-                float(part.median()) for part in (pair.norm_ratio, pair.balanced_norm_ratio)
+                float(part[moving].median()) if bool(moving.any()) else math.nan
+                for part in (pair.norm_ratio, pair.balanced_norm_ratio)
             )
+            still = int((~moving).sum())
             rows.append(
-                f"{pair.first} / {pair.second} ({len(pair.first_norm)} units): noise imbalance "
+                f"{pair.first} / {pair.second} ({len(moving)} units"
+                f"{f', {still} without gradients' if still else ''}): noise imbalance "
                 f"{pair.imbalance:+.3f}, median |u|^2/|w|^2 {now:.3g}, at balance {then:.3g}"
             )
         return "\n".join(rows)
