@@ -4,7 +4,7 @@
     python benchmarks/throughput.py --only sgld
 
 Langevin: the same Bayesian neural net for all (13-50-1, ReLU, N = 455, batch 32, one minibatch per
-chain), SGLD, at 1, 20 and 100 chains: particlevi eager and compiled, posteriors vectorised by
+chain), SGLD, at 1, 4, 20 and 100 chains: particlevi eager and compiled, posteriors vectorised by
 ``torch.vmap``, eager and compiled, blackjax in a jitted ``lax.scan``. A repetition is many steps
 through the library's own loop, the drawing of minibatches included; compilation is not.
 Repetitions are interleaved.
@@ -63,7 +63,7 @@ def langevin(repetitions: int, work: float) -> None:
     )
     print("|---|---|---|---|---|---|")
     ratios = []
-    for chains in (1, 20, 100):
+    for chains in (1, 4, 20, 100):
         runs = {
             "compiled": sgld("particlevi", chains),
             "eager": sgld("particlevi", chains, compile=False),
@@ -71,7 +71,7 @@ def langevin(repetitions: int, work: float) -> None:
             "posteriors compiled": sgld("posteriors", chains),
             "blackjax": sgld("blackjax", chains),
         }
-        per_run = 4000 if chains == 1 else 1500 if chains == 20 else 500
+        per_run = {1: 4000, 4: 3000, 20: 1500, 100: 500}[chains]
         fast, slow = int(per_run * work), int(per_run * work / 4)
         steps = {name: slow for name in runs} | {"compiled": fast, "blackjax": fast}
         rates = interleaved(runs, steps, repetitions)
