@@ -145,6 +145,20 @@ class TorchOptimizer(Optimizer):
             raise ValueError("foreach=True keeps no graph: leave it out for differentiable=True.")
         super().__init__(_checked_params(params), {"differentiable": False, **defaults})
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take further parameters, as ``torch.optim.Optimizer.add_param_group``.
+
+        Raises:
+            TypeError: tensors of whole numbers, which have no gradient.
+        """
+        super().add_param_group(param_group)
+        for p in self.param_groups[-1]["params"]:
+            if not (p.is_floating_point() or p.is_complex()):
+                raise TypeError(
+                    f"params must be tensors of floating-point numbers, got {p.dtype}, which has "
+                    "no gradient."
+                )
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:

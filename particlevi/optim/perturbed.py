@@ -102,7 +102,7 @@ class PerturbedGD(TorchOptimizer):
                 "lr": lr,
                 "std": std,
                 "half_life": half_life,
-                "seed": seed,
+                "seed": int(seed),
                 "draws": 0,
                 "weight_decay": weight_decay,
                 "decoupled_weight_decay": decoupled_weight_decay,

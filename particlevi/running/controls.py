@@ -123,7 +123,12 @@ class ControlRoom:
 
     def _value(self, name: str, schedule: Schedule, step: int, like: Tensor) -> float:
         """Of a schedule at a step, checked."""
-        value = schedule(step)
+        try:
+            value = schedule(step)
+        except Exception as error:
+            raise ValueError(
+                f"The schedule of {name} failed at step {step}: {type(error).__name__}: {error}"
+            ) from error
         if type(value) is not float or self._scheduled.get(name) != value:
             check_nonnegative(f"the schedule of {name} at step {step}", value)
             if name == "step_size":

@@ -40,6 +40,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_positive
+from particlevi.gradients.minibatch import as_estimator
 from particlevi.samplers._assemble import (
     MOMENTUM_SHOWN,
     GradientAt,
@@ -94,6 +95,9 @@ def sgnht(target: Target, diffusion: float = 1.0, temperature: float | Schedule 
         ValueError: a diffusion that is not positive, a negative temperature.
     """
     check_positive("diffusion", diffusion)
+    dtype = as_estimator(target).potential.dtype
+    if diffusion > torch.finfo(dtype).max:
+        raise ValueError(f"diffusion must be a number of {dtype}, got {diffusion!r}.")
 
     def memory(position: Tensor, streams: Streams) -> Memory:
         momentum = momenta(position, streams, temperature)

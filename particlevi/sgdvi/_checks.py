@@ -80,7 +80,13 @@ def check_field(
 ) -> None:
     """``field`` is a function of points ``[S, D]`` that gives ``[S, *shape]``, finite."""
     check_function(name, field, "points [S, D]", takes=1)
-    found = field(points[:1])
+    try:
+        found = field(points[:1])
+    except Exception as error:
+        raise ValueError(
+            f"{name} failed on points [1, {points.shape[1]}] of {points.dtype}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     if not isinstance(found, Tensor) or found.shape != (1, *shape):
         wanted = ", ".join(["S", *map(str, shape)])
         raise ValueError(

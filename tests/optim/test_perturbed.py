@@ -273,3 +273,10 @@ def test_any_module():
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         PerturbedGD([ones(3)], **settings)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_whole_numbers_are_refused(grouped):
+    numbers = [torch.zeros(3, dtype=torch.int64)]
+    with pytest.raises(TypeError, match="floating-point numbers"):
+        PerturbedGD([{"params": numbers}] if grouped else numbers)

@@ -516,3 +516,11 @@ def test_a_sampler_says_what_it_is():
     sampler = pvi.sghmc(pvi.from_log_density(lambda t: -t.sum(), 3), friction=2.0)
     assert repr(sampler).startswith("sghmc(friction=2.0, ")
     assert repr(sampler).endswith("ModelPotential(log_density, D=3, N=None, float32)")
+
+
+def test_a_schedule_that_fails_is_named_with_its_step():
+    with pytest.raises(ValueError, match="schedule of step_size failed at step 0: TypeError"):
+        pvi.sample(
+            pvi.sgld(registry.density(torch.float64).potential), step_size=torch.nn.Linear(1, 1),
+            num_particles=2, num_draws=2, progress=False,
+        )  # fmt: skip
