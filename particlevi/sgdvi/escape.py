@@ -29,6 +29,7 @@ form with state-dependent noise is derived here.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -198,4 +199,10 @@ def eyring_kramers_time(
     root = np.linalg.cholesky(d)
     unstable = -float(np.linalg.eigvalsh(root.T @ top @ root)[0])
     logs = np.linalg.slogdet(top)[1] - np.linalg.slogdet(low)[1]
-    return 2 * math.pi / unstable * math.exp(0.5 * logs + barrier / temperature)
+    exponent = 0.5 * logs + barrier / temperature
+    if exponent > math.log(sys.float_info.max) - math.log(2 * math.pi / unstable):
+        raise ValueError(
+            f"The time, about exp({exponent:.3g}), is beyond the range of numbers: the temperature "
+            f"{temperature:g} is too small for a barrier of {barrier:g}."
+        )
+    return 2 * math.pi / unstable * math.exp(exponent)

@@ -185,4 +185,9 @@ def _filled(mean: Any, name: str, shape: tuple[int, ...], like: Tensor) -> Tenso
                 f"got {list(mean.shape)}."
             )
         return mean.detach().reshape(-1).to(like)
-    return torch.full((math.prod(shape),), float(mean), dtype=like.dtype, device=like.device)
+    try:
+        return torch.full((math.prod(shape),), float(mean), dtype=like.dtype, device=like.device)
+    except (OverflowError, RuntimeError) as error:
+        raise ValueError(
+            f"The prior's mean of {name!r} must be a number of {like.dtype}, got {mean!r}."
+        ) from error
