@@ -351,7 +351,7 @@ def _fan_ins(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[s
 
 
 def _check_autocast(autocast: Any) -> None:
-    if not (autocast is None or autocast is torch.bfloat16):
+    if autocast is not None and autocast is not torch.bfloat16:
         raise ValueError(
             f"autocast must be torch.bfloat16 or None, got {autocast!r}: float16 would need its "
             "gradients scaled, and other dtypes are no mixed precision."

@@ -30,19 +30,19 @@ def where_defined(
     except LinAlgError as error:
         if torch.compiler.is_compiling():
             raise
-        values, why = [], str(error)
+        values, why, failed = [], str(error), 0
     for particle, part in chunks(particles, batch, 1):
         try:
             values.append(energy(particle, part))
         except LinAlgError:
             values.append(0.0 * particle.sum(1) + torch.inf)
-    found = torch.cat(values)
-    if bool((found == torch.inf).all()):
+            failed += 1
+    if failed == len(particles):
         warnings.warn(
-            f"No particle of {len(particles)} has a density, since a matrix of the model cannot be "
+            f"No particle of {failed} has a density, since a matrix of the model cannot be "
             f"factorised: {why} Add to its diagonal (1e-6 of its size), use float64, or start "
             "elsewhere.",
             ParticleviWarning,
             stacklevel=4,
         )
-    return found
+    return torch.cat(values)

@@ -92,7 +92,8 @@ def sgnht(target: Target, diffusion: float = 1.0, temperature: float | Schedule 
         temperature: T, a number or a schedule.
 
     Raises:
-        ValueError: a diffusion that is not positive, a negative temperature.
+        ValueError: a diffusion that is not positive or beyond the particles' dtype, a negative
+            temperature.
     """
     check_positive("diffusion", diffusion)
     dtype = as_estimator(target).potential.dtype

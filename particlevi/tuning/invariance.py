@@ -40,6 +40,7 @@ from particlevi.potentials.potential import ModelPotential
 from particlevi.samplers.randomized_hmc import randomized_hmc
 from particlevi.streams import ParticleStreams
 from particlevi.tuning.dual_averaging import advance, begin
+from particlevi.tuning.objective import probe_batch
 from particlevi.typing import Batch, Streams
 
 __all__ = ["Invariance", "check_invariance", "sign_flip_test"]
@@ -211,7 +212,9 @@ def check_invariance(
     kernel = _Kernel(potential, checked, scale, streams)
     kernel.tune(others[:, 0].to(begin_at))
     end_at, acceptance = kernel.run(begin_at, num_steps)
-    probe = _probe(potential, checked, inputs)
+    probe = probe_batch(potential, checked, _PROBES)
+    if potential.model is not None and inputs is not None:
+        probe = as_inputs(inputs, potential)
     names, before = _functionals(potential, checked, probe, begin_at)
     _, after = _functionals(potential, checked, probe, end_at)
     changes = (after - before).view(chains, per_chain, -1).mean(1)
@@ -285,21 +288,6 @@ class _Kernel:
         with torch.no_grad():
             noise = self.sampler.draw_noise(state, self.streams)
             return self.sampler.step(state, self.batch, noise, controls)
-
-
-def _probe(potential: ModelPotential, data: Data, inputs: Any) -> Batch | None:
-    """Inputs at which outputs are looked at; None for a model without outputs."""
-    if potential.model is None:
-        return None
-    if inputs is not None:
-        return as_inputs(inputs, potential)
-    if not data.num_data:
-        return None
-    rows = torch.arange(0, data.num_data, max(1, data.num_data // _PROBES))[:_PROBES]
-    found = data.take(rows).data
-    if not isinstance(found, tuple) or len(found) < 2:
-        return None
-    return Batch(found[:-1])
 
 
 def _functionals(

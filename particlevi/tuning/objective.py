@@ -13,9 +13,20 @@ from particlevi.gradients.full import full_gradient
 from particlevi.potentials.potential import ModelPotential
 from particlevi.typing import Batch, Gradient
 
-__all__ = ["Objective"]
+__all__ = ["Objective", "probe_batch"]
 
 _PROBES = 8
+
+
+def probe_batch(potential: ModelPotential, data: Data, size: int) -> Batch | None:
+    """Inputs ``[size, ...]`` evenly spread over the data; None for a model without outputs."""
+    if potential.model is None or not data.num_data:
+        return None
+    rows = torch.arange(0, data.num_data, max(1, data.num_data // size))[:size]
+    found = data.take(rows).data
+    if not isinstance(found, tuple) or len(found) < 2:
+        return None
+    return Batch(found[:-1])
 
 
 class Objective:
@@ -48,22 +59,24 @@ class Objective:
 
     @cached_property
     def is_net(self) -> bool:
-        """Whether the outputs of the model are not linear in its parameters.
+        """Whether the outputs of a module are not linear in its parameters, as far as known.
 
         Then its posterior has many modes, alike by symmetry, and is curved within each: no metric
         fits, and chains need not visit all.
         """
-        model, given = self.potential.model, self.data.num_data and self.data.first(_PROBES).data
-        if model is None or not isinstance(given, tuple) or len(given) < 2:
+        if self.potential.model is None:
             return False
+        probe = probe_batch(self.potential, self.data, _PROBES)
+        if probe is None:
+            return True
         shape = 2, self.potential.num_params
         drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         ends = drawn.to(self.potential.device, self.potential.dtype)
         points = torch.cat([ends, ends.mean(0, keepdim=True)])
         with torch.no_grad():
-            first, last, middle = self.potential.outputs(points, Batch(given[:-1])).double()
+            first, last, middle = self.potential.outputs(points, probe).double()
         off = (middle - (first + last) / 2).abs().max()
-        return bool(off > 1e-3 * torch.maximum(first.abs(), last.abs()).max())
+        return not bool(off <= 1e-3 * torch.maximum(first.abs(), last.abs()).max())
 
     def gradient_at(self, points: Tensor) -> Gradient:
         """Gradient ``[P, D]`` and potential ``[P]`` at points ``[P, D]``."""

@@ -52,6 +52,14 @@ def test_where_all_fail_the_reason_is_told():
         assert potential(POINTS[BAD]).tolist() == [torch.inf]
 
 
+def test_a_density_of_zero_for_another_reason_is_not_told_as_that():
+    walls = pvi.from_log_density(
+        lambda x: torch.where(x[..., 0] > 0.6, density(x), density(x) - torch.inf), 2,
+        vectorized=True, dtype=F64,
+    )  # fmt: skip
+    assert walls(POINTS).isinf().all()
+
+
 def test_a_run_goes_on_past_them():
     """``x_0`` is exponential beside 0, where there is no density."""
     potential = pvi.from_log_density(

@@ -10,7 +10,7 @@ from torch import nn
 
 import particlevi as pvi
 from particlevi.tuning import check_invariance
-from particlevi.tuning.invariance import sign_flip_test
+from particlevi.tuning.invariance import _split, sign_flip_test
 
 PRECISION = torch.tensor([1.0, 25.0, 0.04], dtype=torch.float64)
 GAUSSIAN = pvi.from_log_density(
@@ -104,6 +104,13 @@ def test_a_method_of_the_draws_on_a_net_by_its_outputs(capsys):
     assert found.moved and not found.ok
     assert {"log_prior", "log_likelihood", "potential", "output 0"} <= set(found.shifts)
     assert "posterior standard deviations" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("num_draws", "num_starts"), [(2, 4), (3, 1), (8, 4), (50, 4)])
+def test_the_kernel_is_tuned_on_draws_that_are_no_starts(num_draws, num_starts):
+    starts, others = _split(torch.arange(num_draws)[None, :, None], num_starts)
+    assert 0 < starts.shape[1] <= num_starts and others.shape[1] > 0
+    assert not set(starts.flatten().tolist()) & set(others.flatten().tolist())
 
 
 def test_few_chains_are_refused():
