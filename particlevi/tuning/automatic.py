@@ -166,10 +166,10 @@ def _choose(potential: ModelPotential, start: Start, reasons: list[str]) -> Samp
             "adjusted, so exact for any step."
         )
         return mams(potential)
-    why = f"{potential.num_params} parameters are too many for a dense metric"
-    if start.metric is None:
-        why = "no metric fits the many and curved modes of a net"
-    reasons.append(f"mclmc: {why}; it is not adjusted, and its energy error bounds its bias.")
+    reasons.append(
+        f"mclmc: a dense metric does not pay for a net, nor for {potential.num_params} parameters; "
+        "it is not adjusted, and its energy error bounds its bias."
+    )
     return mclmc(potential)
 
 

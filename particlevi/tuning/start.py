@@ -15,7 +15,7 @@ from particlevi.tuning.objective import Objective
 
 __all__ = ["Start", "find_start", "spread"]
 
-_MOST_PARAMETERS = 500
+_MOST_PARAMETERS, _MOST_PARAMETERS_OF_A_MODULE = 500, 100
 _OUTSIDE, _FEW = 96, 10  # so many points cover the directions of so few parameters
 _ADAM_STEPS, _LEARNING_RATE = 300, 1e-2
 
@@ -64,8 +64,10 @@ def find_start(
     """
     size = initial.shape[1]
     points, heights, lost = _finite(objective, initial)
-    few = size <= _MOST_PARAMETERS and not objective.is_net
-    start = (_among_few if few else _among_many)(objective, points, generator)
+    most = _MOST_PARAMETERS
+    if objective.potential.model is not None:
+        most = 0 if objective.is_net else _MOST_PARAMETERS_OF_A_MODULE
+    start = (_among_few if size <= most else _among_many)(objective, points, generator)
     reason = start.reason
     if lost:
         reason += f" {lost} were begun where others were, the potential not being finite there."
@@ -97,8 +99,8 @@ def _finite(objective: Objective, initial: Tensor) -> tuple[Tensor, Tensor, int]
 
 
 def _among_many(objective: Objective, initial: Tensor, generator: torch.Generator) -> Start:
-    """By Adam for a net; else by BFGS of limited memory, and the diagonal of the Hessian."""
-    if objective.is_net:
+    """By Adam for a module; else by BFGS of limited memory, and the diagonal of the Hessian."""
+    if objective.potential.model is not None:
         found = adam(objective.gradient_at, initial, _ADAM_STEPS, _LEARNING_RATE)
         lowest = float(found.potential.min())
         return Start(
