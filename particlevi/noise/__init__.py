@@ -3,9 +3,10 @@
 from particlevi.noise.average import AveragedNoise, average
 from particlevi.noise.balance import Balance, BalancePath, Pair, balance_along
 from particlevi.noise.bounds import GeneralizationBound, SGDRun, generalization_bound
-from particlevi.noise.covariance import Estimate, GradientNoise, NoisePath, measure, noise_along
+from particlevi.noise.covariance import Estimate, GradientNoise, measure
 from particlevi.noise.diagonal_nets import DiagonalNet
 from particlevi.noise.gaussianity import FamilyTest, Gaussianity, gaussianity
+from particlevi.noise.path import NoisePath, noise_along
 from particlevi.noise.recorder import SGDRecorder
 from particlevi.noise.regulariser import (
     FiniteRate,

@@ -31,7 +31,6 @@ from particlevi._checks import (
     check_finite,
     check_flag,
     check_function,
-    check_particles,
     check_positive,
     check_positive_int,
 )
@@ -56,7 +55,7 @@ from particlevi.potentials.potential import ModelPotential
 from particlevi.potentials.protocol import as_potential, is_potential
 from particlevi.progress import progress_bar
 
-__all__ = ["Estimate", "GradientNoise", "NoisePath", "check_noise", "measure", "noise_along"]
+__all__ = ["Estimate", "GradientNoise", "check_noise", "measure"]
 
 _MOST_NUMBERS = 2**25
 _MOST_BYTES = 2e9
@@ -469,33 +468,3 @@ def check_noise(noise: Any) -> None:
     """``noise`` is what ``measure`` gives."""
     if not isinstance(noise, GradientNoise):
         raise TypeError(f"noise must come from pvi.noise.measure, got {type(noise).__name__}.")
-
-
-class NoisePath(NamedTuple):
-    """The noise along a trajectory, ``[T]`` each.
-
-    Attributes:
-        gradient_norm: ``|g|``.
-        trace: of ``C``.
-        largest: eigenvalue of ``C``.
-    """
-
-    gradient_norm: Tensor
-    trace: Tensor
-    largest: Tensor
-
-
-def noise_along(noise: GradientNoise, positions: Tensor, progress: bool = False) -> NoisePath:
-    """The size of the noise at points ``[T, D]`` of a trajectory."""
-    check_noise(noise)
-    check_flag("progress", progress)
-    check_particles(positions, noise.num_params, "positions")
-    rows = []
-    with progress_bar("noise along the trajectory", 0, len(positions), progress) as bar:
-        for position in positions:
-            here = noise.at(position)
-            top = here.spectrum(top=1)
-            rows.append((float(here.gradient.norm()), top.trace, float(top.eigenvalues[0])))
-            bar.update()
-    columns = torch.tensor(rows, dtype=torch.float64).T
-    return NoisePath(columns[0], columns[1], columns[2])
