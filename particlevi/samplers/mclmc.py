@@ -13,7 +13,9 @@ in 50 dimensions, the minimal-norm integrator has a variance over D of 1.5e-4 an
 1.3 % too small at ``h = sqrt(D)``; leapfrog has 5e-4 and 3.6 % too large at ``h = .64 sqrt(D)``.
 
 A step that ends where potential or gradient is not finite is taken back and the direction drawn
-anew; its energy change is infinite, so that a tuner sees it.
+anew; its energy change is infinite, so that a tuner sees it. So is a step whose energy changes by
+more than ``1000 + D`` nats, far beyond any that is of use: it would leave the particle where
+rounding is all that a tuner sees.
 
 Step size: h is a length, about ``sqrt(D)`` times a standard deviation or less. L is of the order of
 ``sqrt(D)`` times a standard deviation.
@@ -50,6 +52,8 @@ from particlevi.samplers._microcanonical import (
 from particlevi.typing import Controls, Sampler, SamplerState, Schedule, Streams
 
 __all__ = ["Info", "Memory", "check_dimensions", "mclmc"]
+
+_MOST_ENERGY = 1000.0
 
 
 class Memory(NamedTuple):
@@ -122,7 +126,7 @@ def mclmc(
     num_params = as_estimator(target).potential.num_params
     check_dimensions("mclmc", num_params)
     length = math.sqrt(num_params) if decoherence_length is None else decoherence_length
-    move = flow(integrator)
+    move, most = flow(integrator), _MOST_ENERGY + num_params
 
     def memory(position: Tensor, streams: Streams) -> Memory:
         u = direction(standard_normal(position, streams))
@@ -147,7 +151,7 @@ def mclmc(
         end, error = move(start, gradient_at, h)
         u = refresh(end.velocity, noise[1], half)
         first = memory.begun == 0
-        sound = torch.isfinite(error) & torch.isfinite(u).all(-1)
+        sound = (error.abs() <= most) & torch.isfinite(u).all(-1)  # no NaN is below a number
         sound = (sound & torch.isfinite(end.gradient).all(-1)) | first
         column = sound.unsqueeze(-1)
         position = torch.where(column, end.position, position)

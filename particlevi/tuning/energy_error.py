@@ -267,6 +267,6 @@ class energy_error:
             "decoherence_length": float(state.length),
             "energy_error": error,
             "target_energy_error": self.target,
-            "implied_bias": implied_bias(error),
+            "implied_bias": implied_bias(error) if error > 0 else math.nan,
             "metric": self.metric,
         }

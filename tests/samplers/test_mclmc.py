@@ -282,3 +282,16 @@ def test_a_direction_that_is_not_finite_is_never_kept():
     state, info = stepped(flat, u, (first, last))
     assert torch.isinf(info.energy_error).tolist() == [False, True, True, True]
     assert torch.isfinite(state.memory.direction).all()
+
+
+@pytest.mark.parametrize("height", [-1003.0, -1001.0, 1001.0, 1003.0])
+def test_a_step_whose_energy_changes_far_beyond_use_is_taken_back(height):
+    """On a cliff, where gradients say nothing of the height."""
+    cliff = pvi.from_log_density(
+        lambda x: torch.where(x[..., 0] > 0.1, -height, 0.0 * x[..., 0]), 2, vectorized=True
+    )
+    ahead, still = torch.tensor([[1.0, 0.0]]), torch.zeros(1, 2)
+    state, info = stepped(cliff, ahead, (still, still), h=0.4)
+    taken_back = abs(height) > 1000 + 2
+    assert float(state.position[0, 0]) == pytest.approx(0.0 if taken_back else 0.4)
+    assert float(info.energy_error) == pytest.approx(math.inf if taken_back else height)

@@ -155,3 +155,12 @@ def test_a_pipeline_and_a_grid_search():
     )
     search.fit(X, Y)
     assert search.best_params_ == {"bayesianmlpregressor__prior_scale": 1.0}
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_data_without_noise_leave_no_chain_where_rounding_is_all_that_a_tuner_sees(seed):
+    """The scale shrinks as training goes on, so that the first step of all is far too long."""
+    x = np.linspace(-2, 2, 60)[:, None]
+    sizes = {"num_chains": 4, "num_warmup": 200, "num_draws": 10, "max_seconds": None}
+    net = BayesianMLPRegressor((8,), random_state=seed, **sizes).fit(x, 2 * x[:, 0])
+    assert float(net.draws_.stats["potential"].max()) < 0
