@@ -431,14 +431,16 @@ class DrawSet:
         """Draws from weights of the module that the potential was made from.
 
         Args:
-            potential: from ``from_module``.
+            potential: from ``from_module``; or from ``from_pyro``, and then values of the model's
+                latent sites, on their own supports, take the place of weights.
             state_dicts: iterates of one chain, in their order, or a list of them for each chain.
                 Tensors that are not sampled (buffers, frozen weights) are passed over.
             kind: as in ``from_tensor``; ``"independent"`` for an ensemble of trained nets.
             seconds: that they took, for ESS per second.
 
         Raises:
-            ValueError: none at all, or a tensor that is sampled is missing.
+            ValueError: none at all, a tensor that is sampled is missing, or a value outside the
+                support of its site.
 
         Examples:
             >>> import particlevi as pvi

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from particlevi._checks import check_is, is_integer
 from particlevi.potentials.potential import ModelPotential
+from particlevi.streams import ParticleStreams
 
 __all__ = [
     "check_particles",
@@ -114,13 +115,19 @@ def what_is_missing(coordinates: Tensor, shapes: Mapping[str, tuple[int, ...]]) 
 
 
 def raveled(potential: ModelPotential, state: Mapping[str, Tensor]) -> Tensor:
-    """The parameters ``[D]`` of a module's state."""
+    """The parameters ``[D]`` of a module's state, or of values of a Pyro model's sites."""
     check_is("each of state_dicts", state, Mapping, "a state_dict: tensors by name")
     names = potential.layout.shapes
     missing = [name for name in names if name not in state]
     if missing:
-        raise ValueError(
-            f"A state_dict lacks {missing}, which are sampled; it has {list(state)}. A learned "
-            "scale of the likelihood is one of these names: add it, state | {name: value}."
-        )
+        message = f"A state_dict lacks {missing}, which are sampled; it has {list(state)}."
+        if potential.likelihood is not None:
+            message += (
+                " A learned scale of the likelihood is one of these names: add it, "
+                "state | {name: value}."
+            )
+        raise ValueError(message)
+    if potential.predictive_fn is not None and potential.starts.named is not None:
+        values = {name: state[name] for name in names}
+        return potential.starts.named(values, 1, ParticleStreams(0))[0]
     return potential.ravel({name: state[name].detach().to(potential.dtype) for name in names})

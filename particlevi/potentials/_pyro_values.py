@@ -58,7 +58,7 @@ def at_values(values: dict[str, Tensor], points: dict[str, Tensor], site: Any) -
     z = transform.inv(value)
     if not bool(z.isfinite().all()):
         raise ValueError(
-            f"initial's {site['name']!r} is outside the inner of the support "
+            f"The value of {site['name']!r} is outside the interior of the support "
             f"{site['fn'].support!r}."
         )
     points.setdefault(site["name"], z)

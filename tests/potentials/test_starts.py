@@ -202,6 +202,19 @@ def test_values_of_pyro_sites_are_given_on_their_supports():
         starting_points(potential, 1, values | {"scale": torch.tensor(-1.0)}, 0)
 
 
+def test_draws_of_pyro_sites_are_given_on_their_supports():
+    potential = pvi.from_pyro(scaled)
+    scales = [0.5, 2.0, 0.1]
+    values = [{"scale": torch.tensor(s), "mean": torch.tensor([s, -s])} for s in scales]
+    found = pvi.Draws.from_state_dicts(potential, values, kind="independent").constrained()
+    torch.testing.assert_close(found["scale"], torch.tensor([scales]))
+    torch.testing.assert_close(found["mean"][0, :, 1], -torch.tensor(scales))
+    with pytest.raises(ValueError, match=r"lacks \['mean'\], .* it has \['scale'\]\.$"):
+        pvi.Draws.from_state_dicts(potential, [{"scale": torch.tensor(1.0)}])
+    with pytest.raises(ValueError, match="'scale' is outside"):
+        pvi.Draws.from_state_dicts(potential, [values[0] | {"scale": torch.tensor(-1.0)}])
+
+
 POTENTIAL = posterior(net())
 REFUSED = {
     "no number": (None, None, ValueError, "Give num_particles"),
