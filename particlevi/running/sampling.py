@@ -167,10 +167,11 @@ def sample(
     what, storage = _sampled(sampler), as_storage(store)
     storage.check()
     if isinstance(what, ModelPotential) or (step_size is None and tuner is None):
-        setup = _prepared(
-            what, data, step_size, tuner, num_particles, initial, batch_size, int(seed)
-        )
         wanted = isinstance(what, ModelPotential) and num_draws is None
+        fewest = 2 if wanted else 1
+        setup = _prepared(
+            what, data, step_size, tuner, num_particles, initial, batch_size, int(seed), fewest
+        )
         monitor = _until_converged(monitor) if wanted else monitor
         tuner = dataclasses.replace(setup.tuner, until_converged=wanted)
         what, initial, num_particles = setup.sampler, setup.initial, None
@@ -396,6 +397,7 @@ def _prepared(
     initial: Initial,
     batch_size: int | None,
     seed: int,
+    fewest: int,
 ) -> Setup:
     """What nobody chose, chosen."""
     if isinstance(what, ModelPotential) and not (step_size is None and tuner is None):
@@ -405,9 +407,15 @@ def _prepared(
         )
     potential = what if isinstance(what, ModelPotential) else what.potential
     named = initial is None or isinstance(initial, str)
-    if isinstance(what, ModelPotential) and num_particles is None and named:
+    countless = named or isinstance(initial, Mapping)
+    if isinstance(what, ModelPotential) and num_particles is None and countless:
         num_particles = _CHAINS
     points = _start(potential, num_particles, initial, seed)
+    if len(points) < fewest:
+        raise ValueError(
+            "A run of a potential ends by R-hat, which takes two chains or more, got "
+            f"{len(points)}: raise num_particles, or give num_draws."
+        )
     generator = torch.Generator(points.device).manual_seed(int(seed))
     keep = not named
     with torch.no_grad(), global_seed(seed), pinned(points.device):

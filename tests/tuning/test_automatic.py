@@ -270,6 +270,20 @@ def test_a_potential_alone_gets_eight_chains():
     assert len(draws) == 8
 
 
+def test_a_potential_gets_eight_chains_from_one_state_dict():
+    normal = pvi.from_log_density(lambda x: -0.5 * x.square().sum(), 2)
+    draws = pvi.sample(normal, initial={"theta": torch.zeros(2)}, progress=False)
+    assert draws.particles.shape[0] == 8
+
+
+def test_one_chain_that_would_end_by_rhat_is_refused_before_it_starts():
+    normal = pvi.from_log_density(lambda x: -0.5 * x.square().sum(), 2)
+    with pytest.raises(ValueError, match="takes two chains or more, got 1: raise num_particles"):
+        pvi.sample(normal, num_particles=1, progress=False)
+    draws = pvi.sample(normal, num_particles=1, num_draws=5, progress=False)
+    assert draws.particles.shape[:2] == (1, 5)
+
+
 def test_a_structured_estimator_needs_a_step_size():
     net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Tanh(), torch.nn.Linear(2, 1))
     model = pvi.from_module(net, pvi.Gaussian(0.5), pvi.Normal(1.0), num_data=10)
