@@ -4,7 +4,9 @@ The rule, with D parameters:
 
 1. All chains are minimised together: by BFGS and Newton steps up to 500 parameters (100 for a
    module, whose hidden units make a Hessian poor), by BFGS of limited memory above, a module by
-   Adam. Up to that number minima that the chains did not find are looked for from far outside.
+   Adam. Up to that number minima that the chains did not find are looked for from far outside;
+   above it normal laws are fitted to a density, and chains begin in them where they hold far more
+   mass than the neighbourhood of the lowest point.
 2. Up to that number ``randomized_hmc`` moves, with a dense metric. If at least four in five chains
    lie in the basin of the lowest minimum, it begins with the inverse Hessian there; if they found
    different minima, with its diagonal.

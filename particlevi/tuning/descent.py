@@ -11,7 +11,7 @@ eigenvalues; Kingma and Ba, "Adam: a method for stochastic optimization", 2015.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import NamedTuple, Protocol
 
 import torch
@@ -148,6 +148,7 @@ def bfgs(
     max_gradients: int = 300,
     tolerance: float = 1e-6,
     memory: Callable[[Tensor], Curvatures] = Dense,
+    keep: Container[int] | None = None,
 ) -> Descent:
     """Minimise from every point at once, with an inverse Hessian per chain.
 
@@ -161,6 +162,7 @@ def bfgs(
         tolerance: a chain is done when ``g' H^-1 g / 2``, the fall still to be had, is below so
             many nats.
         memory: how the inverse Hessian is held: ``Dense``, or ``Limited`` for many parameters.
+        keep: after which numbers of evaluations the points are kept as the path; all if absent.
 
     >>> def bowl(x):
     ...     curvature = torch.tensor([1.0, 100.0, 1e4], dtype=torch.float64)
@@ -176,6 +178,7 @@ def bfgs(
     length = 1 / (1 + g.norm(dim=-1))
     still = torch.zeros_like(value)
     used, path = 1, [x]
+    keep = range(max_gradients + 1) if keep is None else keep
     while used < max_gradients:
         direction = -curvatures.times(g)
         slope = (direction * g).sum(-1)
@@ -197,7 +200,8 @@ def bfgs(
         x = torch.where(down.unsqueeze(-1), trial, x)
         g = torch.where(down.unsqueeze(-1), new_g, g)
         value = torch.where(down, new_value, value)
-        path.append(x)
+        if used in keep:
+            path.append(x)
     return Descent(x, value, used, tuple(path))
 
 

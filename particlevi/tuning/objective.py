@@ -105,8 +105,8 @@ class Objective:
         found = (after - before) / (2 * length).unsqueeze(1)
         return torch.where(torch.isfinite(found), 0.5 * (found + found.mT), 0.0)
 
-    def diagonal(self, points: Tensor, scale: Tensor, generator: torch.Generator) -> Tensor:
-        """The diagonal of the Hessian ``[D]``, mean over points ``[P, D]``.
+    def diagonals(self, points: Tensor, scale: Tensor, generator: torch.Generator) -> Tensor:
+        """The diagonals of the Hessians at points, each from one draw of signs, ``[P, D]``.
 
         By differences of gradients along random signs, ``E[v * (H v)]`` with ``v = +-scale``.
 
@@ -114,11 +114,10 @@ class Objective:
 
         Args:
             points: ``[P, D]``.
-            scale: length of the differences, ``[D]``.
+            scale: length of the differences, ``[D]``, or for each point ``[P, D]``.
             generator: of the signs.
         """
         sign = torch.randint(0, 2, points.shape, generator=generator, device=points.device)
         step = (2 * sign.to(points) - 1) * scale
         after, before = (self.gradient_at(points + part).gradient for part in (step, -step))
-        product = (after - before) * step / (2 * scale.square())
-        return product.nanmean(0).nan_to_num(0.0)
+        return (after - before) * step / (2 * scale.square())

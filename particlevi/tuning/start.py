@@ -8,16 +8,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from particlevi.tuning.descent import GradientAt, Limited, adam, bfgs, newton
+from particlevi.tuning.descent import Descent, GradientAt, Limited, adam, bfgs, newton
 from particlevi.tuning.metric import factor_of_hessian
 from particlevi.tuning.minima import Minimum, in_basin, on_the_way, search, separate
 from particlevi.tuning.objective import Objective
+from particlevi.tuning.variational import Normals, fit_normals, normals
 
 __all__ = ["Start", "find_start", "spread"]
 
 _MOST_PARAMETERS, _MOST_PARAMETERS_OF_A_MODULE = 500, 100
 _OUTSIDE, _FEW = 96, 10  # so many points cover the directions of so few parameters
 _ADAM_STEPS, _LEARNING_RATE = 300, 1e-2
+_ON_THE_WAY = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Start(NamedTuple):
@@ -99,7 +101,10 @@ def _finite(objective: Objective, initial: Tensor) -> tuple[Tensor, Tensor, int]
 
 
 def _among_many(objective: Objective, initial: Tensor, generator: torch.Generator) -> Start:
-    """By Adam for a module; else by BFGS of limited memory, and the diagonal of the Hessian."""
+    """By Adam for a module; else by BFGS of limited memory, and then by normal laws.
+
+    These count where they hold far more mass than those around what was found.
+    """
     if objective.potential.model is not None:
         found = adam(objective.gradient_at, initial, _ADAM_STEPS, _LEARNING_RATE)
         lowest = float(found.potential.min())
@@ -112,15 +117,18 @@ def _among_many(objective: Objective, initial: Tensor, generator: torch.Generato
             found.best,
         )
     first = _scale(objective, initial, generator).square()
-    found = bfgs(objective.gradient_at, initial, memory=partial(Limited, first=first))
+    found = bfgs(
+        objective.gradient_at, initial, memory=partial(Limited, first=first), keep=_ON_THE_WAY
+    )
+    heavier = _heavier(objective, found, generator)
+    if heavier is not None:
+        return _among_normals(objective, found, heavier, generator)
     lowest = float(found.potential.nan_to_num(nan=torch.inf).min())
     near = found.potential <= lowest + initial.shape[1] + 10
     centers = torch.where(near.unsqueeze(1), found.points, found.best)
     scale = _scale(objective, centers, generator)
-    normal = torch.randn(
-        initial.shape, generator=generator, dtype=initial.dtype, device=initial.device
-    )
-    points = spread(objective.gradient_at, centers, scale, normal, lowest)
+    offset = scale * _normal(initial, generator)
+    points = spread(objective.gradient_at, centers, offset, lowest)
     return Start(
         points,
         scale,
@@ -131,14 +139,67 @@ def _among_many(objective: Objective, initial: Tensor, generator: torch.Generato
     )
 
 
+def _heavier(objective: Objective, found: Descent, generator: torch.Generator) -> Normals | None:
+    """Normal laws with far more mass than that where the lowest chain of a descent ended.
+
+    Each chain begins to look for them at the point of its path around which there is most mass.
+    """
+    gradient_at = objective.gradient_at
+    laws = [
+        normals(gradient_at, points, _scales(objective, points, generator), generator)
+        for points in (*found.path, found.points)
+    ]
+    mean, scale, elbo = (torch.stack(part) for part in zip(*laws, strict=True))
+    rows = elbo.argmax(0), torch.arange(elbo.shape[1], device=elbo.device)
+    best = Normals(mean[rows], scale[rows], elbo[rows])
+    return fit_normals(gradient_at, best, float(laws[-1].elbo[found.lowest]), generator)
+
+
+def _among_normals(
+    objective: Objective, found: Descent, heavier: Normals, generator: torch.Generator
+) -> Start:
+    """Chains where normal laws hold more mass than the law around the lowest point does."""
+    center = heavier.mean[heavier.best]
+    height = float(objective.gradient_at(center.unsqueeze(0)).potential)
+    lowest = float(found.potential.nan_to_num(nan=torch.inf).min())
+    offset = heavier.scale * _normal(heavier.mean, generator)
+    return Start(
+        spread(objective.gradient_at, heavier.mean, offset, height),
+        heavier.scale.log().mean(0).exp(),
+        height,
+        f"{len(offset)} chains start where normal laws fitted to the density hold far more mass, "
+        f"around a potential of {height:.6g}, than around the lowest point that minimising found, "
+        f"{lowest:.6g}.",
+        center,
+    )
+
+
+def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+
+
 def _scale(objective: Objective, centers: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard deviations ``[D]`` by the diagonal of the Hessian near minima ``[P, D]``."""
+    """Standard deviations ``[D]`` by the mean diagonal of the Hessians near ``[P, D]``."""
     scale = 1e-3 * (1 + centers.abs().mean(0))
     for _ in range(3):  # differences over the width of the law itself
-        curvature = objective.diagonal(centers, 0.1 * scale, generator).abs()
-        floor = torch.finfo(scale.dtype).eps * curvature.max()
-        scale = torch.where(curvature > floor, curvature.clamp(min=floor).rsqrt(), scale)
+        curvature = objective.diagonals(centers, 0.1 * scale, generator).nanmean(0)
+        scale = _width(curvature.nan_to_num(0.0), scale)
     return scale
+
+
+def _scales(objective: Objective, centers: Tensor, generator: torch.Generator) -> Tensor:
+    """The same near each of them, ``[P, D]``."""
+    scale = 1e-3 * (1 + centers.abs())
+    for _ in range(3):
+        scale = _width(objective.diagonals(centers, 0.1 * scale, generator).nan_to_num(0.0), scale)
+    return scale
+
+
+def _width(curvature: Tensor, scale: Tensor) -> Tensor:
+    """Standard deviations by curvatures ``[..., D]``; those of before where these are too small."""
+    size = curvature.abs()
+    floor = torch.finfo(scale.dtype).eps * size.amax(-1, keepdim=True)
+    return torch.where(size > floor, torch.maximum(size, floor).rsqrt(), scale)
 
 
 def _among_few(objective: Objective, initial: Tensor, generator: torch.Generator) -> Start:
@@ -170,10 +231,8 @@ def _among_few(objective: Objective, initial: Tensor, generator: torch.Generator
         centers[(mode == k) & (seen != k)] = each.place
         if others:
             widths[mode == k] = each.factor.to(widths)
-    normal = torch.randn(
-        initial.shape, generator=generator, dtype=initial.dtype, device=initial.device
-    )
-    points = spread(objective.gradient_at, centers, widths, normal, best.potential)
+    offset = (widths.to(initial) @ _normal(initial, generator).unsqueeze(-1)).squeeze(-1)
+    points = spread(objective.gradient_at, centers, offset, best.potential)
     kind = "one minimum" if one else "different minima"
     if unseen:
         kind += f", {unseen} of them by a search from far outside"
@@ -209,12 +268,9 @@ def _around(
     generator: torch.Generator,
 ) -> Start:
     """Chains around a point of the descent, since the mode is a spike that holds little."""
-    normal = torch.randn(
-        initial.shape, generator=generator, dtype=initial.dtype, device=initial.device
-    )
-    centers = inside.place.expand_as(initial)
+    offset = _normal(initial, generator) @ inside.factor.to(initial).mT
     return Start(
-        spread(objective.gradient_at, centers, inside.factor, normal, inside.potential),
+        spread(objective.gradient_at, inside.place.expand_as(offset), offset, inside.potential),
         inside.factor,
         inside.potential,
         f"{len(initial)} chains start around a point on the way to the lowest potential, "
@@ -232,9 +288,7 @@ def _minimum(objective: Objective, point: Tensor) -> Minimum:
     return Minimum(place, height, factor_of_hessian(hessian))
 
 
-def spread(
-    gradient_at: GradientAt, centers: Tensor, metric: Tensor, normal: Tensor, lowest: float
-) -> Tensor:
+def spread(gradient_at: GradientAt, centers: Tensor, offset: Tensor, lowest: float) -> Tensor:
     """Points ``[P, D]`` around centers that lie where draws of the posterior would.
 
     A draw lies about ``D / 2`` nats above the minimum, with a standard deviation of
@@ -244,17 +298,13 @@ def spread(
     Args:
         gradient_at: points ``[P, D]`` to gradient and potential.
         centers: minima ``[P, D]``.
-        metric: a factor ``[D, D]`` of the Gaussian around them, one for each ``[P, D, D]``, or a
-            scale ``[D]``.
-        normal: standard normal numbers ``[P, D]``.
+        offset: draws of the Gaussian around them less the centers, ``[P, D]``.
         lowest: potential of the lowest minimum.
     """
-    metric = metric.to(normal)
-    offset = normal * metric if metric.ndim == 1 else (metric @ normal.unsqueeze(-1)).squeeze(-1)
-    share = torch.ones_like(normal[:, :1])
+    share = torch.ones_like(offset[:, :1])
     for _ in range(8):
         height = gradient_at(centers + share * offset).potential - lowest
-        far = ~(height <= normal.shape[1] + 10)
+        far = ~(height <= offset.shape[1] + 10)
         if not bool(far.any()):
             break
         share = torch.where(far.unsqueeze(-1), 0.5 * share, share)

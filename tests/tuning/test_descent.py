@@ -78,15 +78,13 @@ def test_adam_goes_down():
 def test_spread_points_are_draws_of_the_gaussian_where_it_is_right():
     scale = torch.tensor([0.1, 1.0, 20.0], dtype=torch.float64)
     z = normal(50, 3)
-    points = spread(bowl(scale), torch.zeros(50, 3).double(), scale, z, 0.0)
+    points = spread(bowl(scale), torch.zeros(50, 3).double(), z * scale, 0.0)
     torch.testing.assert_close(points, z * scale)
-    dense = spread(bowl(scale), torch.zeros(50, 3).double(), scale.diag(), z, 0.0)
-    torch.testing.assert_close(dense, points)
 
 
 def test_spread_points_come_nearer_where_the_potential_is_steeper():
     scale = torch.ones(3, dtype=torch.float64)
-    points = spread(bowl(scale), torch.zeros(50, 3).double(), 100 * scale, normal(50, 3), 0.0)
+    points = spread(bowl(scale), torch.zeros(50, 3).double(), 100 * normal(50, 3), 0.0)
     height = 0.5 * points.square().sum(-1)
     assert float(height.max()) <= 13
     assert float(height.median()) > 0.5
