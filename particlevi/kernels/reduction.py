@@ -52,15 +52,22 @@ PROFILES = {
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """``|x_i - y_j|^2`` of ``x [P, D]`` and ``y [Q, D]`` as ``[P, Q]``, from the Gram matrix."""
+    """``|x_i - y_j|^2`` of ``x [P, D]`` and ``y [Q, D]`` as ``[P, Q]``, from the Gram matrix.
+
+    Never negative, and with the derivatives of the square also where it is zero.
+    """
     center = x.mean(0)
-    x, y = x - center, y - center
-    return _centred_squares(x, y)
+    found = _gram_squares(x - center, y - center)
+    return found - found.detach().clamp(max=0)
+
+
+def _gram_squares(x: Tensor, y: Tensor) -> Tensor:
+    squares = x.square().sum(-1).unsqueeze(1) + y.square().sum(-1)
+    return squares.addmm(x, y.T, alpha=-2)
 
 
 def _centred_squares(x: Tensor, y: Tensor) -> Tensor:
-    squares = x.square().sum(-1).unsqueeze(1) + y.square().sum(-1)
-    return squares.addmm(x, y.T, alpha=-2).clamp_(min=0)
+    return _gram_squares(x, y).clamp_(min=0)
 
 
 def row_blocks(num: int) -> list[slice]:
