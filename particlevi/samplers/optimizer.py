@@ -138,7 +138,12 @@ _steppers: WeakValueDictionary[int, Stepper] = WeakValueDictionary()
 _handles = itertools.count()
 
 
-@torch.library.custom_op("particlevi::optimizer_step", mutates_args=())
+@torch.library.custom_op(
+    "particlevi::optimizer_step",
+    mutates_args=(),
+    schema="(Tensor position, Tensor gradient, Tensor lr, Tensor begun, Tensor[] tensors, "
+    "int handle) -> Tensor[]",  # torch 2.6 reads no list[Tensor]
+)
 def _optimizer_step(
     position: Tensor,
     gradient: Tensor,
