@@ -55,6 +55,8 @@ _MOST_BYTES = 2**28
 _DECOHERENCE_OF_A_NET = 4.0
 _FEWEST_OF_AN_ENSEMBLE = 64
 _FRACTION = {"overdamped": 0.1, "momentum": 0.25}
+_WARMUP, _CHAINS, _LONGER_OFF_MODE = 400, 8, 4
+_FEWEST_POOLED = {"trajectories": 8, "steps of trajectories": 4}
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +185,10 @@ def _tuner_of(
     reasons: list[str],
 ) -> tuple[Tuner, int, int]:
     """The tuner of a sampler, its warm-up and its thinning, by what the sampler declares."""
-    if sampler.requires.energy and "acceptance" in _reported(sampler, objective, start.points):
+    reported = _reported(sampler, objective, start.points)
+    if sampler.requires.energy and "acceptance" in reported:
+        chains = len(start.points)
+        unit = "steps of trajectories" if "tested" in reported else "trajectories"
         length = sampler.schedules.get("trajectory_length")
         metric = start.metric
         dense = metric is not None and metric.ndim == 2
@@ -194,12 +199,13 @@ def _tuner_of(
             step_size=first,
             trajectory_length=None if length is None else length(0),
             start=metric,
+            pooled=chains >= _FEWEST_POOLED[unit],
         )
         reasons.append(
             f"The step size is tuned to an acceptance of {tuner.target_acceptance:g}, the "
             f"{tuner.metric} metric to the draws of all chains."
         )
-        return tuner, 400, 2
+        return tuner, _warmup(unit, chains, start.off_mode), 2
     if "decoherence_length" in sampler.schedules and batch_size is None:
         metric = start.metric
         if metric is None:
@@ -233,6 +239,16 @@ def _tuner_of(
         reasons.append(bounded.rule)
         return dataclasses.replace(bounded, at=start.points), 400, 5
     return _stable(sampler, start, objective, batch_size, reasons), 400, 5
+
+
+def _warmup(unit: str, chains: int, off_mode: bool) -> int:
+    """Steps of the warm-up: more for few chains of short steps, which tell little of a metric.
+
+    And more where chains begin away from the mode, since no metric of a start is right there.
+    """
+    if unit == "trajectories":
+        return _WARMUP
+    return _WARMUP * max(1, round(_CHAINS / chains)) * (_LONGER_OFF_MODE if off_mode else 1)
 
 
 def _reported(sampler: Sampler, objective: Objective, points: Tensor) -> tuple[str, ...]:

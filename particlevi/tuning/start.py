@@ -33,6 +33,7 @@ class Start(NamedTuple):
         reason: all this in words.
         best: the lowest point ``[D]``.
         others: separate minima that only a search from far outside found.
+        off_mode: chains begin away from the lowest point, which holds little mass.
     """
 
     points: Tensor
@@ -41,6 +42,7 @@ class Start(NamedTuple):
     reason: str
     best: Tensor
     others: int = 0
+    off_mode: bool = False
 
 
 def find_start(
@@ -171,6 +173,7 @@ def _among_normals(
         f"around a potential of {height:.6g}, than around the lowest point that minimising found, "
         f"{lowest:.6g}.",
         center,
+        off_mode=True,
     )
 
 
@@ -278,6 +281,7 @@ def _around(
         f"e^{inside.log_mass - mode.log_mass:.0f} times as much mass around that point, of "
         f"potential {inside.potential:.6g}.",
         inside.place,
+        off_mode=True,
     )
 
 

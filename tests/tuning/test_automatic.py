@@ -291,3 +291,33 @@ def test_a_structured_estimator_needs_a_step_size():
     sampler = pvi.sghmc(pvi.structured(model, groups="layer"))
     with pytest.raises(ValueError, match="The history of structured begins with the draws"):
         pvi.sample(sampler, data, num_particles=2, progress=False)
+
+
+def funnel(x):
+    v, rest = x[:, 0], x[:, 1:]
+    return -v.square() / 18 - 0.5 * rest.square().sum(-1) * (-v).exp() - 0.5 * 9 * v
+
+
+@pytest.mark.parametrize(
+    ("density", "size", "chains", "steps"),
+    [
+        (log_density, 4, 16, 400),
+        (log_density, 4, 8, 400),
+        (log_density, 4, 4, 800),
+        (log_density, 4, 1, 3200),
+        (funnel, 10, 8, 1600),
+    ],
+)
+def test_the_warm_up_is_long_for_few_chains_and_away_from_the_mode(density, size, chains, steps):
+    target = pvi.from_log_density(density, size, vectorized=True, dtype=torch.float64)
+    draws = pvi.sample(target, num_particles=chains, num_draws=4, progress=False)
+    assert draws.attrs["num_warmup"] == steps
+
+
+def test_four_chains_are_enough_to_learn_a_metric_and_a_step_size():
+    """Windows of Stan's lengths count trajectories; a step here is a seventh of one or less."""
+    draws = pvi.sample(
+        TARGET, num_particles=4, num_draws=500, monitor=pvi.running.max_seconds(600), progress=False
+    )
+    assert draws.attrs["num_warmup"] == 800
+    assert 0.65 < float(draws.stats["acceptance"].mean()) < 0.92
