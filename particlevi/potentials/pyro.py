@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -114,6 +115,8 @@ def from_pyro(
         check_positive_int("num_data", num_data)
         if example_batch is None:
             raise ValueError("num_data needs an example_batch: some or all of the data.")
+    if example_batch is None:
+        _check_called_without(model)
     with _runtime(), seeded(0), torch.no_grad():
         adapter = _Adapter(model, num_data, example_batch)
     if adapter.params:
@@ -155,6 +158,23 @@ def from_pyro(
         evaluation=Evaluation(compilable=False, chunk_size=chunk_size),
         fingerprint=adapter.fingerprint,
     )
+
+
+def _check_called_without(model: Callable[..., Any]) -> None:
+    """A model that is given no data takes no arguments.
+
+    Raises:
+        TypeError: a model with arguments that must be given.
+    """
+    try:
+        inspect.signature(model).bind()
+    except TypeError as error:
+        raise TypeError(
+            f"The model takes data ({error}), and got none: pass some or all of them, as "
+            "from_pyro(model, example_batch=(x, y)), or fill them in by functools.partial."
+        ) from None
+    except ValueError:  # a callable that tells no signature
+        return
 
 
 def posterior_predictive(

@@ -1284,3 +1284,13 @@ def test_sampling_a_conjugate_model():
 def test_data_in_the_place_of_their_number_are_told_where_to_go():
     with pytest.raises(TypeError, match=r"example_batch=\(x, y\).*got a Tensor"):
         pvi.from_pyro(lambda x, y: None, torch.zeros(3), torch.zeros(3))
+
+
+def test_a_model_with_data_says_where_they_go():
+    def regression(x, y=None):
+        pyro.sample("slope", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(
+        TypeError, match=r"missing a required argument: 'x'.*example_batch=\(x, y\)"
+    ):
+        pvi.from_pyro(regression)
