@@ -80,6 +80,19 @@ def test_a_chain_left_far_behind_goes_on_from_the_best():
     assert float((found.mean[0] - CENTER).abs().max()) < 10
 
 
+def test_a_law_of_little_mass_is_given_up_at_the_end():
+    def two(x):
+        near, far = gaussian(x), gaussian(x + 100)
+        second = far.potential + 15 < near.potential
+        pull = torch.where(second.unsqueeze(1), far.gradient, near.gradient)
+        return Gradient(pull, torch.minimum(near.potential, far.potential + 15))
+
+    mean, scale = torch.stack([CENTER - 100, CENTER]), torch.full((2, SIZE), 0.05, dtype=F64)
+    start = normals(two, mean, scale, generator())
+    found = fit_normals(two, start, float(start.elbo.max()), generator(1))
+    assert float((found.mean[0] - CENTER).abs().max()) < 10
+
+
 def test_a_law_without_a_finite_draw_is_the_worst():
     def cut(x):
         return gaussian(x)._replace(potential=torch.where(x[:, 0] > 0, torch.inf, x[:, 1]))
