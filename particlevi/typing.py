@@ -302,6 +302,10 @@ class World(Protocol):
         """The mean over particles of ``[P, ...]``, ``[...]``."""
         ...
 
+    def gather(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Tensors ``[P, ...]`` of all particles, from those of each process."""
+        ...
+
 
 class Tuner(Protocol):
     """Controls of the next steps, from what the last ones reported; it ends with the warm-up.

@@ -15,7 +15,7 @@ from particlevi.typing import JSON, Controls, Progress, Schedule, Tuner, World
 
 __all__ = ["ControlRoom"]
 
-_METRIC = ("scale", "factor")
+_METRIC = ("scale", "factor", "basis", "spread")
 
 
 class ControlRoom:
@@ -100,8 +100,8 @@ class ControlRoom:
         return any(_differ(before.get(name), self._chosen.get(name)) for name in _METRIC)
 
     def metric(self) -> Tensor | None:
-        """The linear map to theta from the coordinates in which the method moves, if any."""
-        return next((self._chosen[name] for name in _METRIC if name in self._chosen), None)
+        """Scales ``[D]`` or a factor ``[D, D]`` of the coordinates in which the method moves."""
+        return next((self._chosen[name] for name in _METRIC[:2] if name in self._chosen), None)
 
     def report(self) -> Mapping[str, JSON] | None:
         """What the tuner chose and why, for the record; None without one."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
-
-from torch import Tensor
 
 from particlevi.draws import Draws
 from particlevi.gradients.sharing import Crew
@@ -82,10 +80,6 @@ class RunWorld(World, Protocol):
         """The answer of the leader's rules, which see the draws of all."""
         ...
 
-    def gather(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Tensors ``[P, ...]`` of all particles, from those of each process."""
-        ...
-
     def objects(self, value: Any) -> list[Any]:
         """The values of the processes that hold different particles."""
         ...
@@ -134,10 +128,6 @@ class OneProcess(Here):
     def verdict(self, ask: Ask, draws: Callable[[], Draws]) -> str | None:
         """The answer of the rules."""
         return ask(draws)
-
-    def gather(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The tensors."""
-        return list(tensors)
 
     def objects(self, value: Any) -> list[Any]:
         """The value."""

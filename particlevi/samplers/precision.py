@@ -80,8 +80,8 @@ def rounding_warning(
     temperature = controls.get("temperature")
     if temperature is None or float(temperature) <= 0:
         return None
-    if may_reject and "factor" in controls:
-        # A dense metric there and back leaves a rejected particle within some rounding errors.
+    if may_reject and not controls.keys().isdisjoint({"factor", "basis"}):
+        # Such a metric there and back leaves a rejected particle within some rounding errors.
         slack = 64 * torch.finfo(after.dtype).eps * before.abs().amax(1, keepdim=True)
         kept = ((after - before).abs() <= slack).all(1, keepdim=True)
         after = torch.where(kept, before, after)

@@ -213,7 +213,7 @@ def _tuner_of(
             means = "second moments of a Gaussian are about 1 % too small"
         else:
             scale = metric if metric.ndim == 1 else metric.square().sum(1).sqrt()
-            law = energy_error(harmless(len(scale)), start=scale)
+            law = energy_error(harmless(len(scale)), metric="low_rank", start=scale)
             means = "the potential of a Gaussian is off by at most a twentieth of its deviation"
         reasons.append(
             f"The step size is tuned to an energy error of {law.target:.2g} per dimension, at "

@@ -15,7 +15,8 @@ the step size to zero, and it comes back when they have left. Where no chain mad
 64, which halves h.
 
 Metric and decoherence length: at the ends of windows the diagonal metric becomes the standard
-deviations of the draws of all chains. The decoherence length is ``c sqrt(sum_i v_i)`` with their
+deviations of the draws of all chains, to which a low-rank one adds a few directions, see
+``particlevi.tuning.low_rank``. The decoherence length is ``c sqrt(sum_i v_i)`` with their
 variances ``v_i``, which are 1 in the units of the metric. On Gaussians in 50 dimensions, round and
 with curvatures from 1 to 100, the effective draws of means and squares at worst are most at c = 2;
 on a small net those of its outputs are three times as many at c = 4 as at c = 1.
@@ -44,6 +45,7 @@ from torch import Tensor
 
 from particlevi._checks import check_choice, check_is, check_positive
 from particlevi.tuning.dual_averaging import running_mean
+from particlevi.tuning.low_rank import RANK, directions, most_rows
 from particlevi.tuning.metric import Moments, add, check_metric, no_moments, regularised
 from particlevi.tuning.windows import pooled_windows
 from particlevi.typing import JSON, Controls, Progress, World
@@ -153,6 +155,10 @@ class State(NamedTuple):
         moments: of the window's draws.
         length: decoherence length, 0-d.
         error: a running mean of ``dE^2 / D``, 0-d.
+        basis: directions ``[D, K]`` of a low-rank metric; K = 0 of another.
+        spread: along them, ``[K]``.
+        window: draws ``[N, D]`` of the window for them.
+        filled: how many there are, 0-d.
     """
 
     law: StepLaw
@@ -160,6 +166,28 @@ class State(NamedTuple):
     moments: Moments
     length: Tensor
     error: Tensor
+    basis: Tensor
+    spread: Tensor
+    window: Tensor
+    filled: Tensor
+
+
+def held(state: State, position: Tensor, progress: Progress, world: World) -> tuple[Tensor, Tensor]:
+    """The window with the draws ``[P, D]`` of this step, if it is among those that are kept."""
+    window, filled = state.window, int(state.filled)
+    if not len(window):
+        return window, state.filled
+    bounds = [progress.num_warmup // 10, *pooled_windows(progress.num_warmup)]
+    end = next((k for k in range(1, len(bounds)) if progress.step <= bounds[k]), None)
+    if end is None:
+        return window, state.filled
+    chains, steps = int(world.sum(torch.ones_like(position[:, 0]))), bounds[end] - bounds[end - 1]
+    every = max(1, math.ceil(steps * chains / len(window)))
+    if (bounds[end] - progress.step) % every or filled + chains > len(window):
+        return window, state.filled
+    window = window.clone()
+    (window[filled : filled + chains],) = world.gather([position])
+    return window, state.filled + chains
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +199,8 @@ class energy_error:
     Args:
         target: the energy error, mean square energy change of a step over D. At 1e-4 the
             minimal-norm integrator has second moments about 1 % too small on a Gaussian.
-        metric: ``"diagonal"``, or ``"none"``.
+        metric: ``"diagonal"``; ``"low_rank"``, which adds the few directions, eight at most, in
+            which draws spread much further; or ``"none"``.
         step_size: the first one, in units of the metric's coordinates; ``0.1 sqrt(D)`` if absent.
         decoherence: c.
         start: the first metric ``[D]``; ones if absent.
@@ -181,7 +210,7 @@ class energy_error:
     """
 
     target: float = 1e-4
-    metric: Literal["diagonal", "none"] = "diagonal"
+    metric: Literal["diagonal", "low_rank", "none"] = "diagonal"
     step_size: float | None = None
     decoherence: float = 2.0
     start: Tensor | None = None
@@ -190,7 +219,7 @@ class energy_error:
     def __post_init__(self) -> None:
         check_positive("target", self.target)
         check_positive("decoherence", self.decoherence)
-        check_choice("metric", self.metric, ["diagonal", "none"])
+        check_choice("metric", self.metric, ["diagonal", "low_rank", "none"])
         if self.step_size is not None:
             check_positive("step_size", self.step_size)
         if self.start is not None:
@@ -215,7 +244,18 @@ class energy_error:
         first = position.new_tensor(0.1 * root if self.step_size is None else self.step_size)
         length = position.new_tensor(self._decoherence(settled=False) * root)
         nothing = no_moments(position, dense=False)
-        return State(no_steps(first), scale, nothing, length, torch.full_like(length, math.nan))
+        size, low_rank = position.shape[1], self.metric == "low_rank"
+        return State(
+            no_steps(first),
+            scale,
+            nothing,
+            length,
+            torch.full_like(length, math.nan),
+            position.new_zeros(size, RANK if low_rank else 0),
+            position.new_ones(RANK if low_rank else 0),
+            position.new_zeros(most_rows(size) if low_rank else 0, size),
+            torch.zeros((), dtype=torch.long),
+        )
 
     def controls(self, state: State) -> Controls:
         """Step size, decoherence length, and the metric."""
@@ -223,7 +263,11 @@ class energy_error:
             "step_size": step_of(state.law).to(state.length),
             "decoherence_length": state.length,
         }
-        return found if self.metric == "none" else {**found, "scale": state.scale}
+        if self.metric != "none":
+            found["scale"] = state.scale
+        if self.metric == "low_rank":
+            found |= {"basis": state.basis, "spread": state.spread}
+        return found
 
     def update(
         self, state: State, position: Tensor, info: Any, progress: Progress, world: World
@@ -234,6 +278,7 @@ class energy_error:
         target = self.target if settled else max(self.target, _SETTLING_ERROR)
         law = follow(state.law, info.energy_error, size, target, world)
         error, scale, length, moments = state.error, state.scale, state.length, state.moments
+        basis, spread, window, filled = state.basis, state.spread, state.window, state.filled
         finite = torch.isfinite(info.energy_error)
         square = torch.where(finite, info.energy_error, 0.0).square()
         error = running_mean(error, world.mean(square) / size)
@@ -241,19 +286,23 @@ class energy_error:
             length = torch.full_like(length, self.decoherence * math.sqrt(size))
         elif progress.step > progress.num_warmup // 10:
             moments = add(moments, position, torch.isfinite(info.potential), world)
+            window, filled = held(state, position, progress, world)
         if progress.step in ends:
-            if self.metric == "diagonal":
+            if self.metric != "none":
                 before, scale = scale, regularised(moments, scale)
                 # The same move in the middle of the spectrum: steps in the new units.
                 ratio = (scale / before).log().mean().exp().double()
                 law = no_steps(step_of(law) / ratio)
-                spread = torch.full_like(length, math.sqrt(size))
+                reach = torch.full_like(length, math.sqrt(size))
             else:
-                spread = moments.covariance.sum().sqrt()
-            wanted = self._decoherence(settled) * spread
-            length = torch.where(spread > 0, wanted, length).to(length)
+                reach = moments.covariance.sum().sqrt()
+            if self.metric == "low_rank":
+                basis, spread = directions(window[: int(filled)], scale)
+            wanted = self._decoherence(settled) * reach
+            length = torch.where(reach > 0, wanted, length).to(length)
             moments, error = no_moments(position, dense=False), torch.full_like(error, math.nan)
-        return State(law, scale, moments, length, error)
+            filled = torch.zeros_like(filled)
+        return State(law, scale, moments, length, error, basis, spread, window, filled)
 
     def _decoherence(self, settled: bool) -> float:
         """C, while chains still take up potential and after it."""
@@ -269,4 +318,14 @@ class energy_error:
             "target_energy_error": self.target,
             "implied_bias": implied_bias(error) if error > 0 else math.nan,
             "metric": self.metric,
+            **self._directions(state),
+        }
+
+    def _directions(self, state: State) -> dict[str, JSON]:
+        """How many directions the metric has beside the scales, and the largest spread."""
+        if self.metric != "low_rank":
+            return {}
+        return {
+            "directions": int((state.spread > 1).sum()),
+            "largest_spread": float(state.spread.max()),
         }

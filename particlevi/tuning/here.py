@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,10 @@ class Here:
     def mean(self, values: Tensor) -> Tensor:
         """The mean over particles of ``[P, ...]``, ``[...]``."""
         return self.sum(values) / len(values)
+
+    def gather(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors."""
+        return list(tensors)
 
 
 def on_grid(values: Tensor, largest: Tensor, bits: int) -> Tensor:

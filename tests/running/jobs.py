@@ -72,6 +72,9 @@ def runs() -> dict[str, Callable[[], pvi.Draws]]:
         "hmc": run(pvi.hmc(potential), **SHORT),
         "hmc_tuned": run(pvi.hmc(potential), **tuned, tuner=pvi.tuning.windows()),
         "mclmc_tuned": run(pvi.mclmc(potential), **tuned, tuner=pvi.tuning.energy_error()),
+        "mclmc_low_rank": run(
+            pvi.mclmc(potential), **tuned, tuner=pvi.tuning.energy_error(metric="low_rank")
+        ),
         "mams": run(pvi.mams(potential), **SHORT),
         "tempering": run(pvi.parallel_tempering(potential, (1.0, 2.0)), **mini),
         "svgd": run(pvi.svgd(potential), **mini),

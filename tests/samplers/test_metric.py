@@ -13,6 +13,14 @@ D, P = 3, 5
 PRECISION = torch.tensor([[2.0, 0.5, 0.0], [0.5, 1.0, 0.3], [0.0, 0.3, 3.0]], dtype=torch.float64)
 SCALE = torch.tensor([0.5, 2.0, 1.5], dtype=torch.float64)
 FACTOR = torch.tensor([[1.0, 0.0, 0.0], [0.7, 2.0, 0.0], [-0.4, 0.2, 0.5]], dtype=torch.float64)
+BASIS = torch.linalg.qr(torch.tensor([[1.0, 2.0], [0.5, -1.0], [2.0, 0.3]], dtype=torch.float64)).Q
+SPREAD = torch.tensor([3.0, 0.4], dtype=torch.float64)
+LOW_RANK = SCALE.diag() @ (torch.eye(D, dtype=torch.float64) + BASIS * (SPREAD - 1) @ BASIS.T)
+METRICS = {
+    "scale": ({"scale": SCALE}, SCALE.diag()),
+    "factor": ({"factor": FACTOR}, FACTOR),
+    "low rank": ({"scale": SCALE, "basis": BASIS, "spread": SPREAD}, LOW_RANK),
+}
 
 
 def gaussian(precision):
@@ -20,12 +28,11 @@ def gaussian(precision):
 
 
 @pytest.mark.parametrize("name", list(SAMPLERS))
-@pytest.mark.parametrize("kind", ["scale", "factor"])
+@pytest.mark.parametrize("kind", list(METRICS))
 def test_a_step_in_a_metric_is_a_step_in_its_coordinates(name, kind):
-    metric = {"scale": SCALE} if kind == "scale" else {"factor": FACTOR}
-    linear = torch.diag(SCALE) if kind == "scale" else FACTOR
+    metric, linear = METRICS[kind]
     case = SAMPLERS[name]
-    if kind == "factor" and "gradient_noise" in case.options:
+    if kind != "scale" and "gradient_noise" in case.options:
         pytest.skip("the noise of each coordinate alone needs a diagonal metric")
     options = dict(case.options)
     if isinstance(options.get("gradient_noise"), float):
@@ -48,14 +55,14 @@ def test_a_step_in_a_metric_is_a_step_in_its_coordinates(name, kind):
     torch.testing.assert_close(states[0], states[1] @ linear.T, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("noise", [3.0])
-def test_noise_of_each_parameter_needs_a_diagonal_metric(noise):
-    sampler = pvi.sgld(gaussian(PRECISION), gradient_noise=noise)
+@pytest.mark.parametrize("kind", ["factor", "low rank"])
+def test_noise_of_each_parameter_needs_a_diagonal_metric(kind):
+    sampler = pvi.sgld(gaussian(PRECISION), gradient_noise=3.0)
     streams = ParticleStreams(0)
     state = sampler.init(torch.zeros(P, D, dtype=torch.float64), streams)
     one = torch.ones((), dtype=torch.float64)
-    controls = {"step_size": 0.1 * one, "temperature": one, "factor": FACTOR}
-    with pytest.raises(ValueError, match="use scale in place of factor"):
+    controls = {"step_size": 0.1 * one, "temperature": one, **METRICS[kind][0]}
+    with pytest.raises(ValueError, match="goes with a diagonal metric only"):
         sampler.step(state, None, sampler.draw_noise(state, streams), controls)
 
 

@@ -18,7 +18,7 @@ def drive(sampler, tuner, start, num_warmup, num_draws, seed=0):
         name: torch.tensor(schedule(0), dtype=start.dtype)
         for name, schedule in sampler.schedules.items()
     }
-    metric = ("scale", "factor")
+    metric = ("scale", "factor", "basis", "spread")
     draws, infos = [], []
     chosen = tuner.controls(tuned)
     for step in range(num_warmup + num_draws):
