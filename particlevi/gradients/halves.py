@@ -78,7 +78,7 @@ def parted(
     Raises:
         ValueError: a batch of one datum.
     """
-    if batch is None or batch.complete:
+    if batch is None or batch.law == "all":
         found = estimate(batch)
         return Parted(found, Gradient(*(torch.zeros_like(value) for value in found)), 0.0)
     axis, size = 1 if batch.per_particle else 0, batch.size

@@ -15,7 +15,17 @@ from torch.utils import _pytree as pytree
 from particlevi.running.passes import TransposedProducts
 from particlevi.typing import Batch, Sampler
 
-__all__ = ["compiled", "compiled_as", "kind_of_batch", "static_shapes"]
+__all__ = [
+    "OLDEST_COMPILER",
+    "check_compiler",
+    "compiled",
+    "compiled_as",
+    "kind_of_batch",
+    "static_shapes",
+]
+
+OLDEST_COMPILER = (2, 12)
+"""The first torch under which every sampler of this package compiles whole."""
 
 _WHILE_LOOP = "torch.ops.higher_order.while_loop"
 """Torch keeps graphs with loops on disk only if told so; the key holds the bodies of the loops."""
@@ -30,6 +40,20 @@ def compiled(
     """The sampler's step compiled whole, once per sampler, kind of batch and names of controls."""
     kind = f"step {kind_of_batch(example)} {sorted(controls)}"
     return compiled_as(sampler, kind, lambda: sampler.step)
+
+
+def check_compiler() -> None:
+    """Torch's compiler is new enough.
+
+    Raises:
+        RuntimeError: a torch before 2.12, whose compiler fails on some samplers.
+    """
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    if version < OLDEST_COMPILER:
+        raise RuntimeError(
+            f"compile=True needs torch {'.'.join(map(str, OLDEST_COMPILER))} or later, got "
+            f"{torch.__version__}: leave compile out, or upgrade torch."
+        )
 
 
 def kind_of_batch(example: Batch | None) -> str:

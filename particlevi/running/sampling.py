@@ -20,6 +20,7 @@ from particlevi.potentials.potential import ModelPotential
 from particlevi.potentials.protocol import as_potential, is_potential
 from particlevi.potentials.random import global_seed
 from particlevi.potentials.starts import starting_points
+from particlevi.running.compiling import check_compiler
 from particlevi.running.converged import converged
 from particlevi.running.folder import new_run, run_that_is_there
 from particlevi.running.loop import Loop
@@ -142,6 +143,7 @@ def sample(
         ValueError: an argument out of its range, data that do not fit the potential, batches or an
             estimator under which the method does not sample what it says, or a potential that is
             not finite at the start or, if asked to, cannot be compiled.
+        RuntimeError: ``compile=True`` with a torch before 2.12.
         MemoryError: the draws and the estimator's state would not fit in memory.
         FileExistsError: the checkpoint folder already holds a run, or the path of the store is
             there.
@@ -470,6 +472,7 @@ def _saving(checkpoint: str | Path | files.Checkpoint | None) -> files.Checkpoin
 
 
 def _check_compilable(sampler: Sampler) -> None:
+    check_compiler()
     potential = sampler.potential
     if not potential.compilable:
         raise ValueError(

@@ -142,7 +142,7 @@ _handles = itertools.count()
     "particlevi::optimizer_step",
     mutates_args=(),
     schema="(Tensor position, Tensor gradient, Tensor lr, Tensor begun, Tensor[] tensors, "
-    "int handle) -> Tensor[]",  # torch 2.6 reads no list[Tensor]
+    "int handle) -> Tensor[]",  # older torch reads no list[Tensor]
 )
 def _optimizer_step(
     position: Tensor,

@@ -36,7 +36,7 @@ def check_batch(
         ValueError: a minibatch where all data are needed; parts of an epoch where independent
             batches are; a shared minibatch where particles need their own.
     """
-    if batch is None or batch.complete:
+    if batch is None or batch.law == "all":
         return
     if requires.all_data:
         how = " drawn with replacement" if batch.law == "independent" else ""

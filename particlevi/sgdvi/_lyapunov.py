@@ -49,9 +49,11 @@ class _Continuous(torch.autograd.Function):
 
 def discrete_covariance(step: Tensor, kick: Tensor) -> Tensor:
     """``S = A S A' + N`` for a stable ``A``, differentiable in both."""
-    return cast(Tensor, _Discrete.apply(step, kick))  # type: ignore[no-untyped-call]
+    solve: Any = _Discrete.apply
+    return cast(Tensor, solve(step, kick))
 
 
 def continuous_covariance(drift: Tensor, diffusion: Tensor) -> Tensor:
     """``A S + S A' = N`` for a positive ``A``, differentiable in both."""
-    return cast(Tensor, _Continuous.apply(drift, diffusion))  # type: ignore[no-untyped-call]
+    solve: Any = _Continuous.apply
+    return cast(Tensor, solve(drift, diffusion))

@@ -278,10 +278,11 @@ def checked_matrices(
         raise ValueError("noise must be a covariance, but it is not symmetric.")
     c = symmetric_part(c)
     values = np.linalg.eigvalsh(c)
-    if values.min() < -1e-6 * max(values.max(), 0.0) or values.max() <= 0:
+    lowest, highest = float(values.min()), float(values.max())
+    if lowest < -1e-6 * max(highest, 0.0) or highest <= 0:
         raise ValueError(
             "noise must be a covariance matrix other than 0, got eigenvalues from "
-            f"{values.min():.3g} to {values.max():.3g}."
+            f"{lowest:.3g} to {highest:.3g}."
         )
     f = symmetric_part(f) if is_symmetric(f) else f
     decayed = f + weight_decay * np.eye(len(f))

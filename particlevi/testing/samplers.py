@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from particlevi.gradients.minibatch import minibatch
+from particlevi.running.compiling import check_compiler
 from particlevi.streams import ParticleStreams
 from particlevi.testing._expect import NUM_PARTICLES, equal, expect, own, unchanged
 from particlevi.testing.problems import PROBLEMS, Problem
@@ -177,6 +178,7 @@ def check_independence(setting: Setting) -> None:
 
 def check_compiled(setting: Setting) -> None:
     """The step compiles whole, once, and gives the same."""
+    check_compiler()
     eager = setting.run()
     torch._dynamo.reset()
     with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):

@@ -276,3 +276,10 @@ def test_a_metric_is_not_left_out_of_a_loop_that_was_compiled_without():
     ]
     assert_same(*tuned)
     assert len(compiling._compiled_steps[compiled]) == 2
+
+
+def test_a_torch_whose_compiler_is_too_old_is_named(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.11.0+cu130")
+    target = pvi.from_log_density(lambda x: -x.square().sum(), 2)
+    with pytest.raises(RuntimeError, match=r"needs torch 2.12 or later, got 2.11.0\+cu130"):
+        pvi.sample(pvi.sgld(target), step_size=0.1, num_particles=2, num_draws=2, compile=True)
