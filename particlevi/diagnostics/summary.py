@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from particlevi.diagnostics import convergence
@@ -41,15 +43,16 @@ def _tuned(tuning: dict[str, object]) -> str:
         "step_size": "step size {:.3g}",
         "trajectory_length": "trajectory length {:.3g}",
         "decoherence_length": "decoherence length {:.3g}",
+        "directions": "wide directions {:.0f}",
         "acceptance": "acceptance {:.2f}",
         "energy_error": "energy error per dimension {:.2g}",
         "implied_bias": "which implies second moments off by {:.1%} on a Gaussian",
         "start_seconds": "start {:.1f} s",
     }
     found = [
-        text.format(tuning[key])
+        text.format(value)
         for key, text in words.items()
-        if isinstance(tuning.get(key), float)
+        if isinstance(value := tuning.get(key), (int, float)) and math.isfinite(value)
     ]
     return f"Tuned by {tuning.get('tuner')}: {', '.join(found)}."
 

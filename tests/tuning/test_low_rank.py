@@ -112,3 +112,8 @@ def test_the_law_in_a_low_rank_metric_is_the_target(runs):
     assert variance * SIZE / COMMON**2 == pytest.approx(1, abs=4 * error)
     inner = (particles - mean.unsqueeze(2)).square().sum(2).mean() / (SIZE - 1)
     assert float(inner) == pytest.approx(1, abs=0.02)
+
+
+def test_the_summary_tells_of_a_direction(runs):
+    assert "wide directions 1" in runs["low_rank"].summary()
+    assert "wide directions" not in runs["diagonal"].summary()
