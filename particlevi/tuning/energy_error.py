@@ -316,7 +316,7 @@ class energy_error:
             "decoherence_length": float(state.length),
             "energy_error": error,
             "target_energy_error": self.target,
-            "implied_bias": implied_bias(error) if error > 0 else math.nan,
+            "implied_bias": implied_bias(error) if error > 0 else None,
             "metric": self.metric,
             **self._directions(state),
         }
