@@ -22,11 +22,11 @@ __all__ = ["RANK", "directions", "most_rows"]
 
 RANK = 8
 _STANDS_OUT = 1.5
-_ROWS, _FEWEST_ROWS, _NUMBERS = 512, 32, 1 << 25
+_ROWS, _FEWEST_ROWS, _NUMBERS = 512, 32, 1 << 24
 
 
 def most_rows(num_params: int) -> int:
-    """Draws that are held at once: 512, or as many as a quarter of a gigabyte takes; 0 below 32."""
+    """Draws that are held at once: 512, or as many as 128 MB take; 0 below 32."""
     rows = min(_ROWS, _NUMBERS // num_params)
     return rows if rows >= _FEWEST_ROWS else 0
 
