@@ -32,7 +32,10 @@ class Start(NamedTuple):
         lowest: the lowest potential found.
         reason: all this in words.
         best: the lowest point ``[D]``.
-        others: separate minima that only a search from far outside found.
+        others: separate minima that only a search from far outside found; of points that are
+            kept, those in which no chain begins.
+        basins: numbers of the minima to which descents led and around which ``points`` lie, -1 for
+            none that is known, ``[2, P]``; None where minima are not told apart.
         off_mode: chains begin away from the lowest point, which holds little mass.
     """
 
@@ -42,6 +45,7 @@ class Start(NamedTuple):
     reason: str
     best: Tensor
     others: int = 0
+    basins: Tensor | None = None
     off_mode: bool = False
 
 
@@ -84,7 +88,12 @@ def find_start(
             "posterior lie; their chains begin as if no points were given."
         )
     kept = torch.where(good.unsqueeze(1), points, start.points)
-    return start._replace(points=kept, reason=reason)
+    others = start.others
+    if start.basins is not None:
+        ends, starts = start.basins.unbind()
+        begun = torch.where(good, ends, starts)
+        others = len(set(starts.tolist()) - set(begun.tolist()))
+    return start._replace(points=kept, reason=reason, others=others)
 
 
 def _finite(objective: Objective, initial: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -247,6 +256,7 @@ def _among_few(objective: Objective, initial: Tensor, generator: torch.Generator
         f"{best.potential:.6g}; {int((~near).sum())} that ended far above it begin there.",
         best.place,
         unseen,
+        torch.stack([torch.where(near, seen, -1), mode]),
     )
 
 

@@ -71,6 +71,26 @@ def test_a_mode_that_chains_found_themselves_is_not_told_as_missed():
     torch.testing.assert_close(start.points, given)
 
 
+def test_a_mode_in_which_no_chain_begins_is_told():
+    given = normal(16, 2)
+    assert find_start(modes(1.0, 1.0), given, generator(), keep=True).others == 1
+
+
+def test_points_far_from_the_only_minimum_leave_none_out():
+    """Not all descents from them arrive, but the chains begin in the minimum all the same."""
+    rotation = torch.linalg.qr(normal(6, 6)).Q
+    inner = torch.linalg.cholesky(
+        rotation @ torch.logspace(-1, 1, 6, dtype=F64).diag() @ rotation.mT
+    )
+    inverse = torch.linalg.inv(torch.logspace(-3, 3, 6, dtype=F64).unsqueeze(1) * inner)
+    target = pvi.from_log_density(
+        lambda x: -0.5 * (x @ inverse.mT).square().sum(-1), 6, vectorized=True, dtype=F64
+    )
+    start = find_start(Objective(target), 1e6 * normal(1, 6).repeat(4, 1), generator(), keep=True)
+    assert start.others == 0
+    assert float((start.points @ inverse.mT).abs().max()) < 10
+
+
 def test_one_gaussian_has_no_other_minimum():
     scale = torch.logspace(-3, 3, 5, dtype=F64)
     target = pvi.from_log_density(
