@@ -200,3 +200,17 @@ def test_a_trajectory_ends_early_only_where_patience_has_an_end(patience, ends):
     for _ in range(2):
         state, info = sampler.step(state, None, sampler.draw_noise(state, streams), controls)
     assert info.tested.tolist() == [ends] * 8
+
+
+@pytest.mark.parametrize(
+    "make", [pvi.hmc, pvi.randomized_hmc, pvi.mams], ids=lambda make: make.__name__
+)
+def test_the_first_step_only_evaluates_and_is_accepted(make):
+    """A tuner reads its acceptance, which is a probability."""
+    target = pvi.from_log_density(lambda x: -0.5 * x.square().sum(-1), 3, vectorized=True)
+    draws = pvi.sample(
+        make(target), initial=torch.ones(4, 3), step_size=0.3, num_warmup=0, num_draws=2,
+        progress=False,
+    )  # fmt: skip
+    assert torch.equal(draws.particles[:, 0], torch.ones(4, 3))
+    assert draws.stats["acceptance"][:, 0].tolist() == [1.0] * 4
