@@ -75,11 +75,6 @@ class Batch(NamedTuple):
     law: BatchLaw | None = None
 
     @property
-    def complete(self) -> bool:
-        """Whether these are all the data, each once, so that the energy is exact."""
-        return self.law == "all"
-
-    @property
     def size(self) -> int:
         """B, of every particle."""
         size: int = pytree.tree_leaves(self.data)[0].shape[1 if self.per_particle else 0]

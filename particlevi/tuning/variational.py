@@ -34,10 +34,7 @@ _GAIN, _LAST_GAIN = 0.1, 0.01
 
 
 class Normals(NamedTuple):
-    """Normal laws of means and standard deviations ``[P, D]``, and their ELBO ``[P]`` in nats.
-
-    The ELBO has an error of about ``sqrt(D)`` tenths of a nat.
-    """
+    """Normal laws of means and standard deviations ``[P, D]``, and their ELBO ``[P]`` in nats."""
 
     mean: Tensor
     scale: Tensor

@@ -166,7 +166,7 @@ def test_each_source_declares_its_law(options, law, shared, size):
     assert (made.law, made.shared, made.batch_size) == (law, shared, size)
     assert made.num_data == 12
     batch = made.next(ParticleStreams(0))
-    assert batch.complete == (law == "all") and batch.scale is None
+    assert batch.law == law and batch.scale is None
     assert source(options["method"], options["batch_size"], shared=True).shared
 
 

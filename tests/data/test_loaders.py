@@ -206,7 +206,7 @@ def test_one_batch_of_all_the_data_is_exact():
         source = as_data(loader, potential).batches(num_particles=2)
         assert source.law == "all"
         batch = source.next(STREAMS)
-        assert batch.complete and batch.scale is None
+        assert batch.law == "all" and batch.scale is None
 
 
 def refused(loader, match, num=N):
