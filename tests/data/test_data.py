@@ -68,7 +68,7 @@ def test_single_data_and_all_of_them(form):
     rows = torch.tensor([17, 3, 4])
     assert torch.equal(data.take(rows).data[0], X[rows])
     assert torch.equal(data.first(2).data[1], Y[:2])
-    assert torch.equal(data.whole().data[0], X) and data.whole().complete
+    assert torch.equal(data.whole().data[0], X) and data.whole().law == "all"
     held = data.held()
     assert torch.equal(held.whole().data[1], Y) and held.random_access
     assert data.held(max_bytes=10) is data
