@@ -112,7 +112,7 @@ def _points(plan: Plan, initial: Tensor) -> Tensor:
 def _values(plan: Plan, position: Tensor, num_steps: int) -> dict[str, JSON]:
     values: dict[str, JSON] = {}
     last = num_steps - 1
-    steps = sorted({int(last ** (k / _NUM_STEPS)) - 1 for k in range(_NUM_STEPS)} | {0, last})
+    steps = sorted({int(last ** (k / _NUM_STEPS)) - 1 for k in range(_NUM_STEPS)} | {last})
     for name, schedule in plan.schedules.items():
         values[f"the schedule of {name}"] = [float(schedule(step)) for step in steps if step >= 0]
     loader = plan.data.loader
