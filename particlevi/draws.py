@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, final
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from particlevi import _html
 from particlevi._checks import as_path, check_flag
+from particlevi._warning import warn
 from particlevi.data import DataLike
 from particlevi.diagnostics import convergence, export, outputs, predictive, temperatures
 from particlevi.diagnostics.arviz import EssMethod, McseMethod
@@ -25,7 +25,6 @@ from particlevi.diagnostics.verdict import Verdict, diagnose
 from particlevi.diagnostics.views import View
 from particlevi.drawset import DrawSet
 from particlevi.drawset.data import Kind
-from particlevi.errors import ParticleviWarning
 from particlevi.potentials.layout import Groups
 from particlevi.potentials.potential import ModelPotential
 from particlevi.potentials.prior_predictive import PriorPredictive
@@ -451,13 +450,11 @@ class Draws(DrawSet):
         changed = getattr(potential.model and potential.model.function, "changed_buffers", None)
         differing = sorted({name for state in states for name in changed(state)} if changed else ())
         if differing:
-            warnings.warn(
+            warn(
                 f"The buffers {differing} of these checkpoints are not those of the potential's "
                 "module, which are used for all of them. For predictions of one checkpoint with "
                 "its own running statistics, make its potential from the module with that "
                 'checkpoint loaded; batch_norm="batch" needs none.',
-                ParticleviWarning,
-                stacklevel=2,
             )
         return cls.from_state_dicts(potential, states, kind=kind, seconds=seconds)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_positive, check_positive_int
+from particlevi._warning import warn
 from particlevi.curvature import largest_curvature
 from particlevi.data import Data, DataLike, as_data, as_particles
 from particlevi.diagnostics.predictive import epistemic_series
@@ -178,7 +178,7 @@ def check_collapse(
         epistemic_error=error,
     )
     if result.collapsed:
-        warnings.warn(_message(result), CollapseWarning, stacklevel=2)
+        warn(_message(result), CollapseWarning)
     return result
 
 

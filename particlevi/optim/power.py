@@ -15,7 +15,6 @@ Reference: Baiesi, "Power gradient descent", 2019.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, final
 
@@ -24,7 +23,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from particlevi._checks import check_positive
-from particlevi.errors import ParticleviWarning
+from particlevi._warning import warn
 from particlevi.optim._base import Closure, real
 
 __all__ = ["Power", "power", "signed_power"]
@@ -146,11 +145,9 @@ class Power(Optimizer):
             **others: passed on.
         """
         if getattr(self, "grad_scale", None) is not None:
-            warnings.warn(
+            warn(
                 "The gradients still carry a loss scale, and the power of a scaled gradient is not "
                 "the scaled power: call scaler.unscale_(optimizer) before step().",
-                ParticleviWarning,
-                stacklevel=2,
             )
         taken: list[tuple[Tensor, Tensor]] = []
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from particlevi._warning import warn
 from particlevi.potentials.layout import Layout
 from particlevi.potentials.random import draw_seeds, seeded
 from particlevi.potentials.starts import Draw, Starts, jittered
@@ -88,11 +88,10 @@ def module_starts(
         methods["fresh"] = fresh
         choose = functools.cache(lambda: "fresh" if _is_fresh(module, names) else "jittered")
     else:
-        warnings.warn(
+        warn(
             f"{without_reset} belong to layers without reset_parameters(), so that they cannot be "
             "initialised anew: particles start from the module's present weights by default, all "
             "but the first with 1 % of noise. Pass initial= to sample() for another start.",
-            stacklevel=4,
         )
         choose = functools.cache(lambda: "jittered")
     return Starts(methods, choose, named)

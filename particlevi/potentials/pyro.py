@@ -6,7 +6,6 @@ import copy
 import functools
 import inspect
 import threading
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from particlevi._checks import check_function, check_positive_int
+from particlevi._warning import warn
 from particlevi.potentials._pyro_terms import (
     Sites,
     check_complete,
@@ -120,10 +120,9 @@ def from_pyro(
     with _runtime(), seeded(0), torch.no_grad():
         adapter = _Adapter(model, num_data, example_batch)
     if adapter.params:
-        warnings.warn(
+        warn(
             f"{list(adapter.params)} are parameters without a prior: they keep their present "
             "values and are not sampled. To sample them, use pyro.sample or PyroSample.",
-            stacklevel=2,
         )
     functions = (adapter.log_prior, adapter.log_likelihood, adapter.export)
     lifted = [Vectorized(each, f"The Pyro model {adapter.name}") for each in functions]

@@ -7,14 +7,13 @@ such a particle has no density, and the others do not suffer for it.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from particlevi.errors import ParticleviWarning
+from particlevi._warning import warn
 from particlevi.potentials.chunks import chunks
 from particlevi.typing import Batch
 
@@ -38,11 +37,9 @@ def where_defined(
             values.append(0.0 * particle.sum(1) + torch.inf)
             failed += 1
     if failed == len(particles):
-        warnings.warn(
+        warn(
             f"No particle of {failed} has a density, since a matrix of the model cannot be "
             f"factorised: {why} Add to its diagonal (1e-6 of its size), use float64, or start "
             "elsewhere.",
-            ParticleviWarning,
-            stacklevel=4,
         )
     return torch.cat(values)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from particlevi._warning import warn
 from particlevi.potentials.undefined import LinAlgError
 from particlevi.typing import Batch
 
@@ -66,10 +66,9 @@ class Vectorized:
             self.looping = True
             words = str(failure).strip()
             reason = words.splitlines()[0] if words else repr(failure)
-            warnings.warn(
+            warn(
                 f"{self.what} cannot be vectorised over particles, so a loop evaluates one "
                 f"particle at a time, which is slower. The reason: {reason}",
-                stacklevel=2,
             )
         return self._checked(values)
 

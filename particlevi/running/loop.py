@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -13,6 +12,7 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
+from particlevi._warning import warn
 from particlevi.draws import Draws
 from particlevi.errors import DivergenceError, NotConvergedWarning
 from particlevi.gradients.sharing import shared_by
@@ -180,7 +180,7 @@ class Loop:
         if self.ended_by == "interruption":
             self._warn_of_interruption()
         if self.missed is not None and self.plan.world.leads:
-            warnings.warn(self.missed, NotConvergedWarning, stacklevel=3)
+            warn(self.missed, NotConvergedWarning)
         return self._finished()
 
     def _run(self, monitor: Monitor, progress: bool) -> None:
@@ -293,7 +293,7 @@ class Loop:
             )
             if over:
                 raise DivergenceError(message, self._draws_before(told))
-            warnings.warn(message, stacklevel=5)
+            warn(message)
         if self.step > self.plan.settings.num_warmup:
             watch.warn(block.info, block.controls)
             watch.warn_of_rounding(block.before, self.state.position, block.controls)
@@ -376,10 +376,9 @@ class Loop:
     def _warn_of_interruption(self) -> None:
         folder, num_draws = self.plan.folder, self.plan.settings.num_draws
         where = f"; resume from {folder}" if folder is not None else ""
-        warnings.warn(
+        warn(
             f"Interrupted after {self.step} of {self.plan.num_steps} steps: returning "
             f"{self._num_draws()} of {num_draws} draws{where}.",
-            stacklevel=4,
         )
 
 

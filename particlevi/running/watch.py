@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from types import TracebackType
@@ -11,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from particlevi._warning import warn
 from particlevi.errors import ParticleviWarning
 from particlevi.progress import progress_bar
 from particlevi.running.divergence import Cause
@@ -96,7 +96,7 @@ class Watch:
         message = self.sampler.warning(info, controls)
         if message is not None:
             self._warned = True
-            warnings.warn(message, stacklevel=6)
+            warn(message)
 
     def warn_of_rounding(self, before: Tensor | None, after: Tensor, controls: Controls) -> None:
         """Steps that are smaller than the spacing of the particles' numbers, once."""
@@ -106,7 +106,7 @@ class Watch:
         message = rounding_warning(before, after, controls, may_reject=rejects)
         if message is not None:
             self._warned_of_rounding = True
-            warnings.warn(message, ParticleviWarning, stacklevel=6)
+            warn(message, ParticleviWarning)
 
     def show(self, step: int, info: Any, alive: list[int]) -> None:
         """Move the bar, with means over the chains that are left."""

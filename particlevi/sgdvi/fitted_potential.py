@@ -8,7 +8,6 @@ draws that are left out.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,8 +17,8 @@ from torch import Tensor
 
 from particlevi._checks import check_positive, check_positive_int, check_seed
 from particlevi._shown import Shown
+from particlevi._warning import warn
 from particlevi.draws import Draws
-from particlevi.errors import ParticleviWarning
 from particlevi.sgdvi._checks import check_points
 from particlevi.sgdvi.score_matching import (
     ScoreMatching,
@@ -305,10 +304,8 @@ def _warn_at_edges(
         fewer = _best(system.first(numbers[-2]), best.width, numbers[-2], _RIDGES)
         edges += [f"num_centers {best.number}"] if _still_falls(best, fewer) else []
     if edges:
-        warnings.warn(
+        warn(
             f"The loss on draws left out still falls at the edge of what was tried: "
             f"{', '.join(edges)}. The band does not know what a better fit would change: project "
             "on fewer directions, or pass more num_centers.",
-            ParticleviWarning,
-            stacklevel=3,
         )

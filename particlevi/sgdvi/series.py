@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import torch
 from torch import Tensor
 
 from particlevi._checks import check_finite, check_positive_int, is_number
+from particlevi._warning import warn
 from particlevi.draws import Draws
 from particlevi.errors import NotStationaryWarning
 
@@ -114,11 +114,10 @@ def is_stationary(series: Tensor, what: str = "The run", level: float = 1e-3) ->
     score = float((shift[moving] / error[moving]).abs().max())
     bound = float(stdtrit(freedom, 1 - level / (2 * 2 * size)))
     if score > bound:
-        warnings.warn(
+        warn(
             f"{what} was too short to be stationary: means or variances of its two halves differ "
             f"by {score:.1f} standard errors (limit {bound:.1f}). Start later or run longer.",
             NotStationaryWarning,
-            stacklevel=3,
         )
     return score <= bound
 
@@ -129,11 +128,10 @@ def _longer_than_memory(series: Tensor, change: Tensor, what: str) -> bool:
     drift = (change.square().mean(0)[moving] / inside[moving]).amax() if moving.any() else 0.0
     if drift <= _MOST_DRIFT:
         return True
-    warnings.warn(
+    warn(
         f"{what} was too short to be stationary: between the halves of a chain a coordinate moves "
         f"by {float(drift) ** 0.5:.2g} standard deviations (limit {_MOST_DRIFT**0.5:.2g}), as "
         "slow drift does. Run longer, or start at least 40 chains from the stationary law.",
         NotStationaryWarning,
-        stacklevel=4,
     )
     return False

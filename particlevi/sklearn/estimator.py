@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_choice, check_flag, check_positive, check_positive_int
+from particlevi._warning import warn
 from particlevi.diagnostics.verdict import Verdict
 from particlevi.draws import Draws
 from particlevi.errors import NotConvergedWarning, ParticleviWarning
@@ -165,11 +166,10 @@ class BayesianMLP(BaseEstimator):  # type: ignore[misc,unused-ignore]
             text = "The posterior was not reached:\n" + "\n".join(map(str, found))
         else:
             return
-        warnings.warn(
+        warn(
             f"{text}\nA larger max_seconds, or fewer hidden units, is the way on; draws_ and "
             "verdict_ hold the rest.",
             PosteriorWarning,
-            stacklevel=4,
         )
 
     def _potential(self) -> ModelPotential:

@@ -7,7 +7,6 @@ import json
 import math
 import shutil
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from uuid import uuid4
@@ -16,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from particlevi._warning import warn
 from particlevi.drawset import DrawSet
 from particlevi.drawset.lazy import LazyTensor
-from particlevi.errors import ParticleviWarning
 from particlevi.storage import drawfile
 from particlevi.storage.chunking import block_length, chunk_shape
 from particlevi.storage.groups import Names, Own, check_name, group_names, group_names_of
@@ -115,11 +114,9 @@ class DiskStore:
         wanted *= recording.dtype.itemsize
         free = shutil.disk_usage(self.hierarchy.path).free
         if wanted > free:
-            warnings.warn(
+            warn(
                 f"The draws take {wanted / 1e9:.1f} GB if none is left out, and "
                 f"{free / 1e9:.1f} GB are free at {self.hierarchy.path}.",
-                ParticleviWarning,
-                stacklevel=2,
             )
 
     def _make(self, warm: bool, compress: bool) -> None:

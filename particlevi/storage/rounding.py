@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor
+
+from particlevi._warning import warn
 
 __all__ = ["Rounding"]
 
@@ -72,13 +72,12 @@ class Rounding:
         self.told.add("rounding")
         worst = int(share.argmax())
         seen = "kept" if self.every == 1 else "looked at"
-        warnings.warn(
+        warn(
             f"Storage in {self.dtype} rounds {int((share > _SHARE).sum())} of {len(share)} {seen} "
             f"numbers so much that their variance grows by over 1 % (by {float(share[worst]):.1%} "
             f"for number {worst * self.every}): their law is narrow beside their size. Store in a "
             "wider type, "
             "pvi.storage.InMemory(dtype=torch.float32).",
-            stacklevel=2,
         )
 
     def _tell_overflow(self, kept: Tensor, stored: Tensor) -> None:
@@ -88,10 +87,9 @@ class Rounding:
         self.told.add("overflow")
         particles = over.nonzero().flatten().tolist()
         largest = float(kept[over].abs().nan_to_num(posinf=0).max())
-        warnings.warn(
+        warn(
             f"A draw of particles {particles[:10]} holds {largest:.3g}, and {self.dtype} storage "
             f"ends at {torch.finfo(self.dtype).max:.3g}: it is stored as infinite, and such draws "
             "cannot be saved. Store in torch.bfloat16 or a wider type, "
             "pvi.storage.InMemory(dtype=torch.bfloat16).",
-            stacklevel=2,
         )

@@ -22,15 +22,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from particlevi._warning import warn
 from particlevi.curvature import largest_curvature
 from particlevi.data import DataLike
-from particlevi.errors import ParticleviWarning
 from particlevi.gradients.structured import structured, structured_dropout
 from particlevi.potentials.potential import ModelPotential
 from particlevi.potentials.protocol import as_potential
@@ -106,12 +105,10 @@ def prepare(
     objective = Objective(potential, data)
     start = find_start(objective, initial, generator, keep_start)
     if keep_start and start.others:
-        warnings.warn(
+        warn(
             f"{start.others} minima were found apart from that in which the chains begin, of a "
             "mass that counts: unless chains pass between them, the draws leave them out. Leave "
             "initial out to begin in all of them.",
-            ParticleviWarning,
-            stacklevel=4,
         )
     reasons = [start.reason]
     sampler_chosen = not isinstance(what, Sampler)

@@ -35,7 +35,6 @@ virial, so that both are held to the bound together.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -45,6 +44,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_choice, check_flag, check_positive, check_positive_int
+from particlevi._warning import warn
 from particlevi.data import Data, as_data
 from particlevi.gradients.control_variate import control_variate
 from particlevi.gradients.minibatch import minibatch
@@ -430,13 +430,12 @@ class bounded_heat:
     def _warn(self, state: State) -> None:
         fell = float(state.longest) / self._longest(state)
         if fell > _SHARPER:
-            warnings.warn(
+            warn(
                 f"The curvature rose while the chains warmed up: the longest stable step fell from "
                 f"{float(state.longest):.3g} to {self._longest(state):.3g}. The step follows "
                 "until the warm-up ends and is frozen then: see that it had come to rest "
                 "(a longer num_warmup), or write scales on a log scale.",
                 StabilityWarning,
-                stacklevel=2,
             )
 
     def report(self, state: State) -> Mapping[str, JSON]:

@@ -8,7 +8,6 @@ chance in a small part of the data does not pass for curvature.
 from __future__ import annotations
 
 import math
-import warnings
 from statistics import median
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_positive
+from particlevi._warning import warn
 from particlevi.curvature import Energy, hessian_product
 from particlevi.data import BatchSource, Data, DataLike, as_data, as_particles
 from particlevi.data.data import TensorData
@@ -100,7 +100,7 @@ def check_stability(
     batch = checked.whole() if checked.num_data else None
     found = _check(sampler, step_size, points, batch, batch)
     if found is not None and not found.stable:
-        warnings.warn(_message(sampler, found), StabilityWarning, stacklevel=2)
+        warn(_message(sampler, found), StabilityWarning)
     return found
 
 
@@ -141,7 +141,7 @@ def check_before_run(
             # No second derivative, or none that is finite: then nothing is known beforehand.
             return
     if found is not None and not found.stable:
-        warnings.warn(_message(sampler, found), StabilityWarning, stacklevel=3)
+        warn(_message(sampler, found), StabilityWarning)
 
 
 def _parts(data: Data, size: int) -> tuple[Batch, Batch] | None:
