@@ -141,7 +141,7 @@ def test_one_warning_with_the_numbers_where_it_cannot_be_taken_out(name, noise):
     factory, options, h, _ = CASES[name]
     h = 4 * h if name == "sgld" else 5 * h
     options = options | ({"friction": 4.0} if name == "sghmc" else {})
-    sampler = factory(conjugate(N), gradient_noise=noise, **options)
+    sampler = factory(conjugate(N), gradient_noise=noise, temperature=0.5, **options)
     with pytest.warns(UserWarning, match="gradient noise has a variance above") as caught:
         draws = run(
             sampler,
@@ -157,7 +157,7 @@ def test_one_warning_with_the_numbers_where_it_cannot_be_taken_out(name, noise):
     message = str(caught[0].message)
     limit = float(message.split("variance above ")[1].split(",", maxsplit=1)[0])
     c = math.exp(-4 * h)
-    exact = 2 / h if name == "sgld" else 4 * (1 - c) / ((1 + c) * h**2)
+    exact = 0.5 * (2 / h if name == "sgld" else 4 * (1 - c) / ((1 + c) * h**2))
     assert limit == pytest.approx(exact, rel=0.01)
     assert limit < float(draws.stats["gradient_noise"][:, -1].mean())
     assert "For 100% of" in message and "larger batches" in message
