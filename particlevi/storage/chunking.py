@@ -61,7 +61,13 @@ def _at_least_one(size: int) -> int:
 
 
 def _even(size: int, most: int) -> int:
-    """Pieces of about one length, none longer than ``most``."""
+    """The length of pieces of about one length, none longer than ``most``.
+
+    >>> _even(10, 4), _even(12, 4), _even(13, 4), _even(3, 4)
+    (4, 4, 4, 3)
+    >>> _even(9, 8)
+    5
+    """
     return max(1, -(-size // -(-size // most))) if size else 1
 
 

@@ -1,4 +1,4 @@
-"""A run is not gone on with by something else: 24 substitutions, each of one ingredient."""
+"""A run is not gone on with by something else: 25 substitutions, each of one ingredient."""
 
 from __future__ import annotations
 
@@ -66,6 +66,11 @@ def linear(slope: float) -> Any:
         return 0.01 / (1 + slope * step)
 
     return schedule
+
+
+def stepped(first: float) -> Any:
+    """A schedule that is another one at its first step only."""
+    return lambda step: first if step == 0 else 0.01
 
 
 def loader(**options: Any) -> DataLoader[Any]:
@@ -155,6 +160,10 @@ SUBSTITUTIONS: dict[str, tuple[Any, Any]] = {
     "schedule of the step size": (
         lambda: (pvi.sgld(regression()), DATA | {"step_size": linear(0.1)}),
         lambda: (pvi.sgld(regression()), DATA | {"step_size": linear(0.2)}),
+    ),
+    "first step of a schedule": (
+        lambda: (pvi.sgld(regression()), DATA | {"step_size": stepped(0.01)}),
+        lambda: (pvi.sgld(regression()), DATA | {"step_size": stepped(0.02)}),
     ),
     "schedule of the temperature": (
         lambda: (pvi.sgld(regression(), temperature=linear(0.1)), DATA),
