@@ -77,6 +77,14 @@ def test_random_features_approach_the_rbf_kernel():
     assert error < 5 / 200_000**0.5
 
 
+def test_as_many_pairs_as_are_allowed_are_all_taken():
+    x = torch.randn(9, 2, generator=torch.Generator().manual_seed(0))
+    every = pair_squares(x, max_pairs=36)
+    assert every.sort().values.tolist() == pytest.approx(
+        torch.pdist(x).square().sort().values.tolist(), rel=1e-4
+    )
+
+
 def test_the_median_of_many_particles_is_near_that_of_all_pairs():
     x = points(1500, 4)
     every = pair_squares(x, max_pairs=1500 * 1500)
