@@ -236,6 +236,12 @@ def _check_observed(site: Any, resized: Any) -> None:
     if site["mask"] is None and not hasattr(law, "_mask"):
         with suppress(AttributeError, NotImplementedError):
             possible = bool(law.support.check(site["value"]).all())
+    if not possible and site["value"].isnan().any():
+        raise ValueError(
+            f"Site {site['name']!r} has observed values that are NaN. If they are missing, give "
+            "values without NaN and a mask as data, (y.nan_to_num(), ~y.isnan()), and leave the "
+            "former out by the latter: pyro.sample(..., dist.Normal(...).mask(seen), obs=y)."
+        )
     if not possible:
         raise ValueError(
             f"Site {site['name']!r} has observed values outside its support {law.support!r}."

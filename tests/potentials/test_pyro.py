@@ -1021,6 +1021,15 @@ class TestRefusals:
         from_pyro(model, N, (X > 0).double())
         self.refuse("'y' has observed values outside its support", model, N, 2.0 * (X > 0))
 
+    def test_observed_values_that_are_nan(self):
+        def model(x):
+            p = pyro.sample("p", dist.Normal(0.0, 1.0))
+            with pyro.plate("data", len(x)):
+                pyro.sample("y", dist.Normal(p, 1.0), obs=x)
+
+        values = torch.where(X > 0, X, torch.nan)
+        self.refuse("'y' has observed values that are NaN.*mask", model, N, values)
+
     def test_two_dimensions_that_follow_the_batch(self):
         def model(x):
             mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
