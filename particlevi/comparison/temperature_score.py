@@ -116,6 +116,6 @@ def _center(setting: Setting, particles: Tensor) -> Tensor:
     points = as_particles(points, model, model.num_params)
     with torch.no_grad():
         energy = -model.log_prior(points)
-        for batch in train.chunks(1024):
+        for batch in train.chunks(model.at_once(1024)):
             energy = energy - model.log_likelihood(points, batch).sum(1)
     return points[energy.argmin()]

@@ -64,7 +64,7 @@ def potential_energy(
 
     def terms() -> Iterator[Term]:
         yield lambda leaf: model.prior_energy(leaf[None])[0]
-        for batch in held.chunks(chunk_size):
+        for batch in held.chunks(model.at_once(chunk_size)):
             yield partial(surprise, batch)
 
     return Energy(terms, theta)

@@ -25,7 +25,7 @@ def likelihood_gradient(
 
     gradient = torch.zeros_like(particles)
     value = particles.new_zeros(len(particles))
-    for batch in data.chunks(chunk_size):
+    for batch in data.chunks(potential.at_once(chunk_size)):
         part = value_and_grad(energy, particles, batch, potential.chunk_size)
         gradient += part.gradient
         value += part.potential

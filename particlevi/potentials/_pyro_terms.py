@@ -18,6 +18,7 @@ __all__ = [
     "Terms",
     "arguments",
     "check_complete",
+    "check_size",
     "num_rows",
     "sort_terms",
     "subsampling",
@@ -42,6 +43,7 @@ class Terms(NamedTuple):
         shown: an example of each value that is the same for every batch.
         prior_data: some data to evaluate the prior on.
         local: the latent sites that have one value per datum.
+        fixed: whether the model runs on all the data only, as with a plate of their number.
     """
 
     data_dims: dict[str, int]
@@ -50,6 +52,7 @@ class Terms(NamedTuple):
     shown: dict[str, Tensor]
     prior_data: Any
     local: list[str]
+    fixed: bool
 
 
 def sort_terms(
@@ -89,6 +92,7 @@ def sort_terms(
     varying: set[str] = set()
     data_dims: dict[str, int] = {}
     local: list[str] = []
+    fixed = False
     if rows:
         index = torch.arange(rows)
         single, first = attempt(index[:1]), attempt(index * 0)
@@ -96,6 +100,7 @@ def sort_terms(
         looks = [single, first, attempt(index * 0 - 1, 0.5), attempt(other)]
         varying = {n for n in base for sites in looks if sites and _differ(n, base, sites)}
         resized = looks[-1] or attempt(other, particle=None)
+        fixed = complete and not resized
         for name in [name for name in terms if name not in latent]:
             dim = _data_dim(base[name], rows, resized)
             if dim is not None:
@@ -126,6 +131,7 @@ def sort_terms(
         shown={n: base[n]["value"] for n in once if n in latent or n not in terms},
         prior_data=example,
         local=local,
+        fixed=fixed,
     )
 
 
@@ -188,6 +194,22 @@ def check_complete(batch: Batch, data: Any, local: list[str]) -> None:
                 "its data at every step, in the order of example_batch: leave batch_size out, or "
                 "make a potential with these data as example_batch."
             )
+
+
+def check_size(batch: Batch, num_data: int | None) -> None:
+    """A batch has as many data as the model is made for.
+
+    Raises:
+        ValueError: it has not.
+    """
+    lead = 1 if batch.per_particle else 0
+    sizes = {leaf.shape[lead] for leaf in pytree.tree_leaves(batch.data)}
+    if sizes != {num_data}:
+        raise ValueError(
+            f"The model runs on {num_data} data only, got {sorted(sizes)}: for minibatches, and "
+            "for what looks at parts of the data, write pyro.plate(name, len(batch)) in place of a "
+            "number, and take from the batch whatever belongs to a datum."
+        )
 
 
 def _argument(value: Tensor, data: Any) -> JSON:

@@ -69,12 +69,14 @@ class Evaluation:
         chunk_size: at most so many particles are evaluated at once.
         random: whether the energy is drawn anew at every evaluation, as under dropout.
         factorised_prior: whether the prior is known to be a product over coordinates.
+        takes_all_data: whether it can be evaluated on all the data only.
     """
 
     compilable: bool = True
     chunk_size: int | None = None
     random: bool = False
     factorised_prior: bool = False
+    takes_all_data: bool = False
 
     def __post_init__(self) -> None:
         if self.chunk_size is not None:
@@ -132,6 +134,10 @@ class ModelPotential:
         kind = self.fingerprint.get("kind", "density")
         dtype = str(self.dtype).removeprefix("torch.")
         return f"ModelPotential({kind}, D={self.num_params}, N={self.num_data}, {dtype})"
+
+    def at_once(self, size: int) -> int:
+        """Data to evaluate at once where ``size`` would do: all, if it takes no fewer."""
+        return self.num_data or size if self.evaluation.takes_all_data else size
 
     def _repr_html_(self) -> str:
         prior = self.fingerprint.get("prior")

@@ -18,6 +18,7 @@ from particlevi._warning import warn
 from particlevi.potentials._pyro_terms import (
     Sites,
     check_complete,
+    check_size,
     num_rows,
     sort_terms,
     subsampling,
@@ -67,9 +68,11 @@ def from_pyro(
       is cheap, or on all of it if the model does not run on one.
 
     A model with latent variables that have one value per datum takes all the data at every step, in
-    one order: ``example_batch`` must hold them all, and ``sample`` gets no ``batch_size``. Terms
-    that depend on the data without a dimension for them are refused; such a model has a density of
-    the full data only, which is ``from_pyro(functools.partial(model, *data))``, without a batch.
+    one order: ``example_batch`` must hold them all, and ``sample`` gets no ``batch_size``. The same
+    goes, in any order, for a model that runs on all the data only, as with a plate whose size is a
+    number, ``pyro.plate("data", 80)``. Terms that depend on the data without a dimension for them
+    are refused; such a model has a density of the full data only, which is
+    ``from_pyro(functools.partial(model, *data))``, without a batch.
     What is what is found out by running the model on variants of ``example_batch``, so that its
     values should be realistic.
 
@@ -137,6 +140,8 @@ def from_pyro(
     def likelihood(particles: Tensor, batch: Batch) -> Tensor:
         if adapter.terms.local:
             check_complete(batch, adapter.prior_data, adapter.terms.local)
+        if adapter.terms.fixed:
+            check_size(batch, adapter.num_data)
         values: Tensor = evaluate(log_likelihood, particles, batch)
         return values
 
@@ -154,7 +159,11 @@ def from_pyro(
         device=adapter.device,
         dtype=adapter.dtype,
         sites=ModelSites(constrain, adapter.predict),
-        evaluation=Evaluation(compilable=False, chunk_size=chunk_size),
+        evaluation=Evaluation(
+            compilable=False,
+            chunk_size=chunk_size,
+            takes_all_data=bool(adapter.terms.local) or adapter.terms.fixed,
+        ),
         fingerprint=adapter.fingerprint,
     )
 

@@ -231,7 +231,7 @@ def barrier(
     with torch.no_grad():
         if draw is None:
             energy = model.prior_energy(points).double()
-            for batch in checked.chunks(1024):
+            for batch in checked.chunks(model.at_once(1024)):
                 energy = energy + model.data_energy(points, batch).double()
             rows = energy[None]
         else:

@@ -299,7 +299,7 @@ def _functionals(
     names, columns = ["potential"], [prior]
     if data.num_data:
         fit = torch.zeros_like(prior)
-        for batch in data.chunks(4096):
+        for batch in data.chunks(potential.at_once(4096)):
             parts = [
                 potential.data_energy(part, piece).double()
                 for part, piece in chunks(points, batch, potential.chunk_size)

@@ -202,7 +202,8 @@ def taken(
     """How a run takes the data, by a pilot; None where there is nothing to choose.
 
     That is without data, for a sampler on all data, for one without a bound on its noise, for data
-    that come in batches of their own, and for a potential with fewer than 5000 data.
+    that come in batches of their own, and for a potential with fewer than 5000 data or one that
+    takes them all at every step.
 
     Args:
         what: a potential, or a sampler.
@@ -210,7 +211,12 @@ def taken(
         data: of the potential.
         batch_size: B that was asked for.
     """
-    few = batch_size is None and (isinstance(what, Sampler) or data.num_data < FEWEST_DATA)
+    potential = what.potential if isinstance(what, Sampler) else what
+    few = batch_size is None and (
+        isinstance(what, Sampler)
+        or data.num_data < FEWEST_DATA
+        or (isinstance(potential, ModelPotential) and potential.evaluation.takes_all_data)
+    )
     if few or not data.num_data or not data.own_batches:
         return None
     asked = batch_size is not None

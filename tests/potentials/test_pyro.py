@@ -999,7 +999,7 @@ class TestRefusals:
         potential = from_pyro(model, N, (X, Y))
         expected = -line_prior(Z) - line_likelihood(Z, X, Y).sum(1)
         torch.testing.assert_close(potential(Z, Batch((X, Y))), expected, **CLOSE)
-        with pytest.raises(ValueError, match=r"shape \[12\].*as long as the batch, 1"):
+        with pytest.raises(ValueError, match=r"runs on 12 data only, got \[1\]"):
             potential(Z, Batch((X[:1], Y[:1])))
 
     def test_a_scale_that_holds_n_over_b_already(self):
@@ -1303,3 +1303,48 @@ def test_a_model_with_data_says_where_they_go():
         TypeError, match=r"missing a required argument: 'x'.*example_batch=\(x, y\)"
     ):
         pvi.from_pyro(regression)
+
+
+def plate_of_a_number(num):
+    """A regression whose plate has a number for its size, and its data."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(num, generator=generator)
+    y = 0.5 * x + torch.randn(num, generator=generator)
+
+    def model(x, y):
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", num):
+            pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+
+    return from_pyro(model, example_batch=(x, y)), (x, y)
+
+
+def test_a_plate_of_a_number_is_sampled_and_diagnosed_on_all_the_data():
+    potential, data = plate_of_a_number(1500)
+    draws = pvi.sample(potential, data, num_particles=8, seed=0, progress=False)
+    precision = 1 + float(data[0].square().sum())
+    exact = float((data[0] * data[1]).sum()) / precision
+    error = float(draws.particles.mean()) - exact
+    assert abs(error) < 5 * precision**-0.5 / float(draws.ess().min()) ** 0.5
+    assert not draws.diagnose(data, verbose=False).findings
+
+
+def test_a_plate_of_a_number_takes_no_minibatches():
+    potential, data = plate_of_a_number(80)
+    with pytest.raises(ValueError, match=r"runs on 80 data only, got \[32\].*len\(batch\)"):
+        pvi.sample(
+            pvi.sgld(potential), data, step_size=1e-4, batch_size=32, num_particles=2, num_draws=3
+        )
+
+
+def test_latent_variables_of_data_are_diagnosed():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(60, generator=generator)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("u", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(u, 1.0), obs=x)
+
+    draws = pvi.sample(from_pyro(model, example_batch=x), x, num_particles=8, progress=False)
+    assert not draws.diagnose(x, verbose=False).findings

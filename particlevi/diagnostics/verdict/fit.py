@@ -53,6 +53,8 @@ def check_fit(draws: DrawSet, data: DataLike, thin: int, verdict: Verdict) -> No
     model = draws.potential
     if model is None or data is None or not draws.complete or model.num_data is None:
         return
+    if model.evaluation.takes_all_data:
+        return
     if model.num_data < _MIN_DATA or not draws.particles.shape[1]:
         return
     measured = fit(draws, data, thin)
