@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from particlevi._checks import check_choice
 from particlevi.errors import ParticleviError
 
-__all__ = ["Peers", "ProcessLostError", "Processes", "peers_of"]
+__all__ = ["Peers", "ProcessLostError", "Processes", "are_several", "peers_of"]
 
 Processes: TypeAlias = Literal["all", "one"] | dist.ProcessGroup | DeviceMesh
 """Over which processes the particles of a run are spread."""
@@ -229,7 +229,7 @@ def peers_of(
 
     if isinstance(processes, str):
         check_choice("processes, if not a group or a mesh,", processes, ["all", "one"])
-        if processes == "one" or not _are_several():
+        if not are_several(processes):
             return None
         everyone = made(None)
         return {axes[0]: everyone, "everyone": everyone}
@@ -257,8 +257,13 @@ def peers_of(
     return {**along, "everyone": everyone}
 
 
-def _are_several() -> bool:
-    """Whether there are several processes; makes the process group that ``torchrun`` promised."""
+def are_several(processes: Processes) -> bool:
+    """Whether these are several, or a group or mesh, which may be of one.
+
+    It makes the process group that ``torchrun`` promised.
+    """
+    if processes != "all":
+        return processes != "one"
     if not dist.is_available():
         return False
     started = "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
+import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,34 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-__all__ = ["forked"]
+__all__ = ["ROOT", "forked", "run_job", "started"]
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def started(module: str, size: int, file: Path, job: str, *more: str) -> dict[int, Any]:
+    """What a job of a module gives in each of so many processes."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, str(size), str(file), job, *more],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[int, Any] = pickle.loads(file.read_bytes())
+    for number, what in found.items():
+        assert not isinstance(what, str), f"process {number}: {what}"
+    return found
+
+
+def run_job(*jobs: Callable[..., Any]) -> None:
+    """What ``started`` starts: a job by its name, with a folder if there is one."""
+    size, file, name, *folder = sys.argv[1:]
+    job = {job.__name__: job for job in jobs}[name]
+    given = {"folder": folder[0]} if folder else {}
+    Path(file).write_bytes(pickle.dumps(forked(int(size), partial(job, **given))))
 
 
 def forked(size: int, job: Callable[[int], Any]) -> dict[int, Any]:

@@ -126,10 +126,13 @@ class LazyTensor(Tensor):
         return made
 
     @classmethod
-    def of(cls, source: Source, num_chains: int, start: int, stop: int, width: int) -> LazyTensor:
-        """Draws ``start`` to ``stop`` of all chains, ``[P, T, K]``."""
-        chains, draws = np.arange(num_chains), np.arange(start, stop)
-        return cls(Selection(source, chains, draws, slice(0, width)))
+    def of(cls, source: Source, chains: range, draws: range, width: int) -> LazyTensor:
+        """Some draws of some chains, ``[P, T, K]``."""
+        return cls(Selection(source, np.array(chains), np.array(draws), slice(0, width)))
+
+    def of_chains(self, chains: Places) -> LazyTensor:
+        """The same draws of other chains."""
+        return LazyTensor(replace(self.selection, chains=chains))
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"LazyTensor({list(self.shape)}, {self.dtype}, {self.selection.source})"

@@ -159,7 +159,7 @@ class Loop:
         """Write the draws that are new; the receipt, for the leader."""
         if self.archive is not None:
             return self.archive.flush(self.store)
-        return self.store.flush() if self.plan.world.leads else None
+        return self.store.flush() if self.plan.world.leads or self.plan.storage.shared else None
 
     def run(self, monitor: Monitor, progress: bool) -> Draws:
         """Go on to the end, to Ctrl-C, to the verdict of a rule, or until nothing is left to run.
@@ -171,7 +171,10 @@ class Loop:
         except DivergenceError:
             raise
         except BaseException as error:
-            error.draws = self._finished()  # type: ignore[attr-defined]
+            self.store.abandon()
+            draws = self.draws()
+            self.store.describe(draws)
+            error.draws = draws  # type: ignore[attr-defined]
             error.add_note(
                 f"It came at step {self.step + 1}; the {self._num_draws()} of "
                 f"{self.plan.settings.num_draws} draws made before it are in this error's .draws."
@@ -206,6 +209,7 @@ class Loop:
                     continue
                 self.seconds = time.perf_counter() - began
                 self._check(watch, block)
+                self.store.tend()
                 reason = None if last else self._ask(watch, block)
                 if reason is not None:
                     self.ended_by, last = reason, True
@@ -336,8 +340,8 @@ class Loop:
         return self._result(self.store.count, self.divergence.lost)
 
     def _finished(self) -> Draws:
-        """What was drawn, also written down in the store."""
-        draws = self.draws()
+        """What was drawn, of all processes in the first, also written down in the store."""
+        draws = self.plan.world.whole(self.draws())
         self.store.describe(draws)
         return draws
 
@@ -383,8 +387,9 @@ class Loop:
 
 
 def _archive(plan: Plan) -> Archive | None:
-    """Of a run with a checkpoint whose particles are spread over processes."""
-    return Archive(plan) if plan.world.spread and plan.folder is not None else None
+    """Of a run with a checkpoint whose draws lie in several processes."""
+    apart = plan.world.spread and not plan.storage.shared
+    return Archive(plan) if apart and plan.folder is not None else None
 
 
 def _check_start(energy: Tensor) -> None:

@@ -94,11 +94,6 @@ class Plan:
         )
         potential = sampler.potential
         check_batch(sampler.name, sampler.requires, source.example(), potential.num_data)
-        if not (world.alone or storage.spreads):
-            raise ValueError(
-                "Draws of particles that are spread over processes are gathered in memory: leave "
-                "store out, or give pvi.storage.InMemory(...)."
-            )
         recorder = Recorder(sampler.potential, storage.keep)
         given = {} if step_size is None else {"step_size": step_size}
         schedules = {**given, **sampler.schedules}
@@ -189,17 +184,28 @@ class Plan:
         """The store of the run, empty or with the draws of a receipt.
 
         Args:
-            num_particles: of all processes; those here if absent.
+            num_particles: of all processes; if absent, those here, or all where processes share
+                a store.
             receipt: of the checkpoint from which the run goes on.
         """
+        world, shared, known = self.world, self.storage.shared, self.known
+        here, total = range(len(self.rows)), len(self.rows)
+        if shared and world.spread:
+            here, total = world.mine, world.total
+            known = {**known, "chains": list(range(total))}
+            known["attrs"] = {**known["attrs"], "num_particles": total}
+        elif num_particles is not None:
+            here, total = range(num_particles), num_particles
         recording = Recording(
             recorder=self.recorder,
-            num_particles=len(self.rows) if num_particles is None else num_particles,
+            num_particles=total,
             num_draws=len(self.kept_steps),
             num_warmup=self.num_warmup_draws,
             dtype=getattr(torch, self.settings.storage_dtype),
-            folder=None if num_particles is None and self.world.spread else self.folder,
-            known=self.known,
+            folder=None if num_particles is None and world.spread else self.folder,
+            known=known,
+            here=here,
+            **({"team": world} if shared else {}),
         )
         return self.storage.open(recording, receipt)
 

@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from particlevi.distributed import Peers, Processes, ProcessLostError, peers_of
 from particlevi.draws import Draws
+from particlevi.drawset.lazy import LazyTensor
 from particlevi.gradients.sharing import Crew, Evaluation, by_data, by_particles
 from particlevi.kernels.exchange import Exchange
 from particlevi.running.world import Ask, OneProcess, RunWorld
@@ -112,9 +114,11 @@ class Ranks:
         self.coupled = coupled
         self.exchange = exchange
         self.alone = False
+        self.number: int = everyone.number
         self.leads: bool = everyone.number == 0
         self.spread: bool = particles is not None and not coupled
         self.mine: range = self.share(total) if self.spread else range(total)
+        self.writes: bool = self.leads or (self.spread and (data is None or data.number == 0))
 
     def share(self, num_particles: int) -> range:
         """The particles of this process."""
@@ -218,13 +222,14 @@ class Ranks:
         if self.leads:
 
             def whole() -> Draws:
-                self._said(_DRAWS)
+                self.said(_DRAWS)
                 return self.whole(draws())
 
-            return self._said(ask(whole))
-        while (said := self._said(None)) == _DRAWS:
+            verdict: str | None = self.said(ask(whole))
+            return verdict
+        while (verdict := self.said(None)) == _DRAWS:
             self.whole(draws())
-        return said
+        return verdict
 
     def gather(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Tensors ``[P, ...]`` of all particles, from those of each process."""
@@ -248,18 +253,21 @@ class Ranks:
         )
         if not self.spread:
             return numbered
+        assert self.particles is not None
         stats = {name for name, value in draws.stats.items() if value.ndim > 1}
         warm = {name for name, value in draws.warmup_stats.items() if value.ndim > 1}
         places = {"particles": draws.particles}
         places |= {} if draws.warmup is None else {"warmup": draws.warmup}
         places |= {f"stats {name}": draws.stats[name] for name in sorted(stats)}
         places |= {f"warmup_stats {name}": draws.warmup_stats[name] for name in sorted(warm)}
-        assert self.particles is not None
-        own = (numbered.chains, numbered.diverged, draws.seconds, draws.gradients)
+        lazy = {name: v for name, v in places.items() if isinstance(v, LazyTensor)}
+        rows = {name: value.selection.chains for name, value in lazy.items()}
+        own = (numbered.chains, numbered.diverged, draws.seconds, draws.gradients, rows)
         others = self.objects(own)
-        found = dict(
-            zip(places, self._gathered(list(places.values()), self.particles), strict=True)
-        )
+        here = {name: value for name, value in places.items() if name not in lazy}
+        found = dict(zip(here, self._gathered(list(here.values()), self.particles), strict=True))
+        for name, value in lazy.items():
+            found[name] = value.of_chains(np.concatenate([part[4][name] for part in others]))
         if not self.leads:
             return numbered
         return replace(
@@ -286,10 +294,20 @@ class Ranks:
         assert self.particles is not None
         return guarded(self.particles, self.particles.sum, tensors)
 
-    def _said(self, value: str | None) -> str | None:
+    def said(self, value: Any) -> Any:
         """What the leader says."""
-        said: str | None = guarded(self.everyone, self.everyone.objects_of_first, value)
-        return said
+        return guarded(self.everyone, self.everyone.objects_of_first, value)
+
+    def together(self, act: Callable[[], object]) -> None:
+        """Do something in every process; the first error of any is raised in all."""
+        error = None
+        try:
+            act()
+        except Exception as caught:
+            error = caught
+        for each in guarded(self.everyone, self.everyone.objects, error):
+            if each is not None:
+                raise each
 
 
 class Transposed:

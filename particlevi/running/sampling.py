@@ -13,7 +13,7 @@ from torch import Tensor
 from particlevi._checks import as_path, check_choice, check_has, check_positive_int, check_seed
 from particlevi.data import Batching, DataLike, Minibatches, as_data, as_particles
 from particlevi.data.minibatches import as_minibatches
-from particlevi.distributed import Processes
+from particlevi.distributed import Processes, are_several
 from particlevi.draws import Draws
 from particlevi.potentials.arithmetic import pinned
 from particlevi.potentials.potential import ModelPotential
@@ -167,7 +167,8 @@ def sample(
     """
     check_seed("seed", seed)
     what, storage = _sampled(sampler), as_storage(store)
-    storage.check()
+    if not are_several(processes):  # Several find out together, when the store is opened.
+        storage.check()
     if isinstance(what, ModelPotential) or (step_size is None and tuner is None):
         wanted = isinstance(what, ModelPotential) and num_draws is None
         fewest = 2 if wanted else 1
@@ -234,7 +235,7 @@ def sample(
         loop = Loop.start(plan, start)
         if schedule is not None:
             check_before_run(what, start, checked, plan.source, schedule, plan.num_steps)
-        return world.whole(loop.run(watcher, progress))
+        return loop.run(watcher, progress)
 
 
 def resume(
@@ -357,7 +358,7 @@ def _resumed(
         plan = Plan.of(sampler, checked, settings, schedule, storage, tuner, folder, world)
         if not world.alone:
             world.check_same(plan.summary)
-        return world.whole(Loop.restore(plan, saved).run(watcher, progress))
+        return Loop.restore(plan, saved).run(watcher, progress)
 
 
 def _extended(settings: Settings, num_draws: int) -> Settings:

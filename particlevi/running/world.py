@@ -51,6 +51,16 @@ class RunWorld(World, Protocol):
         ...
 
     @property
+    def number(self) -> int:
+        """Of this process."""
+        ...
+
+    @property
+    def writes(self) -> bool:
+        """Whether the draws of the particles here are written here: one process does of each."""
+        ...
+
+    @property
     def crew(self) -> Crew | None:
         """Who evaluates gradients together."""
         ...
@@ -84,6 +94,14 @@ class RunWorld(World, Protocol):
         """The values of the processes that hold different particles."""
         ...
 
+    def said(self, value: Any) -> Any:
+        """What the leader says."""
+        ...
+
+    def together(self, act: Callable[[], object]) -> None:
+        """Do something in every process; the first error of any is raised in all."""
+        ...
+
     def whole(self, draws: Draws) -> Draws:
         """The draws of all particles for the leader; for the others, their own."""
         ...
@@ -101,6 +119,8 @@ class OneProcess(Here):
     leads: bool = True
     alone: bool = True
     spread: bool = False
+    number: int = 0
+    writes: bool = True
     crew: Crew | None = None
     exchange: Exchange | None = None
 
@@ -132,6 +152,14 @@ class OneProcess(Here):
     def objects(self, value: Any) -> list[Any]:
         """The value."""
         return [value]
+
+    def said(self, value: Any) -> Any:
+        """The value."""
+        return value
+
+    def together(self, act: Callable[[], object]) -> None:
+        """Do it."""
+        act()
 
     def whole(self, draws: Draws) -> Draws:
         """The draws."""

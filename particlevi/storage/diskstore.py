@@ -8,7 +8,9 @@ import math
 import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -23,8 +25,9 @@ from particlevi.storage.chunking import block_length, chunk_shape
 from particlevi.storage.groups import Names, Own, check_name, group_names, group_names_of
 from particlevi.storage.hierarchy import DRAW, Hierarchy
 from particlevi.storage.rounding import Rounding
-from particlevi.storage.series import Series, plain
+from particlevi.storage.series import Series, plain, write_together
 from particlevi.storage.store import Part, Recording
+from particlevi.storage.team import Team
 from particlevi.storage.zarrsource import ZarrSource, read_stats
 from particlevi.typing import JSON
 
@@ -40,12 +43,15 @@ class DiskStore:
     """Draws ``[P, T, K]`` and their statistics in a hierarchy; made by ``create`` or ``reopen``.
 
     What a commit has announced is whole and stays: chunks are replaced by chunks that hold the
-    same draws and more, and the number of draws grows after they are there.
+    same draws and more, and the number of draws grows after they are there. Of several processes
+    each writes the chunks that hold its chains only; the first writes all other files, and says
+    how many draws there are once every process has written them.
     """
 
     def __init__(self, hierarchy: Hierarchy, recording: Recording, run: str, count: int):
         self.hierarchy = hierarchy
         self.recording = recording
+        self.team: Team = recording.team
         self.run = run
         self.count: int = count
         self.committed: int = count
@@ -63,41 +69,44 @@ class DiskStore:
     @classmethod
     def create(cls, path: Path, recording: Recording, compress: bool) -> DiskStore:
         """A hierarchy with room for the draws, and none in it."""
-        run = uuid4().hex
+        team, run = recording.team, str(recording.team.said(uuid4().hex))
         empty = torch.empty(recording.num_particles, 0, recording.recorder.size)
         known = DrawSet(particles=empty, **recording.known)
-        store = cls(Hierarchy(path, _attributes(known, run, recording)), recording, run, 0)
-        store._warn_of_space()
-        for warm in (True, False):
-            if store._room(warm):
-                store._make(warm, compress)
-        store.describe(known)
+
+        def make() -> None:
+            if team.leads:
+                made = cls(Hierarchy(path, _attributes(known, run, recording)), recording, run, 0)
+                made._warn_of_space()
+                for warm in (True, False):
+                    if made._room(warm):
+                        made._make(warm, compress)
+                made.describe(known)
+
+        team.together(make)
+        store = cls(Hierarchy(path), recording, run, 0)
+        store._open_series()
         return store
 
     @classmethod
     def reopen(cls, path: Path, recording: Recording, receipt: Mapping[str, JSON]) -> DiskStore:
         """The draws of a receipt; those after them are made anew, over the old ones."""
-        if not path.exists():
-            raise FileNotFoundError(
-                f"The draws of the run are not in {path}: they were written to {receipt['path']}; "
-                "give the place where they are, store=path."
-            )
-        hierarchy = Hierarchy(path)
-        hierarchy.remove_left_over()
-        run, count = str(receipt["run"]), receipt["count"]
+        team, run, count = recording.team, str(receipt["run"]), receipt["count"]
         assert isinstance(count, int)
-        if hierarchy.attributes.get("run") != run:
-            raise ValueError(
-                f"{path} holds the draws of another run: give the store of this one, which was "
-                f"{receipt['path']}."
-            )
-        if sum(hierarchy.counts.get(n, 0) for n in group_names_of(hierarchy)) < count:
-            raise ValueError(f"{path} holds fewer draws than the checkpoint tells, {count}.")
-        store = cls(hierarchy, recording, run, count)
-        for warm in (True, False):
-            if store._room(warm):
-                store._take_up(warm)
-        store.commit()
+
+        def prepare() -> None:
+            if team.leads:
+                hierarchy = Hierarchy(path)
+                hierarchy.remove_left_over()
+                found = cls(hierarchy, recording, run, count)
+                for warm in (True, False):
+                    if found._room(warm):
+                        found._make_room(warm)
+                found._announce()
+
+        team.together(lambda: _check(path, receipt, count))
+        team.together(prepare)
+        store = cls(Hierarchy(path), recording, run, count)
+        store._open_series()
         return store
 
     def _room(self, warm: bool) -> int:
@@ -129,17 +138,13 @@ class DiskStore:
         tensors |= {(names.posterior, name): shape for name, shape in self.own.shapes.items()}
         said: dict[str, JSON] = {"torch_dtype": str(recording.dtype).removeprefix("torch.")}
         kind, squeeze = _TYPES[recording.dtype], compress or recording.dtype == torch.bfloat16
-        self.values[names.posterior] = {}
         for (group, name), shape in tensors.items():
             check_name(name)
             chunks = chunk_shape(recording.num_particles, length, shape, int(kind[1]))
             dims = (names.chain, DRAW, *(f"{name}_dim_{axis}" for axis in range(len(shape))))
             full = (recording.num_particles, room, *shape)
-            array = self.hierarchy.add(
+            self.hierarchy.add(
                 group, name, full, chunks, dims, kind, squeeze=squeeze, attributes=said
-            )
-            self.values[names.posterior][f"{group}/{name}"] = Series(
-                array, 1, length, dtype=recording.dtype
             )
         for group in {group for group, _ in tensors}:
             self._coordinates(group, room)
@@ -154,25 +159,54 @@ class DiskStore:
         if known is not None and f"{group}/theta" in self.hierarchy.nodes:
             self.hierarchy.put(group, "theta_dim_0", known.numpy(), ("theta_dim_0",))
 
-    def _take_up(self, warm: bool) -> None:
-        """Go on with the arrays that are there."""
-        names, room, filled = self.names.prefixed(warm), self._room(warm), self._filled(warm)
-        series: dict[str, Series] = {}
-        for group in (names.posterior, names.unconstrained):
+    def _make_room(self, warm: bool) -> None:
+        """Arrays that are there, made as long as the run."""
+        names, room = self.names.prefixed(warm), self._room(warm)
+        for group in (names.posterior, names.unconstrained, names.stats):
             for name in self.hierarchy.names(group) if group in self.hierarchy.nodes else []:
-                if self.hierarchy.dims(f"{group}/{name}")[:2] == [names.chain, DRAW]:
-                    array = self.hierarchy.roomy(group, name, room)
-                    length = array.chunks[1]
-                    series[f"{group}/{name}"] = Series(
-                        array, 1, length, filled, self.recording.dtype
-                    )
+                if name != DRAW and DRAW in self.hierarchy.dims(f"{group}/{name}"):
+                    self.hierarchy.make_room(group, name, room)
             if group in self.hierarchy.nodes:
                 self._coordinates(group, room)
-                self.hierarchy.counts[group] = filled
-        self.values[names.posterior] = series
-        if names.stats in self.hierarchy.nodes:
-            self._coordinates(names.stats, room)
-            self.hierarchy.counts[names.stats] = filled
+                self.hierarchy.counts[group] = self._filled(warm)
+
+    def _open_series(self) -> None:
+        """Go on with the arrays of the draws that are there."""
+        for warm in (True, False):
+            names = self.names.prefixed(warm)
+            series = self.values[names.posterior] = dict[str, Series]()
+            for group in (names.posterior, names.unconstrained):
+                for name in self.hierarchy.names(group) if group in self.hierarchy.nodes else []:
+                    if self.hierarchy.dims(f"{group}/{name}")[:2] == [names.chain, DRAW]:
+                        series[f"{group}/{name}"] = self._series(
+                            self.hierarchy.reader(group, name),
+                            f"{group}/{name}",
+                            self._filled(warm),
+                            self.recording.dtype,
+                        )
+
+    def _series(self, like: Any, name: str, start: int, dtype: torch.dtype | None = None) -> Series:
+        """An array as this process fills it: its chains, all, or none.
+
+        Args:
+            like: what tells shape, chunks, type and draws.
+            name: ``"group/name"``.
+            start: draws that are there.
+            dtype: of what is put.
+        """
+        team, axis = self.team, len(like.shape[:2]) - 1
+        staged = team.spread and axis > 0 and like.chunks[0] > 1
+        mine = team.leads if staged or axis == 0 or not team.spread else team.writes
+        return Series(
+            self.hierarchy.array(*name.split("/")) if mine else None,
+            axis,
+            like.chunks[axis],
+            start,
+            dtype,
+            rows=self.recording.here,
+            staged=staged,
+            like=like,
+        )
 
     def append(self, kept: Tensor, stats: Mapping[str, Tensor | float]) -> None:
         """One draw of every particle.
@@ -185,9 +219,10 @@ class DiskStore:
         try:
             self._put(names, place, kept, stats)
             self.count += 1
-            series = self.values[names.posterior].values()
             over = self.count in (self.recording.num_warmup, self.recording.num_draws)
-            late = time.monotonic() - self.noted > _SECONDS
+            late = self.team.alone and self._is_late()
+            series = [*self.values[names.posterior].values()]
+            series += [each for each in self.stats[names.stats].values() if each.staged]
             if over or late or any(each.due(place + 1) for each in series):
                 self.commit()
         except OSError as error:
@@ -211,9 +246,7 @@ class DiskStore:
         self._put_stats(names, place, stats)
 
     def _put_stats(self, names: Names, place: int, stats: Mapping[str, Tensor | float]) -> None:
-        if names.stats not in self.stats:
-            self.stats[names.stats] = {}
-        series = self.stats[names.stats]
+        series = self.stats.setdefault(names.stats, {})
         for name, value in stats.items():
             shown = "lp" if name == "potential" else name
             if shown not in series:
@@ -222,9 +255,8 @@ class DiskStore:
 
     def _new_stat(self, names: Names, name: str, value: Tensor | float, place: int) -> Series:
         if f"{names.stats}/{name}" in self.hierarchy.nodes:
-            warm = names.posterior.startswith("warmup_")
-            found = self.hierarchy.roomy(names.stats, name, self._room(warm))
-            return Series(found, found.ndim - 1, found.chunks[-1], place)
+            found = self.hierarchy.reader(names.stats, name)
+            return self._series(found, f"{names.stats}/{name}", place)
         warm = names.posterior.startswith("warmup_")
         room, num = self._room(warm), self.recording.num_particles
         full = (num, room) if isinstance(value, Tensor) else (room,)
@@ -236,25 +268,46 @@ class DiskStore:
         length = max(2, min(room, _STATS_BYTES // (8 * num)))
         chunks = (num, length) if isinstance(value, Tensor) else (length,)
         check_name(name)
-        array = self.hierarchy.add(
-            names.stats, name, full, chunks, dims, dtype, attributes=attributes
-        )
-        if f"{names.stats}/{DRAW}" not in self.hierarchy.nodes:
-            self._coordinates(names.stats, room)
-        return Series(array, len(full) - 1, length, place)
+        if self.team.leads:
+            self.hierarchy.add(names.stats, name, full, chunks, dims, dtype, attributes=attributes)
+            if f"{names.stats}/{DRAW}" not in self.hierarchy.nodes:
+                self._coordinates(names.stats, room)
+        return self._series(_Blank(full, chunks, dtype), f"{names.stats}/{name}", place)
 
     def commit(self) -> None:
         """Put all draws on disk, and then say how many there are."""
         for warm in (True, False):
             names, filled = self.names.prefixed(warm), self._filled(warm)
-            series = {**self.values.get(names.posterior, {}), **self.stats.get(names.stats, {})}
-            for each in series.values():
-                each.write(filled)
+            series = [*self.values[names.posterior].values()]
+            series += self.stats.get(names.stats, {}).values()
+            for each in series:
+                if not each.staged:
+                    each.write(filled)
+            write_together([each for each in series if each.staged], filled, self.team)
             for group in (names.posterior, names.unconstrained, names.stats):
                 if group in self.hierarchy.nodes:
                     self.hierarchy.counts[group] = filled
-        self.hierarchy.commit()
+        self.team.together(_nothing)  # All have written.
+        if self.team.leads:
+            self._announce()
+        self.team.together(_nothing)
         self.committed, self.noted = self.count, time.monotonic()
+
+    def _announce(self) -> None:
+        self.hierarchy.commit()
+
+    def _is_late(self) -> bool:
+        return time.monotonic() - self.noted > _SECONDS
+
+    def tend(self) -> None:
+        """Put on disk what several processes have kept for long."""
+        if not self.team.alone and self.team.said(self._is_late()):
+            self._commit_if_new()
+
+    def abandon(self) -> None:
+        """End with the draws that were announced, where others are not to be waited for."""
+        if not self.team.alone:
+            self.failed, self.count = True, self.committed
 
     def _failure(self, error: OSError) -> OSError:
         """What went wrong with the disk; the draws that were whole before stay."""
@@ -291,27 +344,61 @@ class DiskStore:
             f"{names.raw(self.own.replaced, name)}/{name}": shape
             for name, shape in self.recording.recorder.parts.items()
         }
-        source = ZarrSource(self.hierarchy.path, parts, self.recording.dtype)
+        path, here = self.hierarchy.path, self.recording.here
         values = LazyTensor.of(
-            source,
-            self.recording.num_particles,
-            start - first,
-            stop - first,
+            ZarrSource(path, parts, self.recording.dtype),
+            here,
+            range(start - first, stop - first),
             self.recording.recorder.size,
         )
-        stats = read_stats(self.hierarchy, names.stats, start - first, stop - first)
-        return Part(values, stats)
+        known = self.hierarchy if self.team.leads else Hierarchy(path)
+        stats = read_stats(known, names.stats, start - first, stop - first)
+        rows = slice(here.start, here.stop)
+        return Part(values, {n: v[rows] if v.ndim > 1 else v for n, v in stats.items()})
 
     def describe(self, draws: DrawSet) -> None:
         """Write down what the run was."""
-        if self.failed:
+        if self.failed or not self.team.leads:
             return
         attributes = _attributes(draws, self.run, self.recording)
         self.hierarchy.attributes = attributes
         for name, value in drawfile.tensors_of(draws).items():
             dims = [f"{name}_dim_{axis}" for axis in range(value.ndim)]
             self.hierarchy.put("constant_data", name, plain(value), dims)
-        self.commit()
+        self._announce()
+
+
+@dataclass(frozen=True)
+class _Blank:
+    """An array without draws, which the first process makes."""
+
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def __getitem__(self, where: Any) -> int:
+        return 0
+
+
+def _nothing() -> None:
+    """Wait for the others."""
+
+
+def _check(path: Path, receipt: Mapping[str, JSON], count: int) -> None:
+    """The draws of a receipt are there."""
+    if not path.exists():
+        raise FileNotFoundError(
+            f"The draws of the run are not in {path}: they were written to {receipt['path']}; "
+            "give the place where they are, store=path."
+        )
+    hierarchy = Hierarchy(path)
+    if hierarchy.attributes.get("run") != receipt["run"]:
+        raise ValueError(
+            f"{path} holds the draws of another run: give the store of this one, which was "
+            f"{receipt['path']}."
+        )
+    if sum(hierarchy.counts.get(n, 0) for n in group_names_of(hierarchy)) < count:
+        raise ValueError(f"{path} holds fewer draws than the checkpoint tells, {count}.")
 
 
 def _attributes(draws: DrawSet, run: str, recording: Recording) -> dict[str, JSON]:

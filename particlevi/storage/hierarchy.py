@@ -166,14 +166,13 @@ class Hierarchy:
         """An array, with room for all draws."""
         return self.zarr.open_array(self.path / group / name, mode="r+")
 
-    def roomy(self, group: str, name: str, room: int) -> Any:
-        """An array, with room for so many draws, more than before where a run is made longer."""
+    def make_room(self, group: str, name: str, room: int) -> None:
+        """Room for so many draws in an array, more than before where a run is made longer."""
         array = self.array(group, name)
         axis = self.dims(f"{group}/{name}").index(DRAW)
         if array.shape[axis] < room:
             array.resize((*array.shape[:axis], room, *array.shape[axis + 1 :]))
             self._note(f"{group}/{name}")
-        return array
 
     def reader(self, group: str, name: str) -> Any:
         """An array, to read from."""

@@ -15,8 +15,10 @@ when the run is saved, looked at or over, and every 30 seconds.
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 
@@ -26,6 +28,7 @@ from particlevi.storage.diskstore import DiskStore
 from particlevi.storage.hierarchy import check_zarr
 from particlevi.storage.recording import Keep
 from particlevi.storage.store import InMemory, Recording, Storage, Store, check_dtype
+from particlevi.storage.team import Team
 from particlevi.typing import JSON
 
 __all__ = ["OnDisk", "as_storage"]
@@ -72,9 +75,9 @@ class OnDisk:
     compress: bool = False
 
     @property
-    def spreads(self) -> bool:
-        """One process writes to a path."""
-        return False
+    def shared(self) -> bool:
+        """All processes of a run write to the path."""
+        return True
 
     def __post_init__(self) -> None:
         for name, flag in (("warmup", self.warmup), ("compress", self.compress)):
@@ -96,15 +99,16 @@ class OnDisk:
             FileExistsError: there is something already.
             OSError: nothing can be written there.
         """
-        path = Path(self.path)
+        path = Path(self.path).absolute()
         if path.exists():
             raise FileExistsError(
                 f"{path} is there already: pvi.load({str(path)!r}) reads the draws of a run, "
                 "pvi.resume goes on with one that wrote a checkpoint; or choose another path."
             )
+        probe = _beside(path)
         try:
-            path.mkdir(parents=True)
-            path.rmdir()
+            probe.mkdir()
+            probe.rmdir()
         except OSError as error:
             raise type(error)(
                 error.errno, f"No draws can be written to {path} ({error.strerror})"
@@ -114,7 +118,9 @@ class OnDisk:
         """A store for draws ``[P, T, K]``."""
         path = Path(self.path).absolute()
         if receipt is None:
-            self.check()
+            recording.team.together(self.check)
+            if not recording.team.alone:
+                _check_seen_by_all(path, recording.team)
             return DiskStore.create(path, recording, self.compress)
         if not isinstance(receipt, dict) or "path" not in receipt:
             raise ValueError(
@@ -122,6 +128,43 @@ class OnDisk:
                 "store out, or give the one of the first run."
             )
         return DiskStore.reopen(path, recording, receipt)
+
+
+def _beside(path: Path) -> Path:
+    """A folder that is not there yet, in the nearest one that is."""
+    there = next(parent for parent in path.parents if parent.exists())
+    return there / f".{path.name}-{uuid4().hex[:8]}.partial"
+
+
+def _check_seen_by_all(path: Path, team: Team) -> None:
+    """All processes give one path and can write to one folder there.
+
+    Raises:
+        ValueError: in every process, with the number of one for which this does not hold.
+    """
+    probe, wanted = (Path(said) for said in team.said((str(_beside(path)), str(path))))
+
+    def see() -> None:
+        if path != wanted:
+            raise ValueError(
+                f"The draws of process {team.number} go to {path} and those of process 0 to "
+                f"{wanted}: every process must give one path."
+            )
+        try:
+            (probe / str(team.number)).touch(exist_ok=False)
+        except OSError as error:
+            raise ValueError(
+                f"Process {team.number} cannot write where process 0 puts the draws, {path} "
+                f"({error.strerror}): draws of several processes on disk need a folder that all of "
+                "them see. Give a path there, or leave store out."
+            ) from error
+
+    try:
+        team.together(lambda: probe.mkdir() if team.leads else None)
+        team.together(see)
+    finally:
+        if team.leads:
+            shutil.rmtree(probe, ignore_errors=True)
 
 
 def as_storage(store: Storage | str | Path | None) -> Storage:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from uuid import uuid4
@@ -17,6 +17,7 @@ from particlevi.drawset import DrawSet
 from particlevi.storage import checkpoint as files
 from particlevi.storage.recording import Keep, Recorder
 from particlevi.storage.rounding import Rounding
+from particlevi.storage.team import Alone, Team
 from particlevi.typing import JSON
 
 __all__ = ["InMemory", "MemoryStore", "Part", "Recording", "Storage", "Store", "check_dtype"]
@@ -53,6 +54,14 @@ class Store(Protocol):
         """Write down what the run was, once it has ended, if the draws outlive the process."""
         ...
 
+    def tend(self) -> None:
+        """Do, when the monitor looks, what all processes of the run have to do at one time."""
+        ...
+
+    def abandon(self) -> None:
+        """Do nothing more together with other processes: the run has failed."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class Recording:
@@ -60,12 +69,14 @@ class Recording:
 
     Attributes:
         recorder: from particles to what is kept of them.
-        num_particles: P, those whose states are draws.
+        num_particles: P, those whose states are draws in this store.
         num_draws: T, those of the warm-up included.
         num_warmup: draws of the warm-up among them.
         dtype: of the draws.
         folder: of the run's checkpoint, if any.
         known: what is known of the draws before the first, as fields of a ``DrawSet``.
+        here: those of the P whose draws come from this process.
+        team: the processes of the run, if they share the store.
     """
 
     recorder: Recorder
@@ -75,6 +86,8 @@ class Recording:
     dtype: torch.dtype
     folder: Path | None
     known: Mapping[str, Any]
+    here: range
+    team: Team = field(default_factory=Alone)
 
 
 class Storage(Protocol):
@@ -96,8 +109,8 @@ class Storage(Protocol):
         ...
 
     @property
-    def spreads(self) -> bool:
-        """Whether each of several processes can have a store of its own."""
+    def shared(self) -> bool:
+        """Whether all processes of a run put their draws in one place; else they are gathered."""
         ...
 
     def nbytes(self, num_particles: int, num_draws: int, size: int, dtype: torch.dtype) -> int:
@@ -142,9 +155,9 @@ class InMemory:
     warmup: bool = False
 
     @property
-    def spreads(self) -> bool:
+    def shared(self) -> bool:
         """Each process has its draws in its memory."""
-        return True
+        return False
 
     def __post_init__(self) -> None:
         check_choice("warmup", self.warmup, [True, False])
@@ -221,6 +234,12 @@ class MemoryStore:
 
     def describe(self, draws: DrawSet) -> None:
         """They do not outlive the process."""
+
+    def tend(self) -> None:
+        """There is nothing to do."""
+
+    def abandon(self) -> None:
+        """The draws stay."""
 
     def _views(self, start: int, stop: int) -> Part:
         stats = {name: value[..., start:stop] for name, value in self.stats.items()}

@@ -77,5 +77,5 @@ def _part(
     num, count = hierarchy.nodes[next(iter(arrays))]["shape"][0], hierarchy.counts[names.posterior]
     width = sum(math.prod(shape) for shape in parts.values())
     source = ZarrSource(hierarchy.path, arrays, dtype)
-    values = LazyTensor.of(source, num, 0, count, width)
+    values = LazyTensor.of(source, range(num), range(count), width)
     return values, read_stats(hierarchy, names.stats, 0, count)

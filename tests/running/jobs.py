@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import pickle
-import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 import particlevi as pvi
 from particlevi.distributed import Peers
 from particlevi.running import Every, ranks
-from tests.processes import forked
+from tests.processes import run_job
 
 P = 6
 VICTIM = 1
@@ -351,6 +348,4 @@ def every(number: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    jobs = {job.__name__: job for job in (every, mesh, automatic, failure, death, saved, resumed)}
-    job = partial(jobs[sys.argv[3]], **({"folder": sys.argv[4]} if len(sys.argv) > 4 else {}))
-    Path(sys.argv[2]).write_bytes(pickle.dumps(forked(int(sys.argv[1]), job)))
+    run_job(every, mesh, automatic, failure, death, saved, resumed)

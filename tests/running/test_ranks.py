@@ -6,8 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
-from functools import cache
-from pathlib import Path
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -16,31 +15,18 @@ import torch
 
 import particlevi as pvi
 from particlevi.tuning.here import Here, on_grid
+from tests.processes import ROOT
+from tests.processes import started as started_in
 from tests.running import jobs
 
-ROOT = Path(__file__).resolve().parents[2]
 SIZES = [3, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+
+started = partial(started_in, "tests.running.jobs")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("ranks")
-
-
-def started(size: int, file: Path, job: str, *more: str) -> dict[int, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.running.jobs", str(size), str(file), job, *more],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[int, Any] = pickle.loads(file.read_bytes())
-    for number, what in found.items():
-        assert not isinstance(what, str), f"process {number}: {what}"
-    return found
 
 
 @pytest.fixture(scope="module", params=SIZES)
