@@ -341,7 +341,7 @@ class Loop:
 
     def _finished(self) -> Draws:
         """What was drawn, of all processes in the first, also written down in the store."""
-        draws = self.plan.world.whole(self.draws())
+        draws = self.plan.world.whole(self.draws(), self.plan.storage.sharded)
         self.store.describe(draws)
         return draws
 

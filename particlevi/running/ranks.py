@@ -243,15 +243,15 @@ class Ranks:
             return [value]
         return guarded(self.particles, self.particles.objects, value)
 
-    def whole(self, draws: Draws) -> Draws:
-        """The draws of all particles for the leader; for the others, their own."""
+    def whole(self, draws: Draws, sharded: bool = False) -> Draws:
+        """The draws of all particles for the leader, unless ``sharded``; for others, their own."""
         first = self.mine.start
         numbered = replace(
             draws,
             chains=[first + chain for chain in draws.chains],
             diverged={first + chain: step for chain, step in draws.diverged.items()},
         )
-        if not self.spread:
+        if not self.spread or sharded:
             return numbered
         assert self.particles is not None
         stats = {name for name, value in draws.stats.items() if value.ndim > 1}

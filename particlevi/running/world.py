@@ -102,8 +102,8 @@ class RunWorld(World, Protocol):
         """Do something in every process; the first error of any is raised in all."""
         ...
 
-    def whole(self, draws: Draws) -> Draws:
-        """The draws of all particles for the leader; for the others, their own."""
+    def whole(self, draws: Draws, sharded: bool = False) -> Draws:
+        """The draws of all particles for the leader, unless ``sharded``; for others, their own."""
         ...
 
 
@@ -161,6 +161,6 @@ class OneProcess(Here):
         """Do it."""
         act()
 
-    def whole(self, draws: Draws) -> Draws:
+    def whole(self, draws: Draws, sharded: bool = False) -> Draws:
         """The draws."""
         return draws

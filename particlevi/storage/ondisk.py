@@ -79,6 +79,11 @@ class OnDisk:
         """All processes of a run write to the path."""
         return True
 
+    @property
+    def sharded(self) -> bool:
+        """The first process can read all of them."""
+        return False
+
     def __post_init__(self) -> None:
         for name, flag in (("warmup", self.warmup), ("compress", self.compress)):
             check_choice(name, flag, [True, False])

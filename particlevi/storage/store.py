@@ -113,6 +113,11 @@ class Storage(Protocol):
         """Whether all processes of a run put their draws in one place; else they are gathered."""
         ...
 
+    @property
+    def sharded(self) -> bool:
+        """Whether they are not gathered at the end: each process has the draws of its chains."""
+        ...
+
     def nbytes(self, num_particles: int, num_draws: int, size: int, dtype: torch.dtype) -> int:
         """Memory of the draws in bytes."""
         ...
@@ -140,6 +145,9 @@ class InMemory:
             coordinates ``LongTensor [K]``, or ``pvi.outputs_at(inputs)``.
         dtype: of the draws; that of the potential if absent.
         warmup: keep every ``thin``-th step of the warm-up too.
+        sharded: of a run over several processes, leave the draws where they were made: ``sample``
+            gives every process those of its own chains, whose numbers are in ``draws.chains``,
+            and the first has no others.
 
     Raises:
         TypeError: a dtype that is not one of floating-point numbers.
@@ -153,6 +161,7 @@ class InMemory:
     keep: Keep = None
     dtype: torch.dtype | None = None
     warmup: bool = False
+    sharded: bool = False
 
     @property
     def shared(self) -> bool:
@@ -160,7 +169,8 @@ class InMemory:
         return False
 
     def __post_init__(self) -> None:
-        check_choice("warmup", self.warmup, [True, False])
+        for name, flag in (("warmup", self.warmup), ("sharded", self.sharded)):
+            check_choice(name, flag, [True, False])
         if self.dtype is not None:
             check_dtype(self.dtype)
 

@@ -186,6 +186,17 @@ def all_lost(number: int) -> dict[str, Any]:
     return _caught(lambda: pvi.sample(pvi.sgld(_cliff(50.0), temperature=1e6), **run))
 
 
+def sharded(number: int) -> dict[str, Any]:
+    """Draws that are not gathered, and a rule that sees them all."""
+    seen: list[int] = []
+    store = pvi.storage.InMemory(sharded=True)
+    watch = Every(3, lambda look: seen.append(len(look.draws())))
+    run = {**SHORT, "batch_size": 8, "store": store, "monitor": watch}
+    chains = _caught(lambda: pvi.sample(pvi.sgld(net()), data(), **run))
+    coupled = _caught(lambda: pvi.sample(pvi.svgd(net()), data(), **run))
+    return {"chains": chains, "coupled": coupled, "seen": seen}
+
+
 def other_data(number: int) -> dict[str, Any]:
     """One process has other data."""
     x, y = data()
@@ -334,6 +345,7 @@ JOBS = (
     lost_chain,
     all_lost,
     again,
+    sharded,
     other_data,
     few,
     masks,

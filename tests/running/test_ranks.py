@@ -93,6 +93,24 @@ def test_every_other_process_has_its_own_chains(found):
     assert others == list(range(jobs.P // len(found), jobs.P))
 
 
+def test_sharded_draws_stay_where_they_were_made(found):
+    whole = expected("sgld")["particles"]
+    parts = [part["sharded"]["chains"] for part in found.values()]
+    assert [chain for part in parts for chain in part["chains"]] == list(range(jobs.P))
+    for part in parts:
+        assert len(part["chains"]) < jobs.P
+        np.testing.assert_array_equal(part["particles"], whole[part["chains"]])
+
+
+def test_a_rule_sees_the_draws_of_all_where_they_are_sharded(found):
+    assert set(found[0]["sharded"]["seen"]) == {jobs.P}
+
+
+def test_particles_that_see_each_other_are_in_every_process(found):
+    for part in found.values():
+        assert part["sharded"]["coupled"]["chains"] == list(range(jobs.P))
+
+
 def test_a_chain_that_is_lost_keeps_its_number(found):
     lost = found[0]["lost_chain"]
     assert list(lost["diverged"]) == [4]
