@@ -61,7 +61,7 @@ from particlevi.samplers.sghmc import sghmc
 from particlevi.samplers.sgld import sgld
 from particlevi.samplers.sgnht import sgnht
 from particlevi.samplers.svgd import message_passing_svgd, svgd
-from particlevi.storage.recording import outputs_at
+from particlevi.storage.keeping import outputs_at
 from particlevi.tuning import suggest_step_size
 
 if TYPE_CHECKING:

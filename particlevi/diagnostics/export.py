@@ -103,6 +103,17 @@ def _array(values: Tensor, last: bool) -> np.ndarray[Any, Any]:
 
 def _quantities(draws: DrawSet, values: Tensor) -> dict[str, np.ndarray[Any, Any]]:
     last = draws.facts.kind == "particles"
+    if draws.kept:
+        found: dict[str, np.ndarray[Any, Any]] = {}
+        start = 0
+        for name, shape in draws.kept.items():
+            part = values[..., start : start + int(np.prod(shape))]
+            start += int(np.prod(shape))
+            if name == "parameters":
+                found |= _quantities(draws.only(name), part)
+            else:
+                found[name] = _array(part.unflatten(-1, shape), last)
+        return found
     if draws.output_shape is not None:
         return {"outputs": _array(values.unflatten(-1, draws.output_shape), last)}
     if draws.coordinates is not None:

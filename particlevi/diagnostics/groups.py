@@ -141,9 +141,10 @@ def group_numbers(draws: DrawSet, rule: Groups | None) -> Tensor:
         ValueError: no rule is given and the run had none, or outputs were kept.
     """
     check_draws(draws)
-    if draws.output_shape is not None:
+    if draws.output_shape is not None or draws.kept:
         raise ValueError(
-            "These draws are outputs of the model, which have no groups: keep the parameters."
+            "These draws are not of parameters alone, and only those have groups: keep them, or "
+            'take draws.only("parameters").'
         )
     if rule is None:
         if draws.groups is None:

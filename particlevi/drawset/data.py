@@ -10,7 +10,6 @@ from typing import Any, Literal, Self, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from particlevi import _html
 from particlevi._checks import (
     as_list,
     check_choice,
@@ -19,7 +18,10 @@ from particlevi._checks import (
     check_positive_int,
     is_integer,
 )
+from particlevi.drawset.moments import Moments
+from particlevi.drawset.page import html_of
 from particlevi.drawset.parts import (
+    check_agree,
     check_particles,
     check_stats,
     check_width,
@@ -59,6 +61,9 @@ class DrawSet:
         num_steps: that were made.
         coordinates: the parameters kept, ``[K]``, if only some were.
         output_shape: ``[B, ...]`` of the outputs kept in place of parameters, if so.
+        kept: what ``particles`` hold side by side, by name, with shapes: ``"parameters"``,
+            ``"outputs"``, ``"projections"``. Empty where they are parameters or outputs only.
+        moments: mean and variance of all parameters over the draws, if they were kept.
         shapes: of the potential's tensors, by name.
         facts: what the draws are, as the sampler declares it.
         gradients: of the potential, on a batch each, that the run took over all particles; None
@@ -92,6 +97,8 @@ class DrawSet:
     num_steps: int = 0
     coordinates: Tensor | None = None
     output_shape: tuple[int, ...] | None = None
+    kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    moments: Moments | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     facts: Facts = field(default_factory=Facts)
     gradients: float | None = None
@@ -127,6 +134,8 @@ class DrawSet:
 
     def _width(self) -> tuple[int, str] | None:
         """K as it must be, and why."""
+        if self.kept:
+            return sum(math.prod(s) for s in self.kept.values()), f"what was kept {dict(self.kept)}"
         if self.output_shape is not None:
             return math.prod(self.output_shape), f"outputs {list(self.output_shape)}"
         if self.coordinates is not None:
@@ -146,48 +155,7 @@ class DrawSet:
         return f"Draws({chains} {unit} x {draws} draws x {size}; {', '.join(notes)})"
 
     def _repr_html_(self) -> str:
-        chains, draws, size = self.particles.shape
-        unit = "particles" if self.interacting else "chains"
-        told = [("wrong", f"{len(self.diverged)} chains diverged and are left out.")]
-        told = told if self.diverged else []
-        if self.interrupted:
-            told.append(("uncertain", f"The run was interrupted after {self.num_steps} steps."))
-        if self.facts.kind == "particles":
-            told.append(("untold", "The last state is the sample; earlier ones are the way to it."))
-        if not self.complete:
-            told.append(("untold", "Only a part was kept: the model cannot be evaluated here."))
-        kinds = {
-            unit: chains,
-            "draws of each": draws,
-            "numbers per draw": size,
-            "sampler": self.attrs.get("sampler", "unknown"),
-            "seconds": f"{self.seconds:.3g}",
-            "steps": self.num_steps,
-            "batches": "minibatches" if self.minibatch else "all data",
-        }
-        if self.attrs.get("ended_by"):
-            kinds["ended by"] = self.attrs["ended_by"]
-        stats = [
-            (
-                name,
-                f"{float(v.double().mean()):.4g}",
-                f"{float(v.min()):.4g}",
-                f"{float(v.max()):.4g}",
-            )
-            for name, v in self.stats.items()
-            if v.numel()
-        ]
-        tensors = [(name, " x ".join(map(str, each))) for name, each in self.shapes.items()]
-        return _html.block(
-            f"Draws: {chains} {unit} x {draws} draws x {size}",
-            _html.notes(told),
-            _html.pairs(kinds),
-            _html.details(
-                f"{len(stats)} statistics",
-                _html.table(("statistic", "mean", "smallest", "largest"), stats),
-            ),
-            _html.details(f"{len(tensors)} tensors", _html.table(("name", "shape"), tensors)),
-        )
+        return html_of(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "potential": None}
@@ -200,7 +168,7 @@ class DrawSet:
     @property
     def complete(self) -> bool:
         """Whether all parameters were kept, so that the model can be evaluated at the draws."""
-        return self.coordinates is None and self.output_shape is None
+        return self.coordinates is None and self.output_shape is None and not self.kept
 
     def __len__(self) -> int:
         """P, the number of chains or particles."""
@@ -238,6 +206,7 @@ class DrawSet:
             stats=cut(self.stats),
             warmup=None if self.warmup is None else self.warmup[rows],
             warmup_stats=cut(self.warmup_stats),
+            moments=None if self.moments is None else self.moments.chains(rows),
             chains=torch.tensor(self.chains)[rows].tolist() if self.chains else [],
             end=None,
         )
@@ -247,7 +216,48 @@ class DrawSet:
         count = self.particles.shape[1]
         ends = torch.arange(count)[times][-1:].tolist() == [count - 1]
         end = self.end if ends else None
-        return replace(self, particles=self.particles[:, times], stats=stats, end=end)
+        every = isinstance(times, slice) and times == slice(0, count, 1)
+        return replace(
+            self,
+            particles=self.particles[:, times],
+            stats=stats,
+            end=end,
+            moments=self.moments if every else None,
+        )
+
+    def only(self, name: str) -> Self:
+        """One of the things that were kept side by side: ``"parameters"``, ``"projections"`` ...
+
+        Raises:
+            ValueError: it was not kept.
+
+        Examples:
+            >>> import particlevi as pvi
+            >>> normal = pvi.from_log_density(lambda theta: -0.5 * (theta**2).sum(), num_params=3)
+            >>> kept = [pvi.storage.parameters(), pvi.storage.projections(2)]
+            >>> draws = pvi.sample(
+            ...     pvi.sghmc(normal), step_size=0.5, num_particles=4, num_draws=10,
+            ...     progress=False, store=pvi.storage.InMemory(keep=kept),
+            ... )
+            >>> draws.only("projections").particles.shape
+            torch.Size([4, 10, 2])
+        """
+        check_choice("name", name, list(self.kept))
+        start = 0
+        for each, shape in self.kept.items():
+            if each == name:
+                break
+            start += math.prod(shape)
+        columns = slice(start, start + math.prod(shape))
+        own = name == "parameters"
+        return replace(
+            self,
+            particles=self.particles[..., columns],
+            warmup=None if self.warmup is None else self.warmup[..., columns],
+            coordinates=self.coordinates if own else None,
+            output_shape=shape if name == "outputs" else None,
+            kept={} if own or name == "outputs" else {name: shape},
+        )
 
     def select(self, chains: list[int] | slice) -> Self:
         """The draws of some of the chains, by their place in ``particles``.
@@ -325,6 +335,11 @@ class DrawSet:
         Raises:
             ValueError: what was kept, what is missing, and how to keep more.
         """
+        if self.kept:
+            raise ValueError(
+                f"These draws hold {list(self.kept)}, so the model is not evaluated at them as a "
+                'whole: take draws.only("parameters"), if all parameters are among them.'
+            )
         if self.output_shape is not None:
             raise ValueError(
                 "These draws are outputs already, at the inputs given to keep=outputs_at(...): "
@@ -356,7 +371,7 @@ class DrawSet:
         parts = cast("list[Self]", as_list("parts", parts, "a list of sets of draws"))
         for part in parts:
             check_draws(part, "each of parts")
-        _check_parts(parts, along)
+        check_agree([(p.facts.kind, p.fingerprint, p.particles.shape) for p in parts], along)
         first, by_draws = parts[0], along == "draws"
         names = [name for name in first.stats if all(name in part.stats for part in parts)]
         gradients = [part.gradients for part in parts if part.gradients is not None]
@@ -377,6 +392,7 @@ class DrawSet:
             num_steps=sum(part.num_steps for part in parts) if by_draws else first.num_steps,
             gradients=sum(gradients) if len(gradients) == len(parts) else None,
             end=parts[-1].end if by_draws else None,
+            moments=None,
         )
 
     @classmethod
@@ -466,25 +482,6 @@ class DrawSet:
         model = as_potential(potential)
         rows = [torch.stack([raveled(model, state) for state in chain]) for chain in chains]
         return cls.from_tensor(torch.stack(rows), model, kind=kind, seconds=seconds)
-
-
-def _check_parts(parts: Sequence[DrawSet], along: str) -> None:
-    if not parts:
-        raise ValueError("concat takes at least one set of draws, got none.")
-    first = parts[0]
-    axis = 0 if along == "draws" else 1
-    for part in parts[1:]:
-        if part.facts.kind != first.facts.kind or part.fingerprint != first.fingerprint:
-            raise ValueError(
-                f"Parts must be of one kind and potential, got {first.facts.kind} "
-                f"{first.fingerprint} and {part.facts.kind} {part.fingerprint}."
-            )
-        same = part.particles.shape[axis] == first.particles.shape[axis]
-        if not same or part.particles.shape[2] != first.particles.shape[2]:
-            raise ValueError(
-                f"Parts joined along {along} must agree in all other dimensions, got "
-                f"{list(first.particles.shape)} and {list(part.particles.shape)}."
-            )
 
 
 def check_draws(draws: Any, name: str = "draws") -> None:

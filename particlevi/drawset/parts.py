@@ -14,6 +14,7 @@ from particlevi.potentials.potential import ModelPotential
 from particlevi.streams import ParticleStreams
 
 __all__ = [
+    "check_agree",
     "check_particles",
     "check_stats",
     "check_width",
@@ -131,3 +132,24 @@ def raveled(potential: ModelPotential, state: Mapping[str, Tensor]) -> Tensor:
         values = {name: state[name] for name in names}
         return potential.starts.named(values, 1, ParticleStreams(0))[0]
     return potential.ravel({name: state[name].detach().to(potential.dtype) for name in names})
+
+
+def check_agree(
+    parts: Sequence[tuple[str, Mapping[str, Any], tuple[int, ...]]], along: str
+) -> None:
+    """Sets of draws, by kind, fingerprint and shape, can be joined."""
+    if not parts:
+        raise ValueError("concat takes at least one set of draws, got none.")
+    kind, fingerprint, shape = parts[0]
+    axis = 0 if along == "draws" else 1
+    for other_kind, other_fingerprint, other in parts[1:]:
+        if other_kind != kind or other_fingerprint != fingerprint:
+            raise ValueError(
+                f"Parts must be of one kind and potential, got {kind} {fingerprint} and "
+                f"{other_kind} {other_fingerprint}."
+            )
+        if other[axis] != shape[axis] or other[2] != shape[2]:
+            raise ValueError(
+                f"Parts joined along {along} must agree in all other dimensions, got "
+                f"{list(shape)} and {list(other)}."
+            )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from particlevi._warning import warn
 from particlevi.draws import Draws
+from particlevi.drawset.moments import RunningMoments
 from particlevi.errors import DivergenceError, NotConvergedWarning
 from particlevi.gradients.sharing import shared_by
 from particlevi.kernels.exchange import exchanged_by
@@ -72,6 +73,7 @@ class Loop:
         self.store = store
         self.divergence = divergence
         self.archive = archive
+        self.moments: RunningMoments | None = _moments(plan, state.position)
         self.step: int = 0
         self.seconds: float = 0.0
         self.ended_by: str = ""
@@ -128,6 +130,8 @@ class Loop:
         plan.source.restore(saved.part("source"))
         saved.restore_global_generators(position.device)
         loop = cls(plan, state, control_room, streams, store, divergence, archive)
+        if loop.moments is not None:
+            loop.moments.restore(saved.part("moments"))
         loop.step, loop.seconds = saved.meta["step"], saved.meta["seconds"]
         loop.run_name = saved.meta["run"]
         loop.draws_seen = {int(k): seen for k, seen in saved.meta["draws_seen"].items()}
@@ -142,6 +146,7 @@ class Loop:
             self.control_room.tuner_state,
             self.streams._asdict(),
             self.divergence,
+            {} if self.moments is None else self.moments.tensors(),
             {
                 "run": self.run_name,
                 "receipt": receipt,
@@ -270,6 +275,8 @@ class Loop:
         stats = {name: value[rows] for name, value in found.items()}
         scalars = {"step": float(self.step), **self.control_room.scalars()}
         self.store.append(self.plan.recorder(self.state.position[rows]), {**stats, **scalars})
+        if self.moments is not None and self.step > self.plan.settings.num_warmup:
+            self.moments.update(self.state.position[rows])
 
     def _tune(self, info: Any, progress: Progress) -> None:
         """Let the tuner learn; a new metric takes a new memory, since momenta live in it."""
@@ -358,6 +365,7 @@ class Loop:
             tuning=self.control_room.report(),
             metric=self.control_room.metric(),
             end=self._end(),
+            moments=self.moments,
         )
 
     def _end(self) -> Tensor | None:
@@ -384,6 +392,13 @@ class Loop:
             f"Interrupted after {self.step} of {self.plan.num_steps} steps: returning "
             f"{self._num_draws()} of {num_draws} draws{where}.",
         )
+
+
+def _moments(plan: Plan, position: Tensor) -> RunningMoments | None:
+    """Of the draws to come, if they are kept."""
+    if not plan.recorder.moments:
+        return None
+    return RunningMoments(len(plan.rows), position.shape[1], position.device)
 
 
 def _archive(plan: Plan) -> Archive | None:

@@ -218,7 +218,8 @@ class Plan:
             "chains": self.rows,
             "minibatch": self.source.law not in ("none", "all"),
             "coordinates": None if recorder.columns is None else recorder.columns.cpu(),
-            "output_shape": recorder.output_shape if recorder.inputs is not None else None,
+            "output_shape": recorder.output_shape,
+            "kept": dict(recorder.kept),
             "shapes": dict(sampler.potential.layout.shapes),
             "facts": sampler.facts,
             "attrs": {
@@ -263,8 +264,10 @@ def _needs(
     warm = settings.num_warmup // settings.thin if settings.keep_warmup else 0
     rows = len(range(settings.num_particles)[sampler.draws])
     draws = storage.nbytes(rows, settings.num_draws + warm, recorder.size, dtype)
+    moments = 16 * rows * sampler.potential.num_params if recorder.moments else 0
     return {
         "draws": draws,
+        "running moments": moments,
         f"the {sampler.estimator.name} estimator": sampler.estimator.nbytes(settings.num_particles),
         "the order of the data": source.nbytes(),
         "minibatches": source.batch_nbytes(settings.num_particles),

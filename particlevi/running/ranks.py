@@ -258,6 +258,8 @@ class Ranks:
         warm = {name for name, value in draws.warmup_stats.items() if value.ndim > 1}
         places = {"particles": draws.particles}
         places |= {} if draws.warmup is None else {"warmup": draws.warmup}
+        if draws.moments is not None:
+            places |= {"mean": draws.moments.mean, "variance": draws.moments.variance}
         places |= {f"stats {name}": draws.stats[name] for name in sorted(stats)}
         places |= {f"warmup_stats {name}": draws.warmup_stats[name] for name in sorted(warm)}
         lazy = {name: v for name, v in places.items() if isinstance(v, LazyTensor)}
@@ -274,6 +276,9 @@ class Ranks:
             numbered,
             particles=found["particles"],
             warmup=found.get("warmup"),
+            moments=None
+            if draws.moments is None
+            else replace(draws.moments, mean=found["mean"], variance=found["variance"]),
             stats={**draws.stats, **{name: found[f"stats {name}"] for name in stats}},
             warmup_stats={
                 **draws.warmup_stats,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from particlevi.draws import Draws
+from particlevi.drawset.moments import RunningMoments
 from particlevi.running.plan import Plan
 from particlevi.storage.store import Store
 from particlevi.typing import JSON, Grouped
@@ -27,6 +28,7 @@ def draws_of(
     tuning: Mapping[str, JSON] | None,
     metric: Tensor | None,
     end: Tensor | None,
+    moments: RunningMoments | None,
 ) -> Draws:
     """The first ``count`` draws of the chains that were not lost.
 
@@ -42,6 +44,7 @@ def draws_of(
         tuning: the tuner's report.
         metric: the map to theta from the coordinates in which the method moved.
         end: positions of all particles ``[P, D]``, where the draws are fewer.
+        moments: of the draws, if they were kept.
     """
     sampler, settings = plan.sampler, plan.settings
     estimator = sampler.estimator
@@ -59,6 +62,7 @@ def draws_of(
     particles, stats = part(warm, count)
     warmup, warmup_stats = part(0, warm) if settings.keep_warmup else (None, {})
     known = plan.known
+    counted = moments is not None and moments.count == count - warm
     return Draws(
         **{
             **known,
@@ -82,5 +86,6 @@ def draws_of(
         pooled=isinstance(estimator, Grouped) and estimator.pooled,
         metric=metric,
         end=end,
+        moments=moments.moments(places) if moments is not None and counted else None,
         potential=sampler.potential,
     )

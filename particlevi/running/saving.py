@@ -75,6 +75,7 @@ class Saved:
         tuner_state: Any,
         streams: Mapping[str, ParticleStreams],
         divergence: DivergenceWatch,
+        moments: Mapping[str, Tensor],
         progress: Mapping[str, Any],
     ) -> Saved:
         """All that a run needs to go on exactly."""
@@ -83,6 +84,7 @@ class Saved:
             tensors |= files.flatten(tuner_state, "tuner")
         tensors |= {f"source.{name}": value for name, value in plan.source.state().items()}
         tensors |= {f"divergence.{name}": v for name, v in divergence.tensors().items()}
+        tensors |= {f"moments.{name}": value for name, value in moments.items()}
         for name, each in streams.items():
             tensors |= {f"streams.{name}.{key}": value for key, value in each.state().items()}
         tensors["global_rng"] = torch.get_rng_state()

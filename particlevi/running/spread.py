@@ -53,6 +53,7 @@ def _particle_axes(plan: Plan, tensors: Mapping[str, Tensor]) -> dict[str, int]:
     axes = {"divergence.early": 1} | {
         f"divergence.{name}": 0 for name in ("above_since", "above_from", "divergent")
     }
+    axes |= {"moments.mean": 0, "moments.squares": 0}
     if not plan.source.shared:
         axes["source.order"] = 0
     for name in tensors:

@@ -111,7 +111,7 @@ def _check(draws: Draws, at_least: int) -> None:
         raise TypeError(f"This takes the Draws of a run of sgd, got {type(draws).__name__}.")
     if draws.interacting:
         raise ValueError("These particles interact, so they are no trajectories of SGD.")
-    if draws.coordinates is not None or draws.output_shape is not None:
+    if not draws.complete:
         raise ValueError("Only a part of the parameters was kept: run again without keep=.")
     if draws.particles.shape[1] < at_least:
         raise ValueError(

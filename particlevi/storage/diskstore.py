@@ -146,7 +146,7 @@ class DiskStore:
             self.hierarchy.add(
                 group, name, full, chunks, dims, kind, squeeze=squeeze, attributes=said
             )
-        for group in {group for group, _ in tensors}:
+        for group in {names.posterior, *(group for group, _ in tensors)}:
             self._coordinates(group, room)
 
     def _coordinates(self, group: str, room: int) -> None:

@@ -7,17 +7,31 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from particlevi._checks import check_finite
 from particlevi.drawset import DrawSet
+from particlevi.drawset.moments import Moments
 from particlevi.potentials.potential import ModelPotential
 from particlevi.storage import checkpoint as files
 from particlevi.typing import Facts
 
-__all__ = ["check_potential", "fields_of", "meta_of", "read", "tensors_of", "write"]
+__all__ = [
+    "OTHERS",
+    "check_potential",
+    "fields_of",
+    "meta_of",
+    "others_of",
+    "read",
+    "tensors_of",
+    "write",
+]
 
 _OTHERS = ("coordinates", "groups", "metric", "end")
+_MOMENTS = ("moments_count", "moments_mean", "moments_variance")
+OTHERS = (*_OTHERS, *_MOMENTS)
+"""Tensors that are not draws, by the names that they have in a file."""
 
 Set = TypeVar("Set", bound=DrawSet)
 
@@ -41,7 +55,21 @@ def write(draws: DrawSet, path: Path) -> None:
 def tensors_of(draws: DrawSet) -> dict[str, Tensor]:
     """The tensors of a set of draws that are not draws."""
     found = {name: getattr(draws, name) for name in _OTHERS}
+    if draws.moments is not None:
+        count = torch.tensor([draws.moments.count])
+        found |= dict(
+            zip(_MOMENTS, (count, draws.moments.mean, draws.moments.variance), strict=True)
+        )
     return {name: value for name, value in found.items() if value is not None}
+
+
+def others_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What ``tensors_of`` gave, as fields of a set of draws."""
+    found: dict[str, Any] = {name: tensors.get(name) for name in _OTHERS}
+    if _MOMENTS[0] in tensors:
+        count, mean, variance = (tensors[name] for name in _MOMENTS)
+        found["moments"] = Moments(int(count), mean, variance)
+    return found
 
 
 def meta_of(draws: DrawSet) -> dict[str, Any]:
@@ -55,6 +83,7 @@ def meta_of(draws: DrawSet) -> dict[str, Any]:
         "num_steps": draws.num_steps,
         "output_shape": draws.output_shape,
         "shapes": {name: list(shape) for name, shape in draws.shapes.items()},
+        "kept": {name: list(shape) for name, shape in draws.kept.items()},
         "facts": asdict(draws.facts),
         "gradients": draws.gradients,
         "pooled": draws.pooled,
@@ -85,6 +114,7 @@ def fields_of(meta: Mapping[str, Any]) -> dict[str, Any]:
         **meta,
         "output_shape": None if shape is None else tuple(shape),
         "shapes": {name: tuple(s) for name, s in meta["shapes"].items()},
+        "kept": {name: tuple(s) for name, s in meta.get("kept", {}).items()},
         "diverged": {int(chain): step for chain, step in meta["diverged"].items()},
         "facts": Facts(**meta["facts"]),
     }
@@ -99,13 +129,12 @@ def read(kind: type[Set], path: Path, potential: ModelPotential | None) -> Set:
     def group(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-    known: dict[str, Any] = {name: tensors.get(name) for name in _OTHERS}
     return kind(
         particles=tensors["particles"],
         stats=group("stats."),
         warmup_stats=group("warmup_stats."),
         potential=potential,
         warmup=tensors.get("warmup"),
-        **known,
+        **others_of(tensors),
         **fields_of(meta),
     )

@@ -63,7 +63,7 @@ class Own:
         self.recorder = recording.recorder
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.replaced: set[str] = set()
-        if self.recorder.columns is not None or self.recorder.inputs is not None:
+        if not self.recorder.whole:
             return
         potential = self.recorder.potential
         with torch.no_grad():

@@ -20,6 +20,7 @@ from uuid import uuid4
 import numpy as np
 import numpy.typing as npt
 
+from particlevi.storage.chunking import chunk_shape
 from particlevi.typing import JSON
 
 __all__ = ["Hierarchy", "check_zarr"]
@@ -149,7 +150,7 @@ class Hierarchy:
         return made
 
     def put(self, group: str, name: str, values: npt.NDArray[Any], dims: Sequence[str]) -> None:
-        """A small array as a whole."""
+        """An array as a whole."""
         if f"{group}/{name}" in self.nodes:
             array = self.array(group, name)
             if array.shape != values.shape:
@@ -157,7 +158,11 @@ class Hierarchy:
                 self._note(f"{group}/{name}")
             array[...] = values
             return
-        self.add(group, name, values.shape, values.shape, dims, values.dtype)[...] = values
+        chunks = values.shape
+        if values.ndim > 1:
+            rows, _, *inner = chunk_shape(len(values), 1, chunks[1:], values.itemsize)
+            chunks = (rows, *inner)
+        self.add(group, name, values.shape, chunks, dims, values.dtype)[...] = values
 
     def _note(self, name: str) -> None:
         self.nodes[name] = json.loads((self.path / name / _ROOT).read_text())

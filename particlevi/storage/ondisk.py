@@ -26,7 +26,7 @@ from particlevi._checks import check_choice
 from particlevi.storage.chunking import block_length
 from particlevi.storage.diskstore import DiskStore
 from particlevi.storage.hierarchy import check_zarr
-from particlevi.storage.recording import Keep
+from particlevi.storage.keeping import Keep
 from particlevi.storage.store import InMemory, Recording, Storage, Store, check_dtype
 from particlevi.storage.team import Team
 from particlevi.typing import JSON

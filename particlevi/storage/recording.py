@@ -2,46 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from particlevi.data import place
-from particlevi.data.fingerprint import fingerprint
-from particlevi.data.tensors import as_tensors
-from particlevi.potentials.chunks import chunks
 from particlevi.potentials.potential import ModelPotential
-from particlevi.typing import JSON, Batch
+from particlevi.storage.keeping import Keep, Piece, as_kept, moments, outputs_at, parameters
+from particlevi.typing import JSON
 
-__all__ = [
-    "Keep",
-    "Recorder",
-    "available_memory",
-    "check_memory",
-    "describe_keep",
-    "outputs_at",
-]
-
-
-@dataclass(frozen=True, eq=False)
-class outputs_at:
-    """Keep the model's outputs at some inputs instead of its parameters.
-
-    Args:
-        inputs: one tensor ``[B, ...]``, or a tuple of them for a module with several inputs.
-    """
-
-    inputs: Any
-
-
-Keep: TypeAlias = str | Sequence[str] | Tensor | outputs_at | None
-"""Name patterns, coordinates ``LongTensor [K]``, or outputs; None for all parameters."""
+__all__ = ["Recorder", "available_memory", "check_memory", "describe_keep"]
 
 
 class Recorder:
@@ -49,78 +22,64 @@ class Recorder:
 
     Args:
         potential: what is sampled.
-        keep: None for all parameters, name patterns, coordinates ``LongTensor [K]``, or
-            ``outputs_at(inputs)``.
+        keep: see ``Keep``.
     """
 
     def __init__(self, potential: ModelPotential, keep: Keep):
         self.potential = potential
-        self.columns: Tensor | None = None
-        self.inputs: Batch | None = None
-        self.output_shape: tuple[int, ...] = ()
-        self.parts: dict[str, tuple[int, ...]] = dict(potential.layout.shapes)
+        kept = as_kept(keep)
+        self.moments: bool = any(isinstance(each, moments) for each in kept)
+        named = {each.name: each.open(potential) for each in kept if each.name != moments.name}
+        pieces = list(named.values())
+        self.parts: dict[str, tuple[int, ...]] = _joined(pieces)
         """Names and shapes of what is kept, in its order."""
-        if keep is None:
-            self.size: int = potential.num_params
-        elif isinstance(keep, outputs_at):
-            inputs = keep.inputs if isinstance(keep.inputs, tuple) else (keep.inputs,)
-            tensors = as_tensors(inputs, potential, "inputs")
-            self.inputs = Batch(place(tensors, potential))
-            with torch.no_grad():
-                probe = potential.outputs(potential.init(1), self.inputs)
-            self.output_shape = tuple(probe.shape[1:])
-            self.size = probe[0].numel()
-            self.parts = {"outputs": self.output_shape}
-        else:
-            self.columns = self._columns(keep)
-            self.size = len(self.columns)
-
-    def _columns(self, keep: Any) -> Tensor:
-        num = self.potential.num_params
-        if isinstance(keep, Tensor):
-            inside = keep.ndim == 1 and keep.dtype == torch.long and len(keep) > 0
-            if not inside or keep.min() < 0 or keep.max() >= num:
-                raise ValueError(
-                    f"keep as coordinates must be a LongTensor of numbers in 0 ... {num - 1}, "
-                    f"got {keep.dtype} {list(keep.shape)}."
-                )
-            self.parts = {"theta": (len(keep),)}
-            return keep.to(self.potential.device)
-        patterns = [keep] if isinstance(keep, str) else keep
-        if not isinstance(patterns, (list, tuple)) or not all(isinstance(p, str) for p in patterns):
-            raise TypeError(
-                "keep must be name patterns, coordinates LongTensor [K] or "
-                f"pvi.outputs_at(inputs), got {keep!r}."
-            )
-        where = self.potential.layout.slices()
-        idle = [p for p in patterns if not any(fnmatchcase(name, p) for name in where)]
-        if idle or not patterns:
-            raise ValueError(f"keep={keep!r}: {idle} match none of the parameters {list(where)}.")
-        chosen = [n for n in where if any(fnmatchcase(n, p) for p in patterns)]
-        self.parts = {name: self.parts[name] for name in chosen}
-        columns = [torch.arange(where[name].start, where[name].stop) for name in chosen]
-        return torch.cat(columns).to(self.potential.device)
+        self.size: int = sum(map(math.prod, self.parts.values()))
+        self.of: list[Callable[[Tensor], Tensor]] = [piece.of for piece in pieces]
+        own = named.get(parameters.name)
+        self.whole: bool = len(named) == 1 and own is not None and own.coordinates is None
+        """Whether all parameters are kept, and nothing beside them."""
+        self.columns: Tensor | None = None if own is None else own.coordinates
+        self.output_shape: tuple[int, ...] | None = None
+        self.kept: dict[str, tuple[int, ...]] = {}
+        if not named:
+            self.columns = torch.empty(0, dtype=torch.long)
+        elif list(named) == [outputs_at.name]:
+            self.output_shape = self.parts[outputs_at.name]
+        elif list(named) != [parameters.name]:
+            self.kept = {name: _shape(name, piece) for name, piece in named.items()}
 
     def __call__(self, position: Tensor) -> Tensor:
         """What is kept of ``position [P, D]``."""
-        if self.inputs is not None:
-            with torch.no_grad():
-                parts = [
-                    self.potential.outputs(part, self.inputs).flatten(1)
-                    for part, _ in chunks(position, None, self.potential.chunk_size)
-                ]
-            return torch.cat(parts)
-        return position if self.columns is None else position[:, self.columns]
+        found = [of(position) for of in self.of]
+        if len(found) == 1:
+            return found[0]
+        return torch.cat(found, 1) if found else position[:, :0]
+
+
+def _shape(name: str, piece: Piece) -> tuple[int, ...]:
+    """Of a piece as a whole."""
+    if name == parameters.name or len(piece.shapes) != 1:
+        return (sum(map(math.prod, piece.shapes.values())),)
+    return next(iter(piece.shapes.values()))
+
+
+def _joined(pieces: Sequence[Piece]) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {}
+    for piece in pieces:
+        twice = sorted(found.keys() & piece.shapes)
+        if twice:
+            raise ValueError(
+                f"Two kept arrays would have the names {twice}: give the tensors of the model "
+                "other names, or keep fewer things."
+            )
+        found |= piece.shapes
+    return found
 
 
 def describe_keep(keep: Keep) -> JSON:
     """What is kept as JSON, so that a run is not resumed with another choice."""
-    if isinstance(keep, outputs_at):
-        return {"kind": "outputs", "inputs": fingerprint(keep.inputs)}
-    if isinstance(keep, Tensor):
-        return {"kind": "coordinates", "coordinates": fingerprint(keep)}
-    patterns: JSON = keep if keep is None else [keep] if isinstance(keep, str) else list(keep)
-    return {"kind": "patterns", "patterns": patterns}
+    told = [each.describe() for each in as_kept(keep)]
+    return told[0] if len(told) == 1 else told
 
 
 def available_memory() -> int:

@@ -15,7 +15,8 @@ from torch import Tensor
 from particlevi._checks import check_choice
 from particlevi.drawset import DrawSet
 from particlevi.storage import checkpoint as files
-from particlevi.storage.recording import Keep, Recorder
+from particlevi.storage.keeping import Keep
+from particlevi.storage.recording import Recorder
 from particlevi.storage.rounding import Rounding
 from particlevi.storage.team import Alone, Team
 from particlevi.typing import JSON
@@ -142,7 +143,8 @@ class InMemory:
 
     Args:
         keep: what is kept of a draw: all parameters by default, name patterns such as ``["2.*"]``,
-            coordinates ``LongTensor [K]``, or ``pvi.outputs_at(inputs)``.
+            coordinates ``LongTensor [K]``, one of ``pvi.storage.parameters``, ``outputs_at``,
+            ``projections`` and ``moments``, or a list of them.
         dtype: of the draws; that of the potential if absent.
         warmup: keep every ``thin``-th step of the warm-up too.
         sharded: of a run over several processes, leave the draws where they were made: ``sample``

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -49,9 +49,9 @@ def read(kind: type[Set], path: Path, potential: ModelPotential | None) -> Set:
 
     particles, stats = groups[False]
     warmup, warmup_stats = groups.get(True, (None, {}))
-    known: dict[str, Any] = {
+    others = {
         name: torch.from_numpy(np.asarray(hierarchy.reader("constant_data", name)[...]))
-        for name in ("coordinates", "groups", "metric", "end")
+        for name in drawfile.OTHERS
         if f"constant_data/{name}" in hierarchy.nodes
     }
     return kind(
@@ -61,7 +61,7 @@ def read(kind: type[Set], path: Path, potential: ModelPotential | None) -> Set:
         warmup_stats={name: cut(value) for name, value in warmup_stats.items()},
         potential=potential,
         **fields,
-        **known,
+        **drawfile.others_of(others),
     )
 
 
@@ -74,7 +74,8 @@ def _part(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Draws ``[P, T, K]`` and their statistics, of the warm-up or of the rest."""
     arrays = {f"{names.raw(replaced, name)}/{name}": shape for name, shape in parts.items()}
-    num, count = hierarchy.nodes[next(iter(arrays))]["shape"][0], hierarchy.counts[names.posterior]
+    num = hierarchy.nodes[f"{names.posterior}/{names.chain}"]["shape"][0]
+    count = hierarchy.counts[names.posterior]
     width = sum(math.prod(shape) for shape in parts.values())
     source = ZarrSource(hierarchy.path, arrays, dtype)
     values = LazyTensor.of(source, range(num), range(count), width)

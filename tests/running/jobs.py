@@ -91,6 +91,7 @@ def told(draws: pvi.Draws) -> dict[str, Any]:
         "stats": {k: v.numpy() for k, v in draws.stats.items()},
         "ended_by": draws.attrs["ended_by"],
         "gradients": draws.gradients,
+        "mean": None if draws.moments is None else draws.moments.mean.numpy(),
     }
 
 
@@ -312,8 +313,8 @@ def resumed(number: int, folder: str) -> dict[str, Any]:
 
     def run(name: str) -> pvi.Draws:
         sampler, options = resumable()[name]
-        tuner = options.get("tuner")
-        return pvi.resume(f"{folder}/{name}", sampler, data(), progress=False, tuner=tuner)
+        given = {name: options.get(name) for name in ("tuner", "store")}
+        return pvi.resume(f"{folder}/{name}", sampler, data(), progress=False, **given)
 
     return {name: _caught(partial(run, name)) for name in resumable()}
 
@@ -332,6 +333,10 @@ def resumable() -> dict[str, tuple[Any, dict[str, Any]]]:
         "refreshed": (pvi.sgld(pvi.control_variate(potential, data(), refresh=7)), mini),
         "structured": (pvi.sghmc(history), mini),
         "svgd": (pvi.svgd(potential), mini),
+        "kept": (
+            pvi.sgld(potential),
+            {**mini, "store": pvi.storage.InMemory(keep=["0.*", pvi.storage.moments()])},
+        ),
         "tuned": (
             pvi.hmc(line()),
             {"num_draws": 10, "num_warmup": 50, "tuner": pvi.tuning.windows()},
