@@ -3,9 +3,11 @@
 ``python benchmarks/learning_coefficient.py`` prints the table of docs/geometry.md: a regular model
 and reduced-rank regression ``y = B A x`` (Aoyagi and Watanabe, "Stochastic complexities of reduced
 rank regression in Bayesian estimation", 2005), at the most singular of its true parameters.
-``--seeds 20`` adds z over that many runs of one case; ``--devinterp`` runs that package's SGLD
-beside ours on a net instead. Data are free of noise, so that the checkpoint is the minimum to the
-last digit.
+Instead of it, ``--seeds 20`` prints z, the error in standard errors, over that many runs of 600
+draws of each case whose value at this N is known (20 minutes of a busy core); ``--figure FILE``
+draws when the value cannot be trusted, and what the estimator's own doubts say of each run
+(16 minutes); ``--devinterp`` runs that package's SGLD beside ours on a net. Data are free of noise,
+so that the checkpoint is the minimum to the last digit.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import argparse
 import copy
 import math
 import time
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -24,6 +28,10 @@ from particlevi.diagnostics import arviz
 F64 = torch.float64
 NUM_DATA, SCALE = 200, 10.0
 CASES = [(2, 2, 2, 0), (3, 3, 2, 0), (2, 5, 2, 0), (3, 3, 3, 1), (3, 3, 2, 1)]
+RUN_LENGTH, STEP, WARMUP = "effective draws", "step / automatic step", "steps of warm-up"
+LOCALISATION, MISSED = "localisation", "distance of weights from minimum"
+TRIED = ("regular, D = 4", "reduced rank 3-2-3, rank 0")
+COLOURS = (("tab:green", "no doubt"), ("tab:orange", "localisation"), ("tab:red", "other doubts"))
 
 
 def half(outputs, targets):
@@ -125,24 +133,156 @@ def beside_devinterp() -> None:
     print(f"devinterp {float(series.mean()):.3f} +- {float(arviz.mcse(series)[0]):.3f}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--draws", type=int, default=3000)
-    parser.add_argument("--seeds", type=int, default=0)
-    parser.add_argument("--devinterp", action="store_true")
-    options = parser.parse_args()
-    if options.devinterp:
-        return beside_devinterp()
+def known() -> list[tuple[str, Any, float, float]]:
+    """Name, net and data, exact lambda, and the value at this N where it is known."""
     strength = NUM_DATA / math.log(NUM_DATA) * SCALE**2
-    print("| model | D / 2 | exact lambda | exact at this N | found | doubts | CPU s |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    rows = [("regular, D = 4", regular(4), 2.0, 2 * strength / (1 + strength))]
+    rows: list[tuple[str, Any, float, float]] = [
+        ("regular, D = 4", regular(4), 2.0, 2 * strength / (1 + strength))
+    ]
     for case in CASES:
         exact, multiplicity = reduced_rank(*case)
         here = at_this_size(*case[:3], strength) if case[3] == 0 else math.nan
         name = f"reduced rank {case[0]}-{case[2]}-{case[1]}, rank {case[3]}"
         rows.append((name + (", m = 2" if multiplicity == 2 else ""), problem(*case), exact, here))
-    for name, (net, data), exact, here in rows:
+    return rows
+
+
+def coverage(seeds: int) -> None:
+    """Mean and standard deviation of z over the runs of a case."""
+    print("| model | exact at this N | mean of z | sd of z | runs within 2 errors |")
+    print("| --- | --- | --- | --- | --- |")
+    for name, (net, data), _, here in known():
+        if math.isnan(here):
+            continue
+        runs = [estimate(net, data, 600, seed) for seed in range(seeds)]
+        z = torch.tensor([(run.value - here) / run.standard_error for run in runs])
+        print(
+            f"| {name} | {here:.3f} | {float(z.mean()):.2f} ± {float(z.std()) / seeds**0.5:.2f} | "
+            f"{float(z.std()):.2f} ± {float(z.std()) / (2 * seeds - 2) ** 0.5:.2f} | "
+            f"{int((z.abs() < 2).sum())} of {seeds} |",
+            flush=True,
+        )
+
+
+class Trial(NamedTuple):
+    """A run: where it stands in the figure, what it found over what is right, its doubts."""
+
+    x: float
+    ratio: float
+    error: float
+    doubts: list[str]
+
+    @property
+    def trust(self) -> int:
+        """0 for no doubt, 1 for one of the localisation alone, 2 for others."""
+        if not self.doubts:
+            return 0
+        return 1 if all("localisation" in doubt for doubt in self.doubts) else 2
+
+    @property
+    def right(self) -> bool:
+        """Within 5 %, or 2 standard errors."""
+        return abs(self.ratio - 1) < max(0.05, 2 * self.error)
+
+
+def moved(net: nn.Module, far: float) -> nn.Module:
+    """A copy, every weight ``far`` times a random sign away."""
+    other = copy.deepcopy(net)
+    generator = torch.Generator().manual_seed(1)
+    for weight in other.parameters():
+        weight.data += far * (torch.randint(2, weight.shape, generator=generator) * 2.0 - 1)
+    return other
+
+
+def trials() -> dict[str, list[Trial]]:
+    """What is varied, and the runs."""
+    langevin = {"scheme": "leimkuhler_matthews", "thin": 10}
+    panels: dict[str, list[Trial]] = {}
+
+    def run(panel: str, x: float, right: float, net: Any, data: Any, draws: int, **options: Any):
+        try:
+            found = estimate(net, data, draws, **options)
+        except pvi.DivergenceError as error:
+            print(panel, x, "diverged:", error, flush=True)
+            return math.nan
+        x = found.ess if panel == RUN_LENGTH else x
+        trial = Trial(x, found.value / right, found.standard_error / right, found.doubts)
+        panels.setdefault(panel, []).append(trial)
+        print(f"{panel} {x:.3g}: {trial.ratio:.3f} ± {trial.error:.3f}", trial.doubts, flush=True)
+        return found.step_size
+
+    for name, (net, data), exact, here in known():
+        right = exact if math.isnan(here) else here
+        for draws in (20, 60, 200, 600):
+            run(RUN_LENGTH, 0.0, right, net, data, draws, seed=draws)
+        if name not in TRIED:
+            continue
+        step = run(STEP, 1.0, right, net, data, 500, **langevin)
+        for factor in (0.1, 3.0, 10.0, 30.0, 100.0):
+            run(STEP, factor, right, net, data, 500, step_size=factor * step, **langevin)
+        for steps in (200, 600, 2000, 6000):
+            short = langevin | {"thin": steps // 200, "step_size": step}
+            run(WARMUP, steps, right, net, data, 400, **short)
+        for gamma in (10.0, 100.0, 1000.0, 10_000.0):
+            run(LOCALISATION, gamma, right, net, data, 300, localization=gamma)
+        for far in (0.003, 0.01, 0.03, 0.1, 0.3):
+            run(MISSED, far, right, moved(net, far), data, 300)
+    return panels
+
+
+def draw(panels: dict[str, list[Trial]], path: Path) -> None:
+    """One panel for each thing that is varied; what lies outside is a triangle at the edge."""
+    import matplotlib.pyplot as plt
+
+    low, high = -0.5, 2.0
+    figure, axes = plt.subplots(1, len(panels), figsize=(15, 3.6), sharey=True)
+    for axis, (panel, found) in zip(axes, panels.items(), strict=True):
+        axis.axhspan(0.95, 1.05, color="0.9")
+        for trust, (color, _) in enumerate(COLOURS):
+            some = [each for each in found if each.trust == trust]
+            for inside, marker in ((True, "o"), (False, "v")):
+                part = [each for each in some if (low < each.ratio < high) == inside]
+                axis.errorbar(
+                    [each.x for each in part],
+                    [min(max(each.ratio, low + 0.05), high - 0.05) for each in part],
+                    [each.error * inside for each in part],
+                    fmt=marker, ms=5, lw=1, color=color,
+                )  # fmt: skip
+        axis.set(xscale="log", xlabel=panel, ylim=(low, high))
+        axis.xaxis.set_minor_formatter("")
+    axes[0].set_ylabel("value / exact")
+    handles = [plt.Line2D([], [], marker="o", ls="", color=c, label=label) for c, label in COLOURS]
+    axes[0].legend(handles=handles, fontsize="small", loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def calibration(path: Path) -> None:
+    """The figure, and how often the value was right by what was doubted."""
+    panels = trials()
+    draw(panels, path)
+    every = [each for found in panels.values() for each in found]
+    for trust, (_, label) in enumerate(COLOURS):
+        some = [each for each in every if each.trust == trust]
+        print(f"{label}: right in {sum(each.right for each in some)} of {len(some)} runs")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--draws", type=int, default=3000)
+    parser.add_argument("--seeds", type=int, default=0)
+    parser.add_argument("--figure", type=Path)
+    parser.add_argument("--devinterp", action="store_true")
+    options = parser.parse_args()
+    if options.devinterp:
+        return beside_devinterp()
+    if options.figure:
+        return calibration(options.figure)
+    if options.seeds:
+        return coverage(options.seeds)
+    print("| model | D / 2 | exact lambda | exact at this N | found | doubts | CPU s |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for name, (net, data), exact, here in known():
         begun = time.process_time()
         found = estimate(net, data, options.draws)
         print(
@@ -152,11 +292,6 @@ def main() -> None:
             f"{time.process_time() - begun:.0f} |",
             flush=True,
         )
-    if options.seeds:
-        here = at_this_size(2, 2, 2, strength)
-        runs = [estimate(*problem(2, 2, 2, 0), 600, seed) for seed in range(options.seeds)]
-        z = torch.tensor([(run.value - here) / run.standard_error for run in runs])
-        print(f"z over {len(z)} runs: mean {float(z.mean()):.2f}, sd {float(z.std()):.2f}")
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ from particlevi._shown import Shown
 from particlevi.curvature.operators import curvature_operator
 from particlevi.diagnostics import arviz
 from particlevi.draws import Draws
+from particlevi.errors import DivergenceError
 from particlevi.gradients.full import full_gradient
 from particlevi.noise.covariance import GradientNoise, measure
 from particlevi.potentials.function import from_log_likelihood
@@ -68,6 +69,8 @@ Scheme = Literal["sgld", "leimkuhler_matthews", "hmc"]
 _BIAS = 0.01
 _PILOTS = 3
 _PILOT_STEPS = 200
+_STABLE_SHARE = 0.25
+_LOOKS = 32
 _TOGETHER = 32
 
 
@@ -78,11 +81,13 @@ class LearningCoefficient(Shown):
     Attributes:
         value: lambda.
         standard_error: of the Monte-Carlo mean, with the chains' autocorrelation.
-        rhat: of the loss along the chains.
-        ess: effective number of draws of the loss.
+        rhat: of the loss and of ``|w - w*|^2`` along the chains, the larger.
+        ess: effective number of draws, the smaller of both.
         stationary: whether two halves of the run agree; None for runs too short to tell.
         step_size: h of the chain.
         step_bias: what the step adds to ``value``, as a share of it, to first order.
+        step_share: h over the largest that is stable, at the draw where it is largest of some; NaN
+            for Hamiltonian Monte Carlo, which rejects.
         held: ``(gamma / 2) E|w - w*|^2``: degrees of freedom, halved, that the localisation holds.
         lower: the share of draws with a lower loss than the checkpoint.
         virial: ``E[(w - w*) . grad U]``, which is D under the law.
@@ -100,6 +105,7 @@ class LearningCoefficient(Shown):
     stationary: bool | None
     step_size: float
     step_bias: float
+    step_share: float
     held: float
     lower: float
     virial: float
@@ -121,6 +127,11 @@ class LearningCoefficient(Shown):
             found.append("the halves of the run differ; lengthen the warm-up")
         if self.step_bias > 0.05:
             found.append(f"the step adds about {self.step_bias:.0%}; lower step_size")
+        if self.step_share > 0.5:
+            found.append(
+                f"the step is {self.step_share:.2g} of the stable one at the steepest draw seen; "
+                "lower step_size"
+            )
         if self.held > 0.05 * abs(self.value):
             found.append(f"the localisation holds {self.held:.3g} of what the data might; lower it")
         if self.lower > 0.01:
@@ -223,7 +234,8 @@ def local_learning_coefficient(
             raise ValueError(f"batch_size must be at most the {count} data, got {batch_size}.")
     around = _Around(noise, module, data, loss_fn, float(beta), float(localization))
     if step_size is None and scheme != "hmc":
-        step_size = around.step(scheme, batch_size, num_chains, seed)
+        length = max(num_draws * thin // 2, _PILOT_STEPS)
+        step_size = around.step(scheme, batch_size, num_chains, length, seed)
     elif step_size is not None:
         check_positive("step_size", step_size)
     draws = around.run(scheme, step_size, batch_size, num_chains, num_draws, thin, seed)
@@ -237,17 +249,23 @@ def local_learning_coefficient(
     bias = 0.0 if step_size is None else around.bias(scheme, step_size, batch_size, last)
     value = float(scaled.mean())
     bias *= 0.5 * noise.num_params / max(abs(value), 1e-300)
-    held = 0.5 * localization * float(draws.particles.double().square().sum(-1).mean())
+    share = math.nan
+    if step_size is not None and scheme != "hmc":
+        share = 0.5 * step_size * around.steepest(_spaced(draws.particles))
+    distance = draws.particles.double().square().sum(-1)
+    held = 0.5 * localization * float(distance.mean())
+    both = torch.stack([scaled, distance], -1)
     series = scaled[..., None]
     virial = around.virial(draws.particles)[..., None]
     return LearningCoefficient(
         value=value,
         standard_error=float(arviz.mcse(series)[0]),
-        rhat=float(arviz.rhat(series)[0]),
-        ess=float(arviz.ess(series)[0]),
+        rhat=float(arviz.rhat(both).max()),
+        ess=float(arviz.ess(both).min()),
         stationary=stationary,
         step_size=_step_of(draws) if step_size is None else float(step_size),
         step_bias=bias,
+        step_share=share,
         held=held,
         lower=float((scaled < 0).double().mean()),
         virial=float(virial.mean()),
@@ -367,17 +385,27 @@ class _Around:
                 total += scale**2 / batch_size * self.noise.at(here).trace().value
         return 0.5 * step * total / (len(points) * size)
 
-    def step(self, scheme: Scheme, batch_size: int | None, num_chains: int, seed: int) -> float:
-        """The step with the bias that is allowed, by pilot runs that each start from ``w*``."""
+    def step(
+        self, scheme: Scheme, batch_size: int | None, num_chains: int, length: int, seed: int
+    ) -> float:
+        """The step with the bias that is allowed, by pilot runs that each start from ``w*``.
+
+        The last pilots take ``length`` steps, since chains meet steeper places as they go.
+        """
         step = self._allowed(scheme, batch_size, self._shell(num_chains, seed))
-        for pilot in range(_PILOTS):
-            run = self.run(
-                scheme, step, batch_size, num_chains, 20, _PILOT_STEPS // 20, seed + pilot
-            )
-            again = self._allowed(scheme, batch_size, run.particles[:, -1])
+        for pilot in range(2 * _PILOTS):
+            long = length > _PILOT_STEPS and pilot >= _PILOTS
+            thin = (length if long else _PILOT_STEPS) // 20
+            try:
+                run = self.run(scheme, step, batch_size, num_chains, 20, thin, seed + pilot)
+            except DivergenceError:
+                step *= _STABLE_SHARE
+                continue
+            points = _spaced(run.particles) if long else run.particles[:, -1]
+            again = self._allowed(scheme, batch_size, points)
             close = abs(math.log(again / step)) < 0.3
-            step = again
-            if close:
+            step = min(step, again) if long else again
+            if close and (long or length <= _PILOT_STEPS):
                 break
         return step
 
@@ -401,13 +429,23 @@ class _Around:
             low, high = (middle, high) if rise(middle) < 0.5 * size else (low, middle)
         return high * rays[:, 0]
 
-    def _allowed(self, scheme: Scheme, batch_size: int | None, points: Tensor) -> float:
-        """The step with the bias that is allowed; never more than a quarter of what is stable."""
-        scale = self.noise.num_data * self.beta
+    def steepest(self, points: Tensor) -> float:
+        """The largest curvature of what is sampled at points ``[S, D]``."""
         top = max(
             float(self.operator.at(self.noise.position + point).top_eigenpairs(1).values[0])
             for point in points
         )
-        stable = 0.25 * 2 / (scale * max(top, 0.0) + self.gamma + 1e-300)
+        return self.noise.num_data * self.beta * max(top, 0.0) + self.gamma
+
+    def _allowed(self, scheme: Scheme, batch_size: int | None, points: Tensor) -> float:
+        """The step with the bias that is allowed; never more than a quarter of what is stable."""
+        stable = _STABLE_SHARE * 2 / (self.steepest(points) + 1e-300)
         unit = self.bias(scheme, 1.0, batch_size, points)
         return min(stable, _BIAS / unit if unit > 0 else math.inf)
+
+
+def _spaced(particles: Tensor) -> Tensor:
+    """Some draws ``[S, D]`` of ``[P, T, D]``, evenly spaced, the last among them."""
+    each = min(max(_LOOKS // len(particles), 1), particles.shape[1])
+    at = torch.linspace(particles.shape[1] - 1, 0, each).round().long()
+    return particles[:, at].flatten(0, 1)

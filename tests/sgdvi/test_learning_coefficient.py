@@ -63,6 +63,19 @@ def test_a_checkpoint_that_is_no_minimum_is_doubted():
     assert any("no minimum" in doubt for doubt in found.doubts)
 
 
+def test_a_step_near_the_stable_one_is_doubted():
+    """``y = w^2 x``: the curvature grows with w, the Langevin step is too long far out."""
+    found = local_learning_coefficient(Power(2), unit(50), half, **QUICK | {"step_size": 0.05})
+    assert any("of the stable one" in doubt for doubt in found.doubts)
+
+
+def test_the_step_is_stable_where_the_chains_go():
+    found = local_learning_coefficient(
+        Power(2), unit(50), half, num_chains=2, num_draws=100, thin=10
+    )
+    assert found.step_share < 0.5
+
+
 def test_strong_localisation_is_doubted():
     net, data = regression(200, 3)
     found = local_learning_coefficient(
