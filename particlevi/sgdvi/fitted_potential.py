@@ -104,6 +104,7 @@ def fit_potential(
     draws: Draws | Tensor,
     temperature: float,
     *,
+    given: Draws | Tensor | None = None,
     num_centers: int | None = None,
     width: float | None = None,
     ridge: float | None = None,
@@ -113,12 +114,18 @@ def fit_potential(
 ) -> FittedPotential:
     """The effective potential in a few dimensions, of any shape, by score matching.
 
+    Of the law of these coordinates alone, or of their law given that others are at their means: a
+    slice through the potential instead of the marginal one. The others enter linearly,
+    ``Phi(x | r) = Phi(x) + T x' B r``, which is exact for a Gaussian law; they may be many.
+
     The draws are standardised; the bumps sit on draws far from each other. All is linear algebra:
     seconds for 20 000 draws in two dimensions, some ten in five.
 
     Args:
         draws: stationary draws of SGD, or ``[P, T, D]``.
         temperature: T, as ``particlevi.noise.temperature`` gives it, with the momentum of the run.
+        given: the other coordinates at the same draws, ``[P, T, R]``, such as those along further
+            directions.
         num_centers: M, of bumps; chosen by draws left out if absent, from 12 up to 100 in one
             dimension, 200 in two, 400 in more.
         width: of the bumps in standard deviations; likewise, from 0.3 to 9.
@@ -141,6 +148,14 @@ def fit_potential(
         >>> rise = phi(torch.tensor([[1.0]])) - phi(torch.tensor([[0.0]]))
         >>> bool((rise - 0.5).abs() < 0.1)
         True
+
+        One coordinate of two that are correlated, the other at its mean:
+
+        >>> y = 0.6 * x + 0.8 * torch.randn(100, 50, 1)
+        >>> slice = fit_potential(x, temperature=1.0, given=y, num_centers=20)
+        >>> rise = slice(torch.tensor([[1.0]])) - slice(torch.tensor([[0.0]]))
+        >>> bool((rise - 0.5 / 0.64).abs() < 0.15)
+        True
     """
     check_positive("temperature", temperature)
     check_positive_int("num_bootstrap", num_bootstrap, minimum=2)
@@ -153,13 +168,16 @@ def fit_potential(
                 raise ValueError(f"{name} must be between 1e-20 and 1e20, got {value!r}.")
     series = as_series(draws)
     flat, size = series.flatten(0, 1), series.shape[-1]
-    numbers = _numbers(num_centers, len(flat), size)
-    stationary = is_stationary(series)
+    others = series[..., :0] if given is None else as_series(given, "given")
+    if others.shape[:2] != series.shape[:2]:
+        raise ValueError(
+            f"given must hold the same draws {list(series.shape[:2])}, got {list(others.shape)}."
+        )
+    numbers = _numbers(num_centers, len(flat), size, others.shape[-1])
+    stationary = is_stationary(torch.cat([series, others], -1))
     generator = torch.Generator().manual_seed(int(seed))
-    center, scale = flat.mean(0), flat.std(0)
-    if (scale == 0).any():
-        raise ValueError("The draws do not move in some coordinates: leave those out.")
-    z = (flat - center) / scale
+    center, scale, z = _standardised(flat)
+    rest = _standardised(others.flatten(0, 1))[2]
     labels = block_labels(series, num_blocks).flatten()
     count = int(labels.max()) + 1
     if count < 3:
@@ -170,7 +188,7 @@ def fit_potential(
     def system(h: float) -> ScoreMatching:
         if h not in systems:
             systems.clear()
-            systems[h] = normal_equations(z, labels, count, centers, h)
+            systems[h] = normal_equations(z, labels, count, centers, h, rest)
         return systems[h]
 
     ridges = _RIDGES if ridge is None else (ridge,)
@@ -195,6 +213,8 @@ def fit_potential(
     )
     weights = torch.cat([torch.ones(1, count, dtype=z.dtype), chosen.to(z)])
     weight, solved = _solved(used, weights, best.ridge, ridge is None)
+    plain = size + size * (size + 1) // 2
+    solved = torch.cat([solved[:, :plain], solved[:, used.monomials :]], 1)
     coefficients, again = solved[0], solved[1:]
     # Means of B resampled blocks vary by (B - 1) / B of what those of B new blocks would; and a
     # variance from B blocks is divided as that of Student's t, B - 3 in place of B - 1.
@@ -212,6 +232,13 @@ def fit_potential(
         score_loss=float(best.losses.sum()),
         stationary=stationary,
     )
+
+
+def _standardised(flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    center, scale = flat.mean(0), flat.std(0)
+    if (scale == 0).any():
+        raise ValueError("The draws do not move in some coordinates: leave those out.")
+    return center, scale, (flat - center) / scale
 
 
 def _solved(
@@ -234,11 +261,11 @@ class _Choice(NamedTuple):
     ridge: float
 
 
-def _numbers(num_centers: int | None, num_draws: int, size: int) -> tuple[int, ...]:
+def _numbers(num_centers: int | None, num_draws: int, size: int, given: int) -> tuple[int, ...]:
     """Candidates for the number of bumps, smallest first."""
     if num_centers is not None:
         check_positive_int("num_centers", num_centers)
-    monomials = size + size * (size + 1) // 2
+    monomials = size + size * (size + 1) // 2 + size * given
     most = num_draws * size // 10 - monomials
     if num_centers is None:
         limit = min(most, _MOST_NUMBERS.get(size, _NUMBERS[-1]))

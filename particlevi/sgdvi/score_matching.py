@@ -10,7 +10,12 @@ penalised, so that a Gaussian law needs no bump at all. ``A`` and ``b`` are kept
 draws, so that leaving blocks out or resampling them costs one solution, and the system of the first
 M centres is a part of that of all.
 
+Of the law of ``z`` given other coordinates ``r``, ``E(z | r) = E(z) + z' B r``, with entries of
+``B`` as more coefficients of monomials; derivatives are by ``z`` alone. It is exact for a Gaussian
+law, where ``B`` is a block of the precision matrix.
+
 Reference: Hyvarinen, "Estimation of non-normalized statistical models by score matching", 2005;
+Arbel and Gretton, "Kernel conditional exponential family", 2018;
 Sutherland, Strathmann, Arbel and Gretton, "Efficient and principled score estimation with Nystrom
 kernel exponential families", 2018.
 """
@@ -116,20 +121,27 @@ class ScoreMatching:
 
 
 def normal_equations(
-    z: Tensor, labels: Tensor, count: int, centers: Tensor, width: float
+    z: Tensor, labels: Tensor, count: int, centers: Tensor, width: float, given: Tensor
 ) -> ScoreMatching:
-    """The system of draws ``z [S, D]`` in blocks ``labels [S]`` of ``count``."""
+    """The system of draws ``z [S, D]`` given ``r [S, R]`` in blocks ``labels [S]`` of ``count``."""
     size = z.shape[1]
-    monomials = size + size * (size + 1) // 2
+    plain = size + size * (size + 1) // 2
+    monomials = plain + size * given.shape[1]
     total = monomials + len(centers)
     squares = torch.zeros(count, total, total, dtype=z.dtype)
     curves = torch.zeros(count, total, dtype=z.dtype)
+    one = torch.eye(size, dtype=z.dtype)[:, :, None]
     for k in range(count):
-        for part in z[labels == k].split(_ROWS):
+        inside = labels == k
+        for part, rest in zip(z[inside].split(_ROWS), given[inside].split(_ROWS), strict=True):
             slope, second = derivatives(part, centers, width)
+            mixed = (one * rest[:, None, None, :]).flatten(2)
+            slope = torch.cat([slope[..., :plain], mixed, slope[..., plain:]], 2)
             flat = slope.flatten(0, 1)
             squares[k].addmm_(flat.T, flat)
-            curves[k] += second.sum((0, 1))
+            bent = second.sum((0, 1))
+            curves[k, :plain] += bent[:plain]
+            curves[k, monomials:] += bent[plain:]
     sizes = torch.bincount(labels, minlength=count).to(z)
     return ScoreMatching(squares, curves, sizes, monomials)
 

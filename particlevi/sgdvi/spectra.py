@@ -22,6 +22,8 @@ from particlevi.sgdvi.series import as_series, block_error, is_stationary
 
 __all__ = ["Spectra", "spectra"]
 
+_COORDINATES = 64
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Spectra(Shown):
@@ -84,14 +86,21 @@ def spectra(draws: Draws | Tensor, *, num_frequencies: int = 64, max_lag: int = 
     scaled = centered / variance.sqrt()
     lags = torch.arange(max_lag + 1)
     length = scaled.shape[1]
-    pairs = [scaled[:, : length - k] * scaled[:, k:] for k in lags.tolist()]
-    correlation = torch.stack([each.mean((0, 1)) for each in pairs])
-    correlation_error = torch.cat([block_error(each.mean(2, keepdim=True)) for each in pairs])
+    correlation = torch.empty(max_lag + 1, scaled.shape[2], dtype=torch.float64)
+    correlation_error = torch.empty(max_lag + 1, dtype=torch.float64)
+    for k in lags.tolist():
+        pairs = scaled[:, : length - k] * scaled[:, k:]
+        correlation[k] = pairs.mean((0, 1))
+        correlation_error[k] = block_error(pairs.mean(2, keepdim=True))[0]
     factors = correlation[1]
     shape = torch.hann_window(window, dtype=torch.float64)
-    pieces = scaled.diff(dim=1).unfold(1, window, num_frequencies)
-    periodograms = torch.fft.rfft(pieces * shape).abs().square() / shape.square().sum()
-    power = periodograms.mean((0, 1))
+    powers, totals = [], []
+    for some in scaled.split(_COORDINATES, 2):
+        pieces = some.diff(dim=1).unfold(1, window, num_frequencies)
+        periodograms = torch.fft.rfft(pieces * shape).abs().square() / shape.square().sum()
+        powers.append(periodograms.mean((0, 1)))
+        totals.append(periodograms.sum(2))
+    power, total = torch.cat(powers), torch.stack(totals).sum(0)
     frequencies = torch.linspace(0, math.pi, num_frequencies + 1, dtype=torch.float64)
     wave = frequencies.cos()
     null = ((1 - factors**2)[:, None] * (2 - 2 * wave)) / (
@@ -101,7 +110,7 @@ def spectra(draws: Draws | Tensor, *, num_frequencies: int = 64, max_lag: int = 
         frequencies=frequencies[1:],
         power=power.mean(0)[1:],
         power_std=power.std(0, correction=0)[1:],
-        power_error=block_error(periodograms.mean(2))[1:],
+        power_error=block_error(total / len(power))[1:],
         null_power=null.mean(0)[1:],
         lags=lags,
         autocorrelation=correlation.mean(1),

@@ -128,6 +128,28 @@ def test_gradient_of_the_fit_is_that_of_its_value():
         assert torch.allclose(phi.gradient(x)[:, k], wanted, atol=1e-7)
 
 
+def test_a_slice_of_a_gaussian_law_is_its_precision():
+    """Given the others, the curvature is the entry of the precision matrix, not 1 / variance."""
+    generator = torch.Generator().manual_seed(1)
+    root = torch.randn(6, 6, generator=generator, dtype=torch.float64) / 6**0.5 + torch.eye(6)
+    covariance = root @ root.T
+    draws = gaussian_draws(covariance, 100, 100)
+    phi = sgdvi.fit_potential(draws[..., :1], 2.0, given=draws[..., 1:], num_centers=12)
+    step = covariance[0, 0].sqrt() * torch.tensor([[-0.5], [0.0], [0.5]], dtype=torch.float64)
+    points = draws[..., :1].mean((0, 1)) + step
+    values = phi(points)
+    curvature = (values[0] + values[2] - 2 * values[1]) / step[2, 0] ** 2
+    wanted = 2.0 * torch.linalg.inv(covariance)[0, 0]
+    assert float(curvature) == pytest.approx(float(wanted), rel=0.1)
+    assert float(2.0 / covariance[0, 0]) < 0.7 * float(wanted)
+
+
+def test_given_draws_must_be_the_same_draws():
+    draws = gaussian_draws(torch.eye(2).double(), 20, 50)
+    with pytest.raises(ValueError, match=r"same draws \[20, 50\], got \[20, 49, 1\]"):
+        sgdvi.fit_potential(draws[..., :1], 1.0, given=draws[:, 1:, 1:], num_centers=12)
+
+
 def test_score_matching_system_by_autograd():
     """The normal equations hold the mean squared slopes and Laplacians of the features."""
     from particlevi.sgdvi import score_matching as module
