@@ -369,9 +369,9 @@ class Loop:
         )
 
     def _end(self) -> Tensor | None:
-        """Positions of all particles ``[P, D]``, where draws are of some of them only."""
+        """Positions of all particles ``[P, D]``, where draws are of some or in part only."""
         everyone = self.plan.sampler.draws == slice(None)
-        return None if everyone else self.state.position.clone()
+        return None if everyone and self.plan.recorder.whole else self.state.position.clone()
 
     def _targets_missed(self, monitor: Monitor, look: Look) -> str | None:
         """What the run was to reach and did not."""

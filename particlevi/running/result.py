@@ -43,7 +43,7 @@ def draws_of(
         ended_by: what ended the run.
         tuning: the tuner's report.
         metric: the map to theta from the coordinates in which the method moved.
-        end: positions of all particles ``[P, D]``, where the draws are fewer.
+        end: positions of all particles ``[P, D]``, where the draws are fewer or in part.
         moments: of the draws, if they were kept.
     """
     sampler, settings = plan.sampler, plan.settings
@@ -85,7 +85,7 @@ def draws_of(
         groups=estimator.groups if isinstance(estimator, Grouped) else None,
         pooled=isinstance(estimator, Grouped) and estimator.pooled,
         metric=metric,
-        end=end,
+        end=end if end is None or sampler.draws != slice(None) else cut(end),
         moments=moments.moments(places) if moments is not None and counted else None,
         potential=sampler.potential,
     )

@@ -152,8 +152,8 @@ def fit_potential(
         One coordinate of two that are correlated, the other at its mean:
 
         >>> y = 0.6 * x + 0.8 * torch.randn(100, 50, 1)
-        >>> slice = fit_potential(x, temperature=1.0, given=y, num_centers=20)
-        >>> rise = slice(torch.tensor([[1.0]])) - slice(torch.tensor([[0.0]]))
+        >>> cut = fit_potential(x, temperature=1.0, given=y, num_centers=20)
+        >>> rise = cut(torch.tensor([[1.0]])) - cut(torch.tensor([[0.0]]))
         >>> bool((rise - 0.5 / 0.64).abs() < 0.15)
         True
     """
@@ -177,7 +177,8 @@ def fit_potential(
     stationary = is_stationary(torch.cat([series, others], -1))
     generator = torch.Generator().manual_seed(int(seed))
     center, scale, z = _standardised(flat)
-    rest = _standardised(others.flatten(0, 1))[2]
+    rest = others.flatten(0, 1)
+    rest = rest if given is None else _standardised(rest)[2]
     labels = block_labels(series, num_blocks).flatten()
     count = int(labels.max()) + 1
     if count < 3:

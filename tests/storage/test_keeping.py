@@ -209,3 +209,12 @@ def test_what_cannot_be_kept_is_refused(why):
 def test_what_is_no_matrix_is_refused_when_it_is_made(given):
     with pytest.raises(TypeError, match=r"matrix \[D, K\] or a number"):
         pvi.storage.projections(given)
+
+
+def test_a_run_goes_on_from_draws_that_were_kept_in_part():
+    potential = pvi.from_log_density(lambda x: -0.5 * x.square().sum(-1), 4)
+    run = {"num_particles": 2, "num_draws": 3, "step_size": 0.1, "progress": False}
+    whole = pvi.sample(pvi.sgld(potential), **run)
+    store = pvi.storage.InMemory(keep=pvi.storage.projections(2))
+    part = pvi.sample(pvi.sgld(potential), store=store, **run)
+    assert torch.equal(part.last(), whole.particles[:, -1])
