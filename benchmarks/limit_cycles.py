@@ -17,6 +17,7 @@ import argparse
 import copy
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,21 +102,62 @@ def spectra(args: argparse.Namespace) -> None:
     print(markdown(heads, rows))
 
 
-def trajectories(args: argparse.Namespace) -> None:
-    """What the published curves show, and whether the chain looks the same backwards."""
+def tiny_fc(folder: str | None) -> tuple[Any, tuple[Tensor, Tensor]]:
+    """The net of the trajectories as a potential, and its 30 000 images of five classes."""
     torch.manual_seed(0)
-    x, y = mnist(args.data, True)
+    x, y = mnist(folder, True)
     rows = (y < 5).nonzero()[:30_000, 0]
     x, y = x[rows], y[rows]
     net = nn.Sequential(nn.Linear(49, 16), nn.ReLU(), nn.Linear(16, 5))
-    model = pvi.from_module(net, pvi.Categorical(), pvi.Flat(), num_data=len(x))
-    epoch = len(x) // 128
-    run = {"step_size": args.rate / len(x), "batch_size": 128, "compile": True}
-    descent = pvi.sample(
-        pvi.sgd(model, momentum=0.9), (x, y), num_particles=4, batching="epoch", **run,
-        num_warmup=args.epochs // 10 * epoch, num_draws=args.epochs, thin=epoch,
-    )  # fmt: skip
-    draws = descent.particles.double()
+    return pvi.from_module(net, pvi.Categorical(), pvi.Flat(), num_data=len(x)), (x, y)
+
+
+def descent(model: Any, data: tuple[Tensor, Tensor], args: argparse.Namespace) -> Tensor:
+    """The weights after each epoch but the first hundredth of them, ``[P, T, D]``."""
+    if args.draws and args.draws.exists():
+        return torch.from_numpy(np.load(args.draws))
+    epoch, discarded = len(data[0]) // 128, args.epochs // 100
+    found = pvi.sample(
+        pvi.sgd(model, momentum=0.9), data, num_particles=args.chains, batching="epoch",
+        step_size=args.rate / len(data[0]), batch_size=128, compile=True,
+        num_warmup=discarded * epoch, num_draws=args.epochs - discarded, thin=epoch,
+        monitor=pvi.running.max_seconds(60 * args.minutes),
+    ).particles  # fmt: skip
+    if args.draws:
+        np.save(args.draws, found.numpy())
+    return found
+
+
+def trajectories(args: argparse.Namespace) -> None:
+    """What the published curves show, and whether the chain looks the same backwards."""
+    model, data = tiny_fc(args.data)
+    draws = descent(model, data, args)
+    stationary = look_back(draws)
+    axes = pvi.sgdvi.principal_directions(draws[:, :: max(1, draws.shape[1] // 5000)], 6)
+    every = draws.shape[0] * draws.shape[1]
+    starts = draws.flatten(0, 1)[torch.linspace(0, every - 1, 64).long()]
+    for name, initial in (("of the run", starts), ("of its end", draws[:, -1].repeat(64, 1)[:64])):
+        dense = pvi.sample(
+            pvi.sgd(model, momentum=0.9), data, initial=initial, step_size=args.rate / len(data[0]),
+            batch_size=128, compile=True, num_draws=2000, thin=2, seed=1,
+        ).particles.double()  # fmt: skip
+        coordinates = (dense - draws.mean((0, 1)).double()) @ axes
+        looped = pvi.sgdvi.circulation(coordinates, 2 * args.rate / (1 - 0.9), num_blocks=64)
+        plane = looped.strongest_plane()
+        print(
+            f"loops from 64 states {name}, in the 6 directions of most variance: p = "
+            f"{looped.p_value:.4f}, stationary: {looped.stationary} (the run: {stationary}); "
+            f"strongest plane {plane}: {float(looped.rates[plane]):.2g} ± "
+            f"{float(looped.standard_error[plane]):.1g} of area per unit of time"
+        )
+    for epoch in torch.linspace(0, draws.shape[1] - 1, 5).long().tolist():
+        found = pvi.noise.measure(model, data, position=draws[0, epoch])
+        slope = float(found.gradient.norm()) / draws.shape[-1] ** 0.5
+        print(f"epoch {epoch + 1} of those kept: |grad f| / sqrt(D) {slope:.3g}")
+
+
+def look_back(draws: Tensor) -> bool | None:
+    """Print the published curves' figures beside those of the reversible null."""
     moving = draws[..., draws.std((0, 1)) > 0]
     found = pvi.sgdvi.spectra(moving)
     near = found.frequencies < 0.2
@@ -125,22 +167,11 @@ def trajectories(args: argparse.Namespace) -> None:
         ("power at the highest frequency", found.power[-1:], found.null_power[-1:]),
         ("autocorrelation at 10 epochs", found.autocorrelation[10:11],
          found.null_autocorrelation[10:11]),
+        ("autocorrelation at 100 epochs", found.autocorrelation[100:],
+         found.null_autocorrelation[100:]),
     ):  # fmt: skip
         print(f"{name}: {float(own.mean()):.3g}, of the autoregression {float(null.mean()):.3g}")
-    axes = pvi.sgdvi.principal_directions(draws, 6)
-    last = descent.particles[:, -1]
-    dense = pvi.sample(
-        pvi.sgd(model, momentum=0.9), (x, y), initial=last.repeat(16, 1), **run,
-        num_draws=2000, thin=2, seed=1,
-    ).particles.double()  # fmt: skip
-    coordinates = (dense - draws.mean((0, 1))) @ axes
-    looped = pvi.sgdvi.circulation(coordinates, 2 * args.rate / (1 - 0.9), num_blocks=64)
-    plane = looped.strongest_plane()
-    print(
-        f"loops in the 6 directions of most variance: p = {looped.p_value:.4f}, stationary: "
-        f"{looped.stationary}; strongest plane {plane}: {float(looped.rates[plane]):.2g} ± "
-        f"{float(looped.standard_error[plane]):.1g} of area per unit of time"
-    )
+    return found.stationary
 
 
 def main() -> None:
@@ -149,7 +180,10 @@ def main() -> None:
     parser.add_argument("part", choices=["spectra", "trajectories"])
     parser.add_argument("--data", help="folder of mnist.npz")
     parser.add_argument("--num-data", type=int, default=5000)
-    parser.add_argument("--epochs", type=int, default=2000)
+    parser.add_argument("--epochs", type=int, default=100_000)
+    parser.add_argument("--chains", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=1e4, help="after which the run ends")
+    parser.add_argument("--draws", type=Path, help="a .npy that keeps the weights, or has them")
     parser.add_argument("--rate", type=float, default=1e-3)
     args = parser.parse_args()
     {"spectra": spectra, "trajectories": trajectories}[args.part](args)

@@ -1,0 +1,229 @@
+"""Is what SGD minimises the loss? Slices of Phi through nets of 1e5 parameters, from SGD's draws.
+
+    python benchmarks/potential_at_scale.py --figure FILE     # 15 minutes of a busy core
+
+A tanh net 196-484-10 (D = 100 198) and a net of two convolutions (D = 100 490) on 4000 MNIST images
+of 14 x 14 pixels, with weight decay 0.005. From a trained point, chains of SGD at a constant rate,
+batches of 32 drawn independently; only coordinates along the five top eigenvectors of the gradient
+noise and the five of the Hessian are kept of each draw. Along each, Phi given the other four by
+conditional score matching, with errors over stretches of chains, beside the loss on the same line
+through the mean of the iterates. ``scale`` is c of the fit ``Phi = c f``: one number for all
+directions if Phi is the loss. Where noise along v decides, ``c v'Cv`` is ``1 - eta f''/2`` (the law
+of a Gaussian chain in an eigenvector that noise and Hessian share), the last column but one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from _page import markdown
+from torch import Tensor, nn
+
+import particlevi as pvi
+from particlevi import noise, sgdvi
+
+NUM_DATA, DECAY, BATCH, TOP = 4000, 0.005, 32, 5
+CHAINS, PARTS, GRID, REACH = 4, 4, 21, 1.5
+
+
+def mnist(folder: str | None) -> tuple[Tensor, Tensor]:
+    """The first images, of 14 x 14 pixels with mean 0 and variance 1, and their labels."""
+    where = Path(folder or os.environ.get("PARTICLEVI_DATA", "../shared/data")) / "mnist.npz"
+    if not where.exists():
+        raise SystemExit(f"{where} is missing: pass --data, the folder of mnist.npz.")
+    with np.load(where) as raw:
+        x = torch.tensor(raw["x_train"][:NUM_DATA]).float()[:, None]
+        y = torch.tensor(raw["y_train"][:NUM_DATA]).long()
+    x = nn.functional.avg_pool2d(x, 2)
+    return (x - x.mean()) / x.std(), y
+
+
+def dense() -> nn.Module:
+    """196-484-10."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(196, 484), nn.Tanh(), nn.Linear(484, 10))
+
+
+def convolutional() -> nn.Module:
+    """Two convolutions of 3 x 3, of 16 and 32 channels, and two dense layers."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(288, 320), nn.ReLU(), nn.Linear(320, 10),
+    )  # fmt: skip
+
+
+class Line(NamedTuple):
+    """Phi and the loss along one direction."""
+
+    name: str
+    points: Tensor
+    found: sgdvi.Slice
+    curvature: float
+    spread: float
+    variance: float
+
+
+def trained(model: Any, data: tuple[Tensor, Tensor], steps: int, rate: float) -> Tensor:
+    """Where SGD is after ``steps`` from a fresh net."""
+    run = pvi.sample(
+        pvi.sgd(model), data, initial="fresh", num_particles=1, batch_size=BATCH,
+        step_size=rate / NUM_DATA, num_warmup=steps - 1, num_draws=1,
+    )  # fmt: skip
+    return run.particles[0, -1]
+
+
+def lines(
+    name: str, model: Any, data: tuple[Tensor, Tensor], args: argparse.Namespace
+) -> tuple[list[Line], bool | None]:
+    """Along the top directions of noise and curvature; whether the run was stationary in them."""
+    begun = time.process_time()
+
+    def tell(what: str) -> None:
+        print(f"{name}: {what}, {time.process_time() - begun:.0f} s", flush=True)
+
+    center = trained(model, data, args.steps, args.rate)
+    tell("trained")
+    here = noise.measure(model, data, position=center)
+    loudest = here.spectrum(top=TOP).vectors[:, :TOP]
+    tell("noise directions")
+    stiffest = sgdvi.invariant_subspace(here, TOP).directions
+    tell("curvature directions")
+    directions = torch.cat([loudest.double(), stiffest.double()], 1)
+    keep = pvi.storage.InMemory(keep=pvi.storage.projections(directions))
+    ends, parts, place = [], [], center.repeat(CHAINS, 1)
+    for part in range(PARTS):
+        run = pvi.sample(
+            pvi.sgd(model), data, initial=place, batch_size=BATCH, step_size=args.rate / NUM_DATA,
+            num_warmup=0 if part else args.steps, num_draws=args.draws // PARTS, thin=5,
+            store=keep, seed=part,
+        )  # fmt: skip
+        place = run.last()
+        parts.append(run.particles.double() - center.double() @ directions)
+        ends.append(place)
+    tell("run")
+    draws = torch.cat(parts, 1)
+    middle = torch.cat(ends).mean(0)
+    variance = torch.cat(
+        [noise.average(here, place, v).matrix.diagonal() for v in directions.split(TOP, 1)]
+    )
+    tell("noise along the run")
+    loss = sgdvi.mean_loss(model, data, chunk_size=1)
+    temperature = noise.temperature(args.rate, BATCH)
+    spread, mean = draws.std((0, 1)), draws.mean((0, 1))
+    at = torch.linspace(-REACH, REACH, GRID, dtype=torch.float64)
+    found = []
+    for k in range(2 * TOP):
+        family = range(TOP) if k < TOP else range(TOP, 2 * TOP)
+        rest = [j for j in family if j != k]
+        phi = sgdvi.fit_potential(draws[..., [k]], temperature, given=draws[..., rest])
+        v = directions[:, k]
+        away = middle.double() + v * (mean[k] - (middle - center).double() @ v)
+        points = away + (at * spread[k])[:, None] * v
+        cut = sgdvi.compare_potentials(points, phi, loss, directions=v[:, None], origin=center)
+        # Of f = a + b t + c t^2: the curvature is 2 c.
+        powers = torch.stack([torch.ones_like(at), at * spread[k], (at * spread[k]) ** 2], 1)
+        curvature = 2 * float(torch.linalg.lstsq(powers, cut.loss[:, None]).solution[2])
+        which = "noise" if k < TOP else "curvature"
+        found.append(
+            Line(
+                f"{which} {k % TOP + 1}", at * spread[k], cut, curvature, float(spread[k]),
+                float(variance[k]),
+            )
+        )  # fmt: skip
+    tell("slices")
+    return found, sgdvi.is_stationary(draws)
+
+
+def table(net: str, found: list[Line], rate: float) -> list[list[str]]:
+    """A row for each direction."""
+    return [
+        [
+            net, line.name, f"{line.curvature:.3g}", f"{line.variance:.3g}", f"{line.spread:.3g}",
+            f"{line.found.scale:.3g} ± {line.found.scale_error:.2g}",
+            f"{line.found.scale * line.variance:.2f} ± "
+            f"{line.found.scale_error * line.variance:.2f}",
+            f"{1 - rate * line.curvature / 2:.2f}", f"{line.found.agreement:.3f}",
+        ]
+        for line in found
+    ]  # fmt: skip
+
+
+def common(found: list[Line]) -> tuple[float, float, float]:
+    """The best single scale, its chi-square for K - 1 degrees of freedom, largest over smallest."""
+    scales = torch.tensor([line.found.scale for line in found])
+    weights = torch.tensor([line.found.scale_error for line in found]) ** -2.0
+    mean = float((weights * scales).sum() / weights.sum())
+    return (
+        mean,
+        float((weights * (scales - mean) ** 2).sum()),
+        float(scales.max() / scales.min()),
+    )
+
+
+def draw(nets: dict[str, list[Line]], temperature: float, path: Path) -> None:
+    """Phi with its errors and the loss, in units of T, along two directions of each kind."""
+    import matplotlib.pyplot as plt
+
+    shown = (0, TOP - 1, TOP, 2 * TOP - 1)
+    figure, axes = plt.subplots(len(nets), len(shown), figsize=(13, 3.1 * len(nets)), squeeze=False)
+    for row, (net, found) in zip(axes, nets.items(), strict=True):
+        scale = common(found)[0]
+        for axis, k in zip(row, shown, strict=True):
+            line = found[k]
+            phi, band = line.found.potential / temperature, line.found.band / temperature
+            axis.fill_between(line.points, phi - 2 * band, phi + 2 * band, alpha=0.3)
+            axis.plot(line.points, phi, label="Phi / T, 2 errors")
+            axis.plot(line.points, scale * line.found.loss / temperature, "k--", label="c f / T")
+            axis.set_title(f"{net}, {line.name}", fontsize="medium")
+            axis.set_ylim(-0.3, 3)
+    axes[0, 0].legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Both nets."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", help="folder of mnist.npz")
+    parser.add_argument("--rate", type=float, default=0.1)
+    parser.add_argument("--steps", type=int, default=8000, help="of training, and of warm-up")
+    parser.add_argument("--draws", type=int, default=4000, help="of each chain, every fifth step")
+    parser.add_argument("--net", choices=["dense", "convolutional"], nargs="+")
+    parser.add_argument("--figure", type=Path)
+    args = parser.parse_args()
+    data = mnist(args.data)
+    nets: dict[str, list[Line]] = {}
+    rows = []
+    makers = {"dense": dense, "convolutional": convolutional}
+    for name in args.net or makers:
+        torch.manual_seed(0)
+        prior = pvi.Normal(1 / math.sqrt(DECAY * NUM_DATA))
+        model = pvi.from_module(makers[name](), pvi.Categorical(), prior, num_data=NUM_DATA)
+        print(f"{name}: D = {model.num_params}", flush=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", sgdvi.NotStationaryWarning)
+            nets[name], stationary = lines(name, model, data, args)
+        rows += table(name, nets[name], args.rate)
+        mean, chi, ratio = common(nets[name])
+        print(
+            f"{name}: stationary {stationary}; one scale for all {mean:.3g}, chi-square {chi:.0f} "
+            f"for {2 * TOP - 1}; largest over smallest {ratio:.1f}",
+            flush=True,
+        )
+    heads = ["net", "direction", "f''", "v'Cv", "sd of draws", "c", "c v'Cv", "1 - eta f''/2",
+             "correlation"]  # fmt: skip
+    print(markdown(heads, rows))
+    if args.figure:
+        draw(nets, noise.temperature(args.rate, BATCH), args.figure)
+
+
+if __name__ == "__main__":
+    main()
