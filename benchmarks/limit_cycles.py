@@ -1,7 +1,7 @@
 """The published experiment on SGD's noise and limit cycles, again, with nulls and errors.
 
     python benchmarks/limit_cycles.py spectra         # 6 minutes of a busy core
-    python benchmarks/limit_cycles.py trajectories    # 12 minutes of a busy core
+    python benchmarks/limit_cycles.py trajectories    # 34 minutes of a busy core
 
 Chaudhari and Soatto, "Stochastic gradient descent performs variational inference, converges to
 limit cycles for deep networks", 2018, on MNIST. ``spectra``: eigenvalues of the covariance of the
