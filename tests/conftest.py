@@ -1,5 +1,6 @@
 """Tests in several workers share the cores."""
 
+import sys
 from collections.abc import Generator
 
 import pytest
@@ -25,3 +26,10 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         if OLD and "compile=True needs torch" in str(error):
             pytest.skip(str(error))
         raise
+
+
+def pytest_runtest_teardown() -> None:
+    """Figures that a test opened are closed: pyplot warns of many, in whatever test comes next."""
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    if pyplot is not None:
+        pyplot.close("all")

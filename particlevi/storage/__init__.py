@@ -1,7 +1,7 @@
 """Draws in memory and on disk, and checkpoints."""
 
 from particlevi.storage.checkpoint import Checkpoint
-from particlevi.storage.keeping import Kept, moments, outputs_at, parameters, projections
+from particlevi.storage.keeping import Kept, moments, parameters, projections
 from particlevi.storage.ondisk import OnDisk
 from particlevi.storage.store import InMemory, Part, Recording, Storage, Store
 
@@ -15,7 +15,6 @@ __all__ = [
     "Storage",
     "Store",
     "moments",
-    "outputs_at",
     "parameters",
     "projections",
 ]

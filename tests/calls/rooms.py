@@ -198,6 +198,17 @@ ROOMS = {
     "running.target_ess": Call(running.target_ess, {"ess": 5}, things.with_rule),
     "running.converged": Call(running.converged, {"ess": 5.0}, things.with_rule),
     "storage.OnDisk": Call(storage.OnDisk, {"path": "draws"}),
+    "storage.moments": Call(storage.moments, {}),
+    "storage.parameters": Call(
+        storage.parameters,
+        {"which": None},
+        lambda keep: things.with_storage(storage.InMemory(keep=keep)),
+    ),
+    "storage.projections": Call(
+        storage.projections,
+        {"matrix": 2, "seed": 0},
+        lambda keep: things.with_storage(storage.InMemory(keep=keep)),
+    ),
     "tuning.bounded_heat": Call(
         tuning.bounded_heat,
         {"estimator": gradients.minibatch(MODEL), "data": DATA, "batch_size": 2},

@@ -21,7 +21,7 @@ RESULTS = {
     pvi.testing: ["Problem", "Setting"],
     pvi.optim: ["Smoothed", "Workers"],
     pvi.gradients: ["NoiseClass"],
-    pvi.storage: ["Part", "Recording", "Storage", "Store"],
+    pvi.storage: ["Kept", "Part", "Recording", "Storage", "Store"],
     pvi.running: ["Look", "OneProcess", "Rule", "Target"],
     pvi.noise: ["AveragedNoise", "Balance", "BalancePath", "Batching", "Estimate", "FamilyTest",
                 "FiniteRate", "Gaussianity", "GeneralizationBound", "GradientNoise", "NoisePath",
