@@ -114,18 +114,12 @@ def tiny_fc(folder: str | None) -> tuple[Any, tuple[Tensor, Tensor]]:
 
 def descent(model: Any, data: tuple[Tensor, Tensor], args: argparse.Namespace) -> Tensor:
     """The weights after each epoch but the first hundredth of them, ``[P, T, D]``."""
-    if args.draws and args.draws.exists():
-        return torch.from_numpy(np.load(args.draws))
     epoch, discarded = len(data[0]) // 128, args.epochs // 100
-    found = pvi.sample(
+    return pvi.sample(
         pvi.sgd(model, momentum=0.9), data, num_particles=args.chains, batching="epoch",
         step_size=args.rate / len(data[0]), batch_size=128, compile=True,
         num_warmup=discarded * epoch, num_draws=args.epochs - discarded, thin=epoch,
-        monitor=pvi.running.max_seconds(60 * args.minutes),
     ).particles  # fmt: skip
-    if args.draws:
-        np.save(args.draws, found.numpy())
-    return found
 
 
 def trajectories(args: argparse.Namespace) -> None:
@@ -182,8 +176,6 @@ def main() -> None:
     parser.add_argument("--num-data", type=int, default=5000)
     parser.add_argument("--epochs", type=int, default=100_000)
     parser.add_argument("--chains", type=int, default=1)
-    parser.add_argument("--minutes", type=float, default=1e4, help="after which the run ends")
-    parser.add_argument("--draws", type=Path, help="a .npy that keeps the weights, or has them")
     parser.add_argument("--rate", type=float, default=1e-3)
     args = parser.parse_args()
     {"spectra": spectra, "trajectories": trajectories}[args.part](args)

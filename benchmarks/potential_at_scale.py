@@ -1,6 +1,6 @@
 """Is what SGD minimises the loss? Slices of Phi through nets of 1e5 parameters, from SGD's draws.
 
-    python benchmarks/potential_at_scale.py --figure FILE     # 9 minutes of a busy core
+    python benchmarks/potential_at_scale.py --figure FILE     # 8 minutes of a busy core
 
 A tanh net 196-484-10 (D = 100 198) and a net of two convolutions (D = 100 490) on 4000 MNIST images
 of 14 x 14 pixels, with weight decay 0.005. From a trained point, chains of SGD at a constant rate,

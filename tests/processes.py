@@ -18,15 +18,15 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-__all__ = ["ROOT", "forked", "run_job", "started"]
+__all__ = ["ROOT", "forked", "run", "run_job", "started"]
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def started(module: str, size: int, file: Path, job: str, *more: str) -> dict[int, Any]:
-    """What a job of a module gives in each of so many processes."""
+def run(*command: str) -> str:
+    """What a command prints; one thread for each of its processes."""
     done = subprocess.run(
-        [sys.executable, "-m", module, str(size), str(file), job, *more],
+        command,
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
         capture_output=True,
@@ -34,6 +34,12 @@ def started(module: str, size: int, file: Path, job: str, *more: str) -> dict[in
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def started(module: str, size: int, file: Path, job: str, *more: str) -> dict[int, Any]:
+    """What a job of a module gives in each of so many processes."""
+    run(sys.executable, "-m", module, str(size), str(file), job, *more)
     found: dict[int, Any] = pickle.loads(file.read_bytes())
     for number, what in found.items():
         assert not isinstance(what, str), f"process {number}: {what}"

@@ -78,7 +78,7 @@ def log_likelihood(
     checked = as_data(data, model, complete=False)
     columns = []
     with torch.no_grad():
-        for batch in checked.chunks(int(batch_size)):
+        for batch in checked.chunks(model.at_once(int(batch_size))):
             one = as_particles(flat[:1], model, model.num_params)
             model.target_check(one, batch)(batch.data)
             rows = [

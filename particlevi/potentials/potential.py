@@ -137,7 +137,8 @@ class ModelPotential:
 
     def at_once(self, size: int) -> int:
         """Data to evaluate at once where ``size`` would do: all, if it takes no fewer."""
-        return self.num_data or size if self.evaluation.takes_all_data else size
+        whole = self.num_data if self.evaluation.takes_all_data else None
+        return size if whole is None else whole
 
     def _repr_html_(self) -> str:
         prior = self.fingerprint.get("prior")

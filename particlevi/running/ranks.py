@@ -258,6 +258,7 @@ class Ranks:
         warm = {name for name, value in draws.warmup_stats.items() if value.ndim > 1}
         places = {"particles": draws.particles}
         places |= {} if draws.warmup is None else {"warmup": draws.warmup}
+        places |= {} if draws.end is None else {"end": draws.end}
         if draws.moments is not None:
             places |= {"mean": draws.moments.mean, "variance": draws.moments.variance}
         places |= {f"stats {name}": draws.stats[name] for name in sorted(stats)}
@@ -276,6 +277,7 @@ class Ranks:
             numbered,
             particles=found["particles"],
             warmup=found.get("warmup"),
+            end=found.get("end"),
             moments=None
             if draws.moments is None
             else replace(draws.moments, mean=found["mean"], variance=found["variance"]),

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from particlevi._warning import warn
-from particlevi.errors import ParticleviWarning
 from particlevi.progress import progress_bar
 from particlevi.running.divergence import Cause
 from particlevi.running.interruption import Interrupt
@@ -106,7 +105,7 @@ class Watch:
         message = rounding_warning(before, after, controls, may_reject=rejects)
         if message is not None:
             self._warned_of_rounding = True
-            warn(message, ParticleviWarning)
+            warn(message)
 
     def show(self, step: int, info: Any, alive: list[int]) -> None:
         """Move the bar, with means over the chains that are left."""

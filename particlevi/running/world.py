@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from particlevi.draws import Draws
 from particlevi.gradients.sharing import Crew
 from particlevi.kernels.exchange import Exchange
+from particlevi.storage.team import Alone, Team
 from particlevi.tuning.here import Here
 from particlevi.typing import World
 
@@ -19,11 +20,8 @@ Ask = Callable[[Callable[[], Draws]], str | None]
 """Rules of a monitor, as a function of what gives the draws."""
 
 
-class RunWorld(World, Protocol):
-    """A ``World`` with what the loop needs beside the reductions of tuners.
-
-    All processes call the same members in the same order.
-    """
+class RunWorld(World, Team, Protocol):
+    """A ``World`` with what the loop needs beside the reductions of tuners."""
 
     @property
     def total(self) -> int:
@@ -33,31 +31,6 @@ class RunWorld(World, Protocol):
     @property
     def mine(self) -> range:
         """The particles of this process."""
-        ...
-
-    @property
-    def leads(self) -> bool:
-        """Whether this process shows the progress, writes files and has the draws at the end."""
-        ...
-
-    @property
-    def alone(self) -> bool:
-        """Whether there is no other process."""
-        ...
-
-    @property
-    def spread(self) -> bool:
-        """Whether other processes hold other particles."""
-        ...
-
-    @property
-    def number(self) -> int:
-        """Of this process."""
-        ...
-
-    @property
-    def writes(self) -> bool:
-        """Whether the draws of the particles here are written here: one process does of each."""
         ...
 
     @property
@@ -94,21 +67,13 @@ class RunWorld(World, Protocol):
         """The values of the processes that hold different particles."""
         ...
 
-    def said(self, value: Any) -> Any:
-        """What the leader says."""
-        ...
-
-    def together(self, act: Callable[[], object]) -> None:
-        """Do something in every process; the first error of any is raised in all."""
-        ...
-
     def whole(self, draws: Draws, sharded: bool = False) -> Draws:
         """The draws of all particles for the leader, unless ``sharded``; for others, their own."""
         ...
 
 
 @dataclass(frozen=True)
-class OneProcess(Here):
+class OneProcess(Here, Alone):
     """A ``World`` of one process.
 
     Attributes:
@@ -116,11 +81,6 @@ class OneProcess(Here):
     """
 
     total: int = 0
-    leads: bool = True
-    alone: bool = True
-    spread: bool = False
-    number: int = 0
-    writes: bool = True
     crew: Crew | None = None
     exchange: Exchange | None = None
 
@@ -152,14 +112,6 @@ class OneProcess(Here):
     def objects(self, value: Any) -> list[Any]:
         """The value."""
         return [value]
-
-    def said(self, value: Any) -> Any:
-        """The value."""
-        return value
-
-    def together(self, act: Callable[[], object]) -> None:
-        """Do it."""
-        act()
 
     def whole(self, draws: Draws, sharded: bool = False) -> Draws:
         """The draws."""

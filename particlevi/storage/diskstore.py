@@ -101,7 +101,7 @@ class DiskStore:
                 for warm in (True, False):
                     if found._room(warm):
                         found._make_room(warm)
-                found._announce()
+                found.hierarchy.commit()
 
         team.together(lambda: _check(path, receipt, count))
         team.together(prepare)
@@ -289,12 +289,9 @@ class DiskStore:
                     self.hierarchy.counts[group] = filled
         self.team.together(_nothing)  # All have written.
         if self.team.leads:
-            self._announce()
+            self.hierarchy.commit()
         self.team.together(_nothing)
         self.committed, self.noted = self.count, time.monotonic()
-
-    def _announce(self) -> None:
-        self.hierarchy.commit()
 
     def _is_late(self) -> bool:
         return time.monotonic() - self.noted > _SECONDS
@@ -365,7 +362,7 @@ class DiskStore:
         for name, value in drawfile.tensors_of(draws).items():
             dims = [f"{name}_dim_{axis}" for axis in range(value.ndim)]
             self.hierarchy.put("constant_data", name, plain(value), dims)
-        self._announce()
+        self.hierarchy.commit()
 
 
 @dataclass(frozen=True)

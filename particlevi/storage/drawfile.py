@@ -28,9 +28,9 @@ __all__ = [
     "write",
 ]
 
-_OTHERS = ("coordinates", "groups", "metric", "end")
+_FIELDS = ("coordinates", "groups", "metric", "end")
 _MOMENTS = ("moments_count", "moments_mean", "moments_variance")
-OTHERS = (*_OTHERS, *_MOMENTS)
+OTHERS = (*_FIELDS, *_MOMENTS)
 """Tensors that are not draws, by the names that they have in a file."""
 
 Set = TypeVar("Set", bound=DrawSet)
@@ -54,7 +54,7 @@ def write(draws: DrawSet, path: Path) -> None:
 
 def tensors_of(draws: DrawSet) -> dict[str, Tensor]:
     """The tensors of a set of draws that are not draws."""
-    found = {name: getattr(draws, name) for name in _OTHERS}
+    found = {name: getattr(draws, name) for name in _FIELDS}
     if draws.moments is not None:
         count = torch.tensor([draws.moments.count])
         found |= dict(
@@ -65,7 +65,7 @@ def tensors_of(draws: DrawSet) -> dict[str, Tensor]:
 
 def others_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """What ``tensors_of`` gave, as fields of a set of draws."""
-    found: dict[str, Any] = {name: tensors.get(name) for name in _OTHERS}
+    found: dict[str, Any] = {name: tensors.get(name) for name in _FIELDS}
     if _MOMENTS[0] in tensors:
         count, mean, variance = (tensors[name] for name in _MOMENTS)
         found["moments"] = Moments(int(count), mean, variance)
@@ -114,7 +114,7 @@ def fields_of(meta: Mapping[str, Any]) -> dict[str, Any]:
         **meta,
         "output_shape": None if shape is None else tuple(shape),
         "shapes": {name: tuple(s) for name, s in meta["shapes"].items()},
-        "kept": {name: tuple(s) for name, s in meta.get("kept", {}).items()},
+        "kept": {name: tuple(s) for name, s in meta["kept"].items()},
         "diverged": {int(chain): step for chain, step in meta["diverged"].items()},
         "facts": Facts(**meta["facts"]),
     }

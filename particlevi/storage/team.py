@@ -25,7 +25,7 @@ class Team(Protocol):
 
     @property
     def leads(self) -> bool:
-        """Whether this is the first process."""
+        """Whether this is the first process, which shows, writes and has the draws at the end."""
         ...
 
     @property

@@ -211,11 +211,8 @@ def taken(
         data: of the potential.
         batch_size: B that was asked for.
     """
-    potential = what.potential if isinstance(what, Sampler) else what
     few = batch_size is None and (
-        isinstance(what, Sampler)
-        or data.num_data < FEWEST_DATA
-        or (isinstance(potential, ModelPotential) and potential.evaluation.takes_all_data)
+        isinstance(what, Sampler) or data.num_data < FEWEST_DATA or what.evaluation.takes_all_data
     )
     if few or not data.num_data or not data.own_batches:
         return None

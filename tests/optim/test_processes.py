@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,22 +11,10 @@ import torch
 
 from particlevi.optim import Processes
 from tests.optim.processes import SIZE, VICTIM, in_one_process
+from tests.processes import run
 
 ROOT = Path(__file__).resolve().parents[2]
 SURVIVORS = [n for n in range(SIZE) if n != VICTIM]
-
-
-def run(*command: str) -> str:
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")

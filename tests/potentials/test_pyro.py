@@ -1327,6 +1327,7 @@ def test_a_plate_of_a_number_is_sampled_and_diagnosed_on_all_the_data():
     error = float(draws.particles.mean()) - exact
     assert abs(error) < 5 * precision**-0.5 / float(draws.ess().min()) ** 0.5
     assert not draws.diagnose(data, verbose=False).findings
+    assert draws.log_likelihood(data, thin=20).shape[-1] == 1500
 
 
 def test_a_plate_of_a_number_takes_no_minibatches():

@@ -91,6 +91,7 @@ def told(draws: pvi.Draws) -> dict[str, Any]:
         "stats": {k: v.numpy() for k, v in draws.stats.items()},
         "ended_by": draws.attrs["ended_by"],
         "gradients": draws.gradients,
+        "end": None if draws.end is None else draws.end.numpy(),
         "mean": None if draws.moments is None else draws.moments.mean.numpy(),
     }
 

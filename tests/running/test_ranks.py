@@ -223,6 +223,7 @@ def test_a_checkpoint_is_gone_on_with_by_any_number_of_processes(folder, first, 
             np.testing.assert_array_equal(after, whole.particles)
         if name == "kept":
             np.testing.assert_array_equal(found[1][name]["mean"], whole.moments.mean)
+            np.testing.assert_array_equal(found[1][name]["end"], whole.end)
 
 
 def test_torchrun_spreads_a_script_that_knows_nothing_of_it(folder):

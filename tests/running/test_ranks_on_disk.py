@@ -13,6 +13,9 @@ import torch
 
 import particlevi as pvi
 from particlevi.storage import chunking, diskstore
+from particlevi.storage.hierarchy import Hierarchy
+from particlevi.storage.series import Series
+from particlevi.storage.team import Alone
 from tests.processes import started as started_in
 from tests.running import disk_jobs, jobs
 
@@ -116,6 +119,25 @@ def test_the_file_tells_all_chains(written):
     loaded = pvi.load(written[1] / "chains-one")
     assert loaded.chains == list(range(jobs.P))
     assert loaded.attrs["num_particles"] == jobs.P
+
+
+def test_draws_are_announced_when_every_process_has_written_them(tmp_path, monkeypatch):
+    order: list[str] = []
+
+    def noted(kind: type, name: str, what: str) -> None:
+        act = getattr(kind, name)
+        monkeypatch.setattr(kind, name, lambda *given: order.append(what) or act(*given))
+
+    noted(Series, "write", "write")
+    noted(Alone, "together", "wait")
+    noted(Hierarchy, "commit", "announce")
+    run = disk_jobs.long() | {"store": tmp_path / "draws.zarr"}
+    pvi.sample(pvi.sgld(jobs.net()), jobs.data(), **run)
+    written = [k for k, what in enumerate(order) if what == "write"]
+    assert written
+    for k in written:
+        after = order[k : order.index("announce", k)]
+        assert "wait" in after
 
 
 @pytest.fixture(scope="module")
