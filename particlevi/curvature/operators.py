@@ -24,12 +24,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from particlevi._checks import (
     check_choice,
@@ -42,6 +40,7 @@ from particlevi.curvature.density import SpectralDensity, spectral_density
 from particlevi.curvature.lanczos import Eigenpairs, top_eigenpairs
 from particlevi.curvature.second_order import second_order
 from particlevi.curvature.traces import TraceEstimate, TraceMethod, estimate_trace
+from particlevi.data import DataLike, Place, as_pairs, place
 from particlevi.potentials.layout import Layout
 
 __all__ = ["CurvatureOperator", "Kind", "curvature_operator", "losses_of"]
@@ -223,7 +222,7 @@ class CurvatureOperator:
 
 def curvature_operator(
     module: nn.Module,
-    data: Any,
+    data: DataLike,
     loss_fn: Callable[[Tensor, Tensor], Tensor],
     *,
     kind: Kind = "hessian",
@@ -239,7 +238,7 @@ def curvature_operator(
 
     Args:
         module: its parameters with ``requires_grad`` are the D coordinates; it is copied.
-        data: ``(inputs, ..., targets)`` with first dimension N.
+        data: ``(inputs, ..., targets)`` in any form that ``sample`` takes, a loader included.
         loss_fn: outputs ``[n, ...]`` and targets to a loss. That of a single datum counts, so that
             any reduction gives the mean over the data.
         kind: see the table above.
@@ -271,17 +270,9 @@ def curvature_operator(
     names = tuple(name for name, p in module.named_parameters() if p.requires_grad)
     if not names:
         raise ValueError(f"{type(module).__name__} has no parameters with requires_grad=True.")
-    if not isinstance(data, (tuple, list)) or len(data) < 2:
-        raise ValueError("data must be a tuple (inputs, ..., targets) of tensors.")
-    if not all(isinstance(leaf, (Tensor, np.ndarray)) for leaf in data):
-        raise ValueError(f"data must be tensors or arrays, got {[type(d).__name__ for d in data]}.")
-    device = next(module.parameters()).device
-    leaves = tuple(torch.as_tensor(leaf).detach().to(device) for leaf in data)
-    lengths = [len(leaf) for leaf in leaves]
-    if len(set(lengths)) > 1 or not lengths[0]:
-        raise ValueError(f"data must have one length above 0, got first dimensions {lengths}.")
-    for i, leaf in enumerate(pytree.tree_leaves(leaves)):
-        check_finite(f"data[{i}]", leaf, "Remove or impute those rows.")
+    first = next(module.parameters())
+    where = Place(first.device, first.dtype)
+    leaves = place(as_pairs(data, where), where)
     made = CurvatureOperator(
         kind, module, leaves, loss_fn, float(weight_decay), int(chunk_size), names
     )

@@ -3,6 +3,7 @@
 from particlevi.data.batches import Batching, BatchSource, Law
 from particlevi.data.data import Data, DataLike
 from particlevi.data.minibatches import Minibatches
+from particlevi.data.pairs import as_pairs
 from particlevi.data.placing import Place, Placed, as_particles, place
 from particlevi.data.reading import as_data
 
@@ -16,6 +17,7 @@ __all__ = [
     "Place",
     "Placed",
     "as_data",
+    "as_pairs",
     "as_particles",
     "place",
 ]

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
-from particlevi._checks import check_choice, check_finite
+from particlevi._checks import check_choice
 from particlevi.curvature.second_order import second_order
 from particlevi.curvature.squares import GradientSquares, gradient_squares
-from particlevi.data import DataLike
+from particlevi.data import DataLike, Place, as_pairs
 from particlevi.data.tensors import as_tensors
 from particlevi.noise.reductions import check_reduction
 from particlevi.potentials.layout import Layout
@@ -162,7 +162,7 @@ def of_module(
             their mean or sum; ``f`` is the mean in any case. The loss of a batch must be made of
             those of its data, which is checked in one pass: weights and ignored targets take
             ``reduction="none"`` or ``"sum"``.
-        data: ``(inputs, ..., targets)``, tensors with first dimension N.
+        data: ``(inputs, ..., targets)`` in any form that ``sample`` takes, a loader included.
         mode: ``"eval"`` or ``"train"``, in which dropout draws a mask per datum. Batch
             normalisation has no per-sample gradients in training mode.
 
@@ -183,14 +183,7 @@ def of_module(
         raise ValueError(f"{type(module).__name__} has no parameters with requires_grad=True.")
     like = next(iter(trainable.values()))
     layout = Layout({name: tuple(p.shape) for name, p in trainable.items()})
-    if not isinstance(data, (tuple, list)) or len(data) < 2:
-        raise ValueError("data must be a tuple (inputs, ..., targets) of tensors.")
-    tensors = tuple(torch.as_tensor(leaf).detach() for leaf in data)
-    lengths = [len(leaf) for leaf in tensors]
-    if len(set(lengths)) > 1:
-        raise ValueError(f"data must have one length, got first dimensions {lengths}.")
-    for i, leaf in enumerate(tensors):
-        check_finite(f"data[{i}]", leaf, "Remove or impute those rows.")
+    tensors = as_pairs(data, Place(like.device, like.dtype))
 
     def one(theta: Tensor, datum: Any) -> Tensor:
         inputs = [leaf.unsqueeze(0) for leaf in datum]
@@ -208,7 +201,7 @@ def of_module(
         squares=None if mode == "train" else partial(_squares, module, layout, loss_fn),
     )
     with torch.no_grad(), seeded(0):
-        for start in range(0, lengths[0], _CHECKED):
+        for start in range(0, len(tensors[0]), _CHECKED):
             *inputs, targets = found.piece(start, start + _CHECKED)
             outputs = module(*inputs)
             if not isinstance(outputs, Tensor) or len(outputs) != len(targets):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from particlevi.curvature.operators import losses_of
+from particlevi.data import DataLike, Place, as_pairs
 from particlevi.potentials.layout import Layout
 
 __all__ = ["doubled", "module_losses"]
@@ -29,17 +29,6 @@ def module_losses(
     return losses
 
 
-def doubled(data: Any) -> tuple[Tensor, ...]:
-    """``(inputs, ..., targets)`` as tensors, floating-point ones in float64.
-
-    Raises:
-        ValueError: anything but a tuple of tensors or arrays.
-    """
-    right = isinstance(data, (tuple, list)) and len(data) >= 2
-    if not right or not all(isinstance(leaf, (Tensor, np.ndarray)) for leaf in data):
-        kinds = [type(leaf).__name__ for leaf in data] if right else type(data).__name__
-        raise ValueError(f"data must be a tuple (inputs, ..., targets) of tensors, got {kinds}.")
-    leaves = [torch.as_tensor(leaf).detach() for leaf in data]
-    if any(leaf.ndim == 0 for leaf in leaves):
-        raise ValueError("data must have a first dimension N, got a number.")
-    return tuple(leaf.double() if leaf.is_floating_point() else leaf for leaf in leaves)
+def doubled(data: DataLike, module: nn.Module) -> tuple[Tensor, ...]:
+    """``(inputs, ..., targets)`` as tensors, floating-point ones in float64."""
+    return as_pairs(data, Place(next(module.parameters()).device, torch.float64))

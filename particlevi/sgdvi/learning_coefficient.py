@@ -46,6 +46,7 @@ from particlevi._checks import (
 )
 from particlevi._shown import Shown
 from particlevi.curvature.operators import curvature_operator
+from particlevi.data import DataLike
 from particlevi.diagnostics import arviz
 from particlevi.draws import Draws
 from particlevi.errors import DivergenceError
@@ -163,7 +164,7 @@ class LearningCoefficient(Shown):
 
 def local_learning_coefficient(
     module: nn.Module,
-    data: Any,
+    data: DataLike,
     loss_fn: Callable[[Tensor, Tensor], Tensor],
     *,
     inverse_temperature: float | None = None,
@@ -180,7 +181,7 @@ def local_learning_coefficient(
 
     Args:
         module: at the checkpoint; in evaluation mode.
-        data: ``(inputs, ..., targets)`` with first dimension N.
+        data: ``(inputs, ..., targets)`` in any form that ``sample`` takes, a loader included.
         loss_fn: minus the log likelihood in nats; that of a single datum counts.
         inverse_temperature: beta; ``1 / log N`` if absent.
         localization: gamma, in units of the parameters to the power -2.
@@ -223,7 +224,7 @@ def local_learning_coefficient(
     if scheme == "hmc" and batch_size is not None:
         raise ValueError('scheme="hmc" takes all the data at every step: leave batch_size out.')
     module = copy.deepcopy(module).double()
-    data = doubled(data)
+    data = doubled(data, module)
     noise = measure(module, data, loss_fn)
     count = noise.num_data
     beta = 1 / math.log(max(count, 3)) if inverse_temperature is None else inverse_temperature

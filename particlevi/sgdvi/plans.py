@@ -43,6 +43,7 @@ from particlevi._checks import (
 )
 from particlevi._shown import Shown
 from particlevi.curvature.hessian import Energy, dense_hessian
+from particlevi.data import DataLike
 from particlevi.draws import Draws
 from particlevi.errors import DivergenceError
 from particlevi.noise.average import average
@@ -220,7 +221,7 @@ class SGDPlan(Shown):
 
 def plan(
     model: ModelPotential | nn.Module,
-    data: Any,
+    data: DataLike,
     loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
     *,
     target: Target = "posterior",
@@ -240,7 +241,7 @@ def plan(
 
     Args:
         model: a module, or a potential with data, whose mean loss is ``U / N``, prior included.
-        data: ``(inputs, ..., targets)`` with first dimension N, as given to ``sample``.
+        data: ``(inputs, ..., targets)`` in any form that ``sample`` takes, a loader included.
         loss_fn: of a module, such as ``torch.nn.functional.cross_entropy``: the mean loss in nats
             per datum. (A mean squared error is that of Gaussian targets with variance 1/2.)
         target: see the table above.
@@ -348,7 +349,7 @@ def _problem(
     """The noise, the mean loss as an energy at any point, its potential and the data."""
     if isinstance(model, nn.Module):
         model = copy.deepcopy(model).double()
-        data = doubled(data)
+        data = doubled(data, model)
     noise = measure(model, data, loss_fn, position=position)
     if noise.samples.random:
         raise ValueError("The loss draws random masks: plan in eval mode, without dropout.")
