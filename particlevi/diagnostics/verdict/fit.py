@@ -24,7 +24,7 @@ _STEPS = 2
 _ROUNDS = 60
 _PATIENCE = 5
 # The point is better if it is so by more than both of these, in standard errors and nats per datum.
-_Z = 4.0
+_Z = 2.5
 _LEAST_GAIN = 0.05
 
 
@@ -41,13 +41,18 @@ class Fit(NamedTuple):
     error: float
     posterior: float
 
+    @property
+    def bad(self) -> bool:
+        """Whether the point is better by more than errors explain, and by enough to matter."""
+        return self.gain > max(_LEAST_GAIN, _Z * self.error)
+
 
 def check_fit(draws: DrawSet, data: DataLike, thin: int, verdict: Verdict) -> None:
     """A point trained on half of the data must not predict the other half better than the draws.
 
     The draws have seen both halves. In a posterior that fits, their log predictive density is
     within second order of the highest that the model reaches; a point that has seen one half only
-    is above it by more than four standard errors and .05 nats per datum only where the prior, or
+    is above it by more than 2.5 standard errors and .05 nats per datum only where the prior, or
     noise that the sampler adds, keeps the posterior from the data.
     """
     model = draws.potential
@@ -62,7 +67,7 @@ def check_fit(draws: DrawSet, data: DataLike, thin: int, verdict: Verdict) -> No
         return
     verdict.note("log density of the training data", measured.posterior)
     verdict.note("gain of a trained point", measured.gain, measured.error)
-    if measured.gain > max(_LEAST_GAIN, _Z * measured.error):
+    if measured.bad:
         verdict.add(
             "bad fit",
             "model",
