@@ -38,12 +38,14 @@ class BayesianMLPClassifier(ClassifierMixin, BayesianMLP):  # type: ignore[misc,
         num_warmup: steps before the first draw; chosen if absent.
         num_draws: T of each chain; until predictions have converged if absent.
         compile: steps in compiled code, faster after the half minute in which a C++ compiler
-            makes it; torch keeps it on disk.
+            makes it; torch keeps it on disk. If absent, where ``max_seconds`` is 120 or more and
+            there is a compiler.
         random_state: as in scikit-learn. A run that ``max_seconds`` ends is not repeatable.
 
     Attributes:
         classes_: the labels, sorted.
-        draws_: all the rest of this package takes them; of the standardised data.
+        draws_: all the rest of this package takes them; of the standardised data. Of a run without
+            ``num_draws`` that has not converged, the second half.
         verdict_: what diagnostics say of them.
         ended_by_: what ended the run.
         n_features_in_, feature_names_in_: as in scikit-learn.
@@ -74,7 +76,7 @@ class BayesianMLPClassifier(ClassifierMixin, BayesianMLP):  # type: ignore[misc,
         max_seconds: float | None = 60.0,
         num_warmup: int | None = None,
         num_draws: int | None = None,
-        compile: bool = False,
+        compile: bool | None = None,
         random_state: Any = None,
     ):
         self.hidden_layer_sizes = hidden_layer_sizes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -43,6 +45,8 @@ __all__ = ["Array", "BayesianMLP", "PosteriorWarning"]
 Array: TypeAlias = npt.NDArray[Any]
 
 _FEW_PARAMETERS = 100
+_THIN_OF_A_NET = 16
+_LONG_ENOUGH_TO_COMPILE = 120.0
 _MOST_DRAWS = 1000
 _ROWS = 256
 
@@ -75,7 +79,7 @@ class BayesianMLP(BaseEstimator):  # type: ignore[misc,unused-ignore]
     max_seconds: float | None
     num_warmup: int | None
     num_draws: int | None
-    compile: bool
+    compile: bool | None
     random_state: Any
 
     draws_: Draws
@@ -95,7 +99,8 @@ class BayesianMLP(BaseEstimator):  # type: ignore[misc,unused-ignore]
         check_positive_int("num_chains", self.num_chains)
         if self.max_seconds is not None:
             check_positive("max_seconds", self.max_seconds)
-        check_flag("compile", self.compile)
+        if self.compile is not None:
+            check_flag("compile", self.compile)
         for name in ("num_warmup", "num_draws"):
             if getattr(self, name) is not None:
                 check_positive_int(name, getattr(self, name))
@@ -123,8 +128,11 @@ class BayesianMLP(BaseEstimator):  # type: ignore[misc,unused-ignore]
         data = (inputs, target)
         probe = probe_inputs(potential, data)
         limit = self.max_seconds if budget is None else budget
-        initial = None
-        if potential.num_params > _FEW_PARAMETERS:
+        initial, thin = None, None
+        large = potential.num_params > _FEW_PARAMETERS
+        if large and self.num_draws is None:
+            thin = _THIN_OF_A_NET
+        if large:
             weights = None if weight is None else target["weight"]
             chains = int(self.num_chains)
             initial = trained(potential, inputs, targets, weights, chains, limit, seed)
@@ -143,8 +151,9 @@ class BayesianMLP(BaseEstimator):  # type: ignore[misc,unused-ignore]
                 initial=initial,
                 num_warmup=self.num_warmup,
                 num_draws=self.num_draws,
+                thin=thin,
                 seed=seed,
-                compile=self.compile,
+                compile=self._compiles(large, limit),
                 monitor=rules,
                 progress=False,
             )
@@ -153,11 +162,24 @@ class BayesianMLP(BaseEstimator):  # type: ignore[misc,unused-ignore]
             kept = Draws.from_tensor(ends, potential, kind="independent", seconds=draws.seconds)
             draws = replace(kept, attrs=draws.attrs)
         self.draws_ = draws
-        self._judge(probe)
+        self.verdict_: Verdict = draws.diagnose(inputs=probe, verbose=False)
+        if thin is not None and "not converged" in {each.kind for each in self.verdict_.findings}:
+            self.draws_ = draws[:, draws.particles.shape[1] // 2 :]
+            self.verdict_ = self.draws_.diagnose(inputs=probe, verbose=False)
+        self._judge()
 
-    def _judge(self, probe: Any) -> None:
+    def _compiles(self, large: bool, limit: float | None) -> bool:
+        """Whether steps are compiled: as asked for, else where a run is long enough to gain by it.
+
+        And where there is a C++ compiler.
+        """
+        if self.compile is not None:
+            return self.compile
+        long = self.num_draws is None and (limit is None or limit >= _LONG_ENOUGH_TO_COMPILE)
+        return large and long and shutil.which(os.environ.get("CXX", "g++")) is not None
+
+    def _judge(self) -> None:
         """Warn where the posterior was not reached."""
-        self.verdict_: Verdict = self.draws_.diagnose(inputs=probe, verbose=False)
         self.ended_by_: Any = self.draws_.attrs.get("ended_by", "")
         found = [f for f in self.verdict_.findings if f.severity in ("wrong", "uncertain")]
         if self.draws_.facts.kind == "independent":

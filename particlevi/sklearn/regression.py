@@ -41,11 +41,13 @@ class BayesianMLPRegressor(RegressorMixin, BayesianMLP):  # type: ignore[misc,un
         num_warmup: steps before the first draw; chosen if absent.
         num_draws: T of each chain; until predictions have converged if absent.
         compile: steps in compiled code, faster after the half minute in which a C++ compiler
-            makes it; torch keeps it on disk.
+            makes it; torch keeps it on disk. If absent, where ``max_seconds`` is 120 or more and
+            there is a compiler.
         random_state: as in scikit-learn. A run that ``max_seconds`` ends is not repeatable.
 
     Attributes:
-        draws_: all the rest of this package takes them; of the standardised data.
+        draws_: all the rest of this package takes them; of the standardised data. Of a run without
+            ``num_draws`` that has not converged, the second half.
         verdict_: what diagnostics say of them.
         ended_by_: what ended the run.
         n_features_in_, feature_names_in_: as in scikit-learn.
@@ -75,7 +77,7 @@ class BayesianMLPRegressor(RegressorMixin, BayesianMLP):  # type: ignore[misc,un
         max_seconds: float | None = 60.0,
         num_warmup: int | None = None,
         num_draws: int | None = None,
-        compile: bool = False,
+        compile: bool | None = None,
         random_state: Any = None,
     ):
         self.hidden_layer_sizes = hidden_layer_sizes

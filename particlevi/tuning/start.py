@@ -82,6 +82,8 @@ def find_start(
     if not keep:
         return start._replace(reason=reason)
     good = heights <= start.lowest + size + 10
+    if bool(good.any()):
+        reason += f" {int(good.sum())} of them begin at the points given all the same."
     if not bool(good.all()):
         reason += (
             f" Of the points given, {int((~good).sum())} lie far above it, where no draws of the "
