@@ -2,7 +2,7 @@
 
 A random sample of places in the rooms given is changed, one at a time: an operator, a comparison, a
 number, a condition. The fast tests that belong to the file run on each change, in a copy of the
-tree, and a change that they all let pass is listed.
+tree, its examples among them, and a change that they all let pass is listed.
 
     python benchmarks/mutations.py --num 120 --seed 0 --write FILE
 """
@@ -47,19 +47,30 @@ OPERATORS: dict[type, type] = {
     ast.Not: ast.UAdd,
 }
 TESTS = {
-    "samplers": ["tests/samplers", "tests/stationarity", "tests/test_equivalences.py"],
+    "samplers": [
+        "tests/samplers",
+        "tests/stationarity",
+        "tests/test_equivalences.py",
+        "tests/running/test_memory.py",
+    ],
     "gradients": ["tests/gradients", "tests/samplers/test_online_noise.py"],
     "kernels": ["tests/kernels", "tests/samplers/test_requirements.py"],
     "storage": ["tests/storage", "tests/drawset", "tests/running/test_sampling.py"],
-    "running": ["tests/running", "tests/tuning/test_automatic.py", "tests/test_streams.py"],
+    "running": [
+        "tests/running",
+        "tests/tuning/test_automatic.py",
+        "tests/test_streams.py",
+        "tests/contract/test_substitutions.py",
+    ],
 }
 STEP = ["tests/contract/test_step.py", "tests/contract/test_temperature.py"]
-RESUME = ["tests/contract/test_resume.py", "tests/contract/test_substitutions.py"]
+RESUME = ["tests/contract/test_resume.py", "-k", "sghmc"]
+ANY = ["tests/test_values.py", "tests/test_defaults.py"]
 SHARED = ("full", "halves", "history", "precision", "requirements")
 CONTRACTS = {
     "kernels": [*STEP, "-k", "svgd or nvgd"],
-    "storage": [*RESUME, "-k", "sghmc"],
-    "running": [*RESUME, "-k", "sghmc"],
+    "storage": RESUME,
+    "running": RESUME,
 }
 
 
@@ -124,13 +135,14 @@ def apply(mutant: Mutant, tree: Path) -> None:
 
 
 def stages(mutant: Mutant) -> list[list[str]]:
-    """Arguments of pytest: tests named like the file, then the room, then the contract."""
-    room = mutant.file.relative_to(ROOT / "particlevi").parts[0]
+    """Arguments of pytest: the file's examples and tests of its name, its room, the contract."""
+    inside = mutant.file.relative_to(ROOT)
+    room = inside.parts[1]
     stem = mutant.file.stem.strip("_")
     own = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests").rglob(f"test_{stem}*.py"))
     registered = not mutant.file.stem.startswith("_") and stem not in SHARED
     contract = CONTRACTS.get(room, [*STEP, "-k", stem if registered else "minibatch"])
-    return [part for part in (own, TESTS[room], contract) if part]
+    return [[str(inside), *own], ANY, TESTS[room], contract]
 
 
 def verdict(mutant: Mutant, tree: Path, seconds: int) -> str:

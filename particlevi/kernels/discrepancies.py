@@ -47,7 +47,7 @@ class Discrepancy(Shown):
     standard_error: float
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FitTest(Shown):
     """A test of fit.
 

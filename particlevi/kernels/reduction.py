@@ -171,8 +171,7 @@ def _by_attention(x: Tensor, scores: Tensor, b: Tensor) -> tuple[Tensor, Tensor]
     """
     num, dim = x.shape
     ones = x.new_ones(num, 1)
-    width = -(-(max(dim, scores.shape[1]) * 2 + 2) // 8) * 8
-    width = max(width, -(-(dim + scores.shape[1] + 2) // 8) * 8)
+    width = -(-(dim + scores.shape[1] + 2) // 8) * 8
     query, key = _augmented(x, b)
     value = torch.cat([ones, torch.zeros_like(ones), scores, x], 1)
     query = pad(query, (0, width - query.shape[1]))

@@ -43,7 +43,7 @@ _MOST_GROUPS = 500
 _GAUSSIAN_MEDIAN = 0.6744897501960817
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TailIndex(Shown):
     """What ``tail_index`` gives. 2 is Gaussian or of finite variance; nothing is clamped to it.
 

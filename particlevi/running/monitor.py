@@ -31,7 +31,7 @@ _GROWTH = 1.2
 _FEWEST_DRAWS = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Look:
     """A run as it stands between two steps.
 

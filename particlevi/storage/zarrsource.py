@@ -73,16 +73,16 @@ class ZarrSource:
         wanted = torch.from_numpy(draws - start)
         if found is None or int(wanted.max()) >= found.shape[1]:
             # A run that is going on fills the rest of the chunk later.
-            upto = max(int(draws.max()) + 1, min(stop, self._there(draws)))
+            upto = max(int(draws.max()) + 1, min(stop, self._there()))
             found = self._read(chains, np.arange(start, upto), columns)
             self._last.clear()
             self._last[key] = found
         return found[:, wanted]
 
-    def _there(self, draws: Places) -> int:
+    def _there(self) -> int:
         """Draws that are on disk, in the group that is read."""
         group = next(iter(self.parts)).split("/")[0]
-        return Hierarchy(self.path).counts.get(group, int(draws.max()) + 1)
+        return Hierarchy(self.path).counts[group]
 
     def _read(self, chains: Places, draws: Places, columns: slice) -> Tensor:
         width = columns.stop - columns.start

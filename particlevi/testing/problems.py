@@ -21,7 +21,7 @@ __all__ = ["NUM_DATA", "PROBLEMS", "Problem", "problems"]
 NUM_DATA = 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
     """A potential with its data.
 

@@ -153,6 +153,19 @@ def test_the_power(name, wrong):
     assert rejections(TESTS[name], wrong, 10) >= 9
 
 
+BY_DEFAULT = {
+    "ksd": (lambda x: d.ksd_test(x + 3, -(x + 3)), 500),
+    "mmd": (lambda x: d.mmd_test(x, x + 3), 500),
+    "sliced": (lambda x: d.sliced_wasserstein_test(x, x + 3), 200),
+}
+
+
+@pytest.mark.parametrize("name", BY_DEFAULT)
+def test_the_least_p_value_is_one_of_the_number_of_random_samples_and_one(name):
+    call, num = BY_DEFAULT[name]
+    assert call(exact(0)).p_value == pytest.approx(1 / (num + 1), rel=1e-12)
+
+
 def test_bad_samples_are_refused():
     x = points(5, 2)
     with pytest.raises(ValueError, match="scores must be"):

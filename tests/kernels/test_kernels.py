@@ -35,6 +35,24 @@ def test_rectangular_kernels_are_blocks_of_square_ones(name):
     torch.testing.assert_close(kernel(x, y), kernel(both, both)[:5, 5:], atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["rbf", "imq", "linear"])
+@pytest.mark.parametrize("num", [4, 7])
+def test_columns_in_different_processes_make_up_the_direction(name, num):
+    kernel, x, scores = KERNELS[name], points(num, 4), points(num, 4, seed=1)
+    parts = [slice(0, 3), slice(3, 4)]
+    own = []
+
+    def keep(value):
+        own.append(value)
+        return value
+
+    for part in parts:
+        kernel.columns(x[:, part], scores[:, part], keep)
+    found = [kernel.columns(x[:, part], scores[:, part], lambda _: sum(own)) for part in parts]
+    for got, expected in zip(zip(*found, strict=True), kernel.direction(x, scores), strict=True):
+        torch.testing.assert_close(torch.cat(got, 1), expected, atol=1e-12, rtol=1e-12)
+
+
 def test_rbf_in_float32_far_from_the_origin():
     """Centring keeps the Gram form exact where raw squares would cancel."""
     x = (points(20, 5) + 1e4).float()

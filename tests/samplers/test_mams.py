@@ -198,3 +198,16 @@ def test_one_parameter_is_refused():
     target = pvi.from_log_density(lambda x: -0.5 * x.square().sum(), 1)
     with pytest.raises(ValueError, match="at least 2 parameters, got 1"):
         pvi.mams(target)
+
+
+@pytest.mark.parametrize("size", [2, 9])
+def test_a_flight_is_by_default_a_quarter_of_a_period(size):
+    """Of a direction of unit length on a standard Gaussian: ``pi / 2 sqrt(D)``."""
+    target = pvi.from_log_density(lambda x: -0.5 * x.square().sum(), size)
+    length = pvi.mams(target).schedules["trajectory_length"](0)
+    assert length == pytest.approx(math.pi / 2 * math.sqrt(size), rel=1e-12)
+
+
+def test_a_flight_with_momenta_is_by_default_a_quarter_of_a_period():
+    length = pvi.randomized_hmc(TARGET).schedules["trajectory_length"](0)
+    assert length == pytest.approx(math.pi / 2, rel=1e-12)

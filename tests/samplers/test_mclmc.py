@@ -120,6 +120,30 @@ def test_energy_errors_vanish_at_the_order_of_the_integrator(integrator, dynamic
     assert order == pytest.approx(3 if second else 5, abs=0.02 if second else 0.2)
 
 
+def test_the_minimal_norm_is_minimal():
+    """With outer kicks of share x the two commutators in the error of a step have the coefficients
+    ``(6 x - 1) / 24`` and ``(1 - 6 x + 6 x^2) / 12``: their norm is least (Omelyan, Mryglod and
+    Folk, 2002).
+    """
+    x = torch.tensor(INTEGRATORS["minimal_norm"].kicks[0], dtype=torch.float64, requires_grad=True)
+    square = ((6 * x - 1) / 24).square() + ((1 - 6 * x + 6 * x**2) / 12).square()
+    (slope,) = torch.autograd.grad(square, x)
+    assert abs(float(slope)) < 1e-14
+
+
+def test_at_equal_cost_the_energy_error_of_minimal_norm_is_below_that_of_leapfrog():
+    """One step of two gradients against two of one."""
+
+    def error(integrator, h, num_steps):
+        point, total = start(num=400, scale=0.5), torch.zeros(400).double()
+        for _ in range(num_steps):
+            point, change = flow(integrator)(point, quartic, torch.tensor(h).double())
+            total = total + change
+        return float(total.std())
+
+    assert error("minimal_norm", 0.1, 1) < 0.5 * error("leapfrog", 0.05, 2)
+
+
 @pytest.mark.parametrize("integrator", SECOND_ORDER)
 def test_a_long_path_without_refreshment_conserves_the_energy_to_second_order(integrator):
     def largest(h):

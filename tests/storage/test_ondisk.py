@@ -327,6 +327,23 @@ def test_too_little_space_is_told_before_the_first_step(tmp_path, monkeypatch):
         pvi.sample(sampler, data, store=tmp_path / "draws.zarr", **RUN)
 
 
+def test_the_space_that_is_wanted_and_that_is_free_are_told_in_gigabytes(tmp_path, monkeypatch):
+    """4 particles, 100000 draws and 1000 numbers of 4 bytes: 1.6 GB, of which one draw is made."""
+    usage = shutil.disk_usage(tmp_path)._replace(free=int(0.7e9))
+    monkeypatch.setattr(diskstore.shutil, "disk_usage", lambda path: usage)
+    normal = pvi.from_log_density(lambda theta: -0.5 * (theta**2).sum(), num_params=1000)
+    options = RUN | {"num_particles": 4, "num_draws": 100_000, "store": tmp_path / "draws.zarr"}
+    with pytest.warns(pvi.ParticleviWarning, match=r"take 1\.6 GB .* 0\.7 GB are free at"):
+        pvi.sample(pvi.sgld(normal), monitor=pvi.running.Every(1, lambda look: True), **options)
+
+
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_the_warm_up_is_kept_only_if_asked_for(where, tmp_path):
+    store = pvi.storage.InMemory() if where == "memory" else OnDisk(tmp_path / "draws.zarr")
+    sampler, data = problem()
+    assert pvi.sample(sampler, data, store=store, num_warmup=4, **RUN).warmup is None
+
+
 def test_bfloat16_takes_less_room_than_float32(tmp_path):
     normal = pvi.from_log_density(lambda theta: -0.5 * (theta**2).sum(), num_params=2000)
     sizes = {}

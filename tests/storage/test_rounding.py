@@ -80,3 +80,27 @@ def test_more_than_one_percent_is_told(share, told):
         warnings.simplefilter("always")
         rounding.tell()
     assert bool(found) is told
+
+
+def test_the_number_that_is_named_is_that_of_the_parameter():
+    """Of nine, of which every fourth is looked at, the last is the worst: number 8 of three."""
+    kept = torch.ones(2000, 9, dtype=torch.float64)
+    grid = torch.special.ndtri((torch.arange(2000, dtype=torch.float64) + 0.5) / 2000)
+    for column, width in ((0, 0.5), (4, 0.02), (8, 0.01)):
+        kept[:, column] = 1.5 + width * grid
+    rounding = Rounding(torch.bfloat16, every=4)
+    rounding.note(kept, kept.bfloat16())
+    with pytest.warns(UserWarning) as told:
+        rounding.tell()
+    message = str(told[0].message)
+    assert "rounds 2 of 3 looked at numbers" in message
+    assert "for number 8)" in message
+
+
+def test_the_share_that_is_told_is_that_of_the_worst():
+    grid = torch.special.ndtri((torch.arange(2000, dtype=torch.float64) + 0.5) / 2000)
+    kept = (1.5 + 0.02 * grid)[:, None]
+    rounding = Rounding(torch.bfloat16)
+    rounding.note(kept, kept.bfloat16())
+    with pytest.warns(UserWarning, match=rf"by {float(rounding.share()):.1%} for number 0\)"):
+        rounding.tell()
