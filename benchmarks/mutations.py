@@ -52,6 +52,7 @@ TESTS = {
         "tests/stationarity",
         "tests/test_equivalences.py",
         "tests/running/test_memory.py",
+        "tests/diagnostics/test_views.py",
     ],
     "gradients": ["tests/gradients", "tests/samplers/test_online_noise.py"],
     "kernels": ["tests/kernels", "tests/samplers/test_requirements.py"],

@@ -124,3 +124,13 @@ def test_the_bandwidth_stays_where_it_was():
 def test_a_kernel_without_bandwidth_is_refused():
     with pytest.raises(TypeError, match="have a bandwidth"):
         pvi.repulsive_langevin(gaussian([0.0], [[1.0]]), pvi.kernels.linear())
+
+
+def test_the_lengths_of_attraction_and_repulsion_are_told_of_every_particle():
+    kernel, streams, x = pvi.kernels.rbf(1.3), ParticleStreams(0), points(5, 3)
+    sampler = pvi.repulsive_langevin(gaussian(torch.zeros(3), torch.eye(3)), kernel, jitter=0.0)
+    state = sampler.init(x.clone(), streams)
+    controls = {"step_size": x.new_tensor(0.1), "temperature": x.new_tensor(1.0)}
+    _, info = sampler.step(state, None, sampler.draw_noise(state, streams), controls)
+    for told, part in zip(info[1:], kernel.direction(x, -x), strict=True):
+        torch.testing.assert_close(told, part.square().sum(1).sqrt())
