@@ -249,6 +249,13 @@ def test_what_differs_is_named(tmp_path):
         go_on(substitute, tmp_path)
 
 
+def test_a_schedule_that_differs_at_its_first_step_is_named(tmp_path):
+    made, substitute = SUBSTITUTIONS["first step of a schedule"]
+    start(made, tmp_path)
+    with pytest.raises(ValueError, match="the schedule of step_size"):
+        go_on(substitute, tmp_path)
+
+
 def test_probing_leaves_the_draws_as_they_are(tmp_path):
     sampler, options = SUBSTITUTIONS["shuffling of a loader"][1]()
     given = {"step_size": 0.01, "num_particles": 2, "num_draws": 6, "progress": False, **options}
