@@ -103,16 +103,22 @@ def _changed(node: ast.AST) -> Iterator[ast.AST]:
         yield ast.Constant(not node.value)
 
 
+def _left_alone(node: ast.AST) -> list[ast.AST]:
+    """The annotations and decorators of a node."""
+    found = [getattr(node, name, None) for name in ("annotation", "returns")]
+    return [each for each in found if each] + getattr(node, "decorator_list", [])
+
+
 def mutants(file: Path) -> Iterator[Mutant]:
-    """Every change of a file, but not of its texts and annotations."""
+    """Every change of a file, but not of its texts and annotations.
+
+    Nor of decorators: those with numbers or flags are ``dataclass``, whose flags
+    ``tests/test_values.py`` holds for all files at once, and ``lru_cache``.
+    """
     text = file.read_text()
     tree = ast.parse(text)
     skipped = {
-        id(part)
-        for node in ast.walk(tree)
-        for field in ("annotation", "returns")
-        if getattr(node, field, None) is not None
-        for part in ast.walk(getattr(node, field))
+        id(part) for node in ast.walk(tree) for top in _left_alone(node) for part in ast.walk(top)
     }
     for node in ast.walk(tree):
         if id(node) in skipped or not hasattr(node, "end_col_offset"):

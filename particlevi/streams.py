@@ -46,7 +46,7 @@ class Key(NamedTuple):
         return f"{self.kind} {list(self.shape[1:])} {self.dtype} {self.parameter!r}"
 
 
-@dataclass
+@dataclass(eq=False)
 class _Block:
     """Numbers ``[P, K, ...]`` of K calls, of which ``used`` are given out."""
 

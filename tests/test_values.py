@@ -6,18 +6,11 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
-from types import ModuleType
 
 import particlevi as pvi
 
 CHANGED = {"Verdict", "GradientAt", "_Block"}
 """Collect findings, follow the noise of a step, are used up."""
-
-
-def dataclasses_in(module: ModuleType) -> list[type]:
-    """Those that a module shows."""
-    found = [getattr(module, name) for name in getattr(module, "__all__", vars(module))]
-    return [each for each in found if inspect.isclass(each) and dataclasses.is_dataclass(each)]
 
 
 def dataclasses_of(name: str) -> list[type]:
@@ -27,21 +20,22 @@ def dataclasses_of(name: str) -> list[type]:
     return [each for each in own if dataclasses.is_dataclass(each)]
 
 
-def test_dataclasses_are_frozen():
+def every_dataclass() -> list[type]:
+    """Those of the package."""
     modules = [each.name for each in pkgutil.walk_packages(pvi.__path__, "particlevi.")]
-    every = [each for name in modules for each in dataclasses_of(name)]
-    params = {each.__name__: each.__dataclass_params__ for each in every}
+    return [each for name in modules for each in dataclasses_of(name)]
+
+
+def test_dataclasses_are_frozen():
+    params = {each.__name__: each.__dataclass_params__ for each in every_dataclass()}
     assert {name for name, each in params.items() if not each.frozen} == CHANGED
 
 
-def test_two_results_that_hold_tensors_can_be_compared():
+def test_two_values_that_hold_tensors_can_be_compared():
     """By identity: whether tensors are equal is no one truth value, and torch raises."""
-    rooms = [getattr(pvi, name) for name in pvi.__all__]
-    public = [pvi, *(room for room in rooms if inspect.ismodule(room))]
-    every = {each for module in public for each in dataclasses_in(module)}
     holders = {
         each
-        for each in every
+        for each in every_dataclass()
         if any(str(field.type).startswith("Tensor") for field in dataclasses.fields(each))
     }
     assert len(holders) > 10

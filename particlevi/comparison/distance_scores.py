@@ -20,7 +20,7 @@ __all__ = ["distances"]
 _MAX_DENSE = 500
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Whitening:
     """The reference's scale: ``z = (x - m) L^-T``, with ``L L'`` its shrunk covariance.
 

@@ -33,7 +33,7 @@ _MOST_ROWS = 8
 _NUM_STEPS = 12
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Probes:
     """Points ``[p, D]`` and what a run computes there.
 

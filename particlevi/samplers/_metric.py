@@ -18,7 +18,7 @@ from particlevi.typing import Controls, Gradient
 __all__ = ["Metric"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Metric:
     """``theta = scale * (z + V (s - 1) V' z)``, or ``theta = factor @ z``.
 

@@ -313,3 +313,8 @@ def test_a_density_without_data_and_dropout_are_refused():
 def test_batches_that_cannot_be_weighted(options, size, message):
     with pytest.raises(ValueError, match=message):
         gradients(pvi.msgd(linear(), **options), ParticleStreams(0), 2, G[:size])
+
+
+def test_its_state_is_empty_whatever_the_particles():
+    estimator = pvi.gradients.msgd(linear(), noise="none")
+    assert estimator.init(torch.ones(4, D, dtype=F64), Fixed()).rows.shape == (4, 0)

@@ -91,3 +91,13 @@ def test_bad_groups_are_refused():
         pvi.kernels.additive("tensor").direction(points(3, 2), points(3, 2))
     with pytest.raises(ValueError, match="one row per group"):
         pvi.message_passing_svgd(target, "parameter", torch.ones(2, 2).bool())
+
+
+def test_the_record_of_a_graphical_kernel_tells_graphs_apart():
+    none, all_ = torch.eye(3, dtype=torch.bool), torch.ones(3, 3, dtype=torch.bool)
+    told = [repr(pvi.kernels.graphical([0, 1, 2], neighbours=each)) for each in (none, all_)]
+    plain = repr(pvi.kernels.graphical([0, 1, 2]))
+    starts = [each.partition(", neighbours ") for each in told]
+    assert {f"{start})" for start, *_ in starts} == {plain}
+    assert all(len(end) == 9 and end.endswith(")") for *_, end in starts)
+    assert starts[0][2] != starts[1][2]

@@ -68,3 +68,12 @@ def test_a_rule_used_in_two_runs_forgets_coordinates_that_the_second_lacks(value
     assert looks(values[..., :1], COUNTS, fewer) == looks(
         values[..., :1], COUNTS, pvi.running.converged(ess=50, rhat=1.1)
     )
+
+
+def test_it_looks_again_where_the_size_is_smallest_and_where_chains_disagree_most(values):
+    """A chain ten times as wide as the others: R-hat sees it, the effective size does not."""
+    mixed = values.clone()
+    mixed[0, :, 3] *= 10
+    until = pvi.running.converged(ess=1e6)
+    until(look_at(mixed, COUNTS[-1]))
+    assert until._worst == [3, PARTS - 1]

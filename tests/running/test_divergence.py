@@ -118,6 +118,10 @@ def test_an_overflow_after_a_flight_is_blamed_on_the_step_size():
     assert watched(potentials).causes == {0: "zero density"}
 
 
+def test_a_density_of_zero_in_the_very_first_step_is_named():
+    assert watched(torch.full((1, 1), torch.inf, dtype=F64)).causes == {0: "zero density"}
+
+
 def test_divergent_transitions_are_taken_once():
     watch = DivergenceWatch(torch.zeros(3, 1))
     watch.observe_energy(torch.tensor([[0.0, 1001.0, torch.nan]]))
