@@ -46,6 +46,48 @@ def test_they_alone_have_no_density(potential, data):
     torch.testing.assert_close(found.gradient[~BAD], torch.cat([each.gradient for each in alone]))
 
 
+FACTORISATIONS = {
+    "cholesky": lambda a: torch.linalg.cholesky(a).sum((-1, -2)),
+    "cholesky by name": lambda a: torch.linalg.cholesky(input=a).sum((-1, -2)),
+    "inverse": lambda a: torch.linalg.inv(a).sum((-1, -2)),
+    "solution": lambda a: torch.linalg.solve(a, torch.ones_like(a[..., 0])).sum(-1),
+    "singular values": lambda a: torch.linalg.svdvals(a.log()).sum(-1),
+}
+
+
+@pytest.mark.parametrize("vectorized", [True, False])
+@pytest.mark.parametrize("name", FACTORISATIONS)
+def test_whatever_fails_fails_for_them_alone(name, vectorized):
+    """At the last point the matrix is not positive, singular, or of a logarithm that is not finite."""
+
+    def log_density(x):
+        matrix = x[..., 0, None, None] * torch.eye(2, dtype=F64) + torch.ones(2, 2, dtype=F64)
+        return -FACTORISATIONS[name](matrix) - 0.5 * x.square().sum(-1)
+
+    potential = pvi.from_log_density(log_density, 2, vectorized=vectorized, dtype=F64)
+    points = torch.tensor([[0.5, 1.0], [2.0, 2.0], [-2.0, 0.0]], dtype=F64)
+    found = full_gradient(potential, points, as_data(None, potential))
+    alone = [full_gradient(potential, p[None], as_data(None, potential)) for p in points[:2]]
+    expected = torch.cat([each.gradient for each in alone] + [torch.zeros(1, 2, dtype=F64)])
+    assert found.potential[2] == torch.inf
+    torch.testing.assert_close(found.potential[:2], torch.cat([each.potential for each in alone]))
+    torch.testing.assert_close(found.gradient, expected)
+
+
+def test_they_do_not_cost_an_evaluation_each():
+    count = 0
+
+    def counted(x):
+        nonlocal count
+        count += 1
+        return density(x)
+
+    potential = pvi.from_log_density(counted, 2, vectorized=True, dtype=F64)
+    count = 0
+    potential(POINTS.repeat(50, 1))
+    assert count == 3
+
+
 def test_where_all_fail_the_reason_is_told():
     potential = pvi.from_log_density(density, 2, vectorized=True, dtype=F64)
     with pytest.warns(pvi.errors.ParticleviWarning, match="factorised: linalg.cholesky"):
