@@ -33,7 +33,7 @@ def lightning_callback(
         from lightning.pytorch import Callback
     except ImportError:
         try:
-            from pytorch_lightning import Callback
+            from pytorch_lightning import Callback  # type: ignore[assignment,unused-ignore]
         except ImportError as error:
             raise ImportError(
                 "lightning_callback needs Lightning: pip install particlevi[lightning]."

@@ -58,7 +58,7 @@ FACTORISATIONS = {
 @pytest.mark.parametrize("vectorized", [True, False])
 @pytest.mark.parametrize("name", FACTORISATIONS)
 def test_whatever_fails_fails_for_them_alone(name, vectorized):
-    """At the last point the matrix is not positive, singular, or of a logarithm that is not finite."""
+    """At the last point the matrix is singular, not positive, and its logarithm not finite."""
 
     def log_density(x):
         matrix = x[..., 0, None, None] * torch.eye(2, dtype=F64) + torch.ones(2, 2, dtype=F64)
