@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,23 @@ from particlevi.potentials.potential import ModelPotential
 from particlevi.potentials.random import seeded
 from particlevi.typing import Batch
 
-__all__ = ["PerSample", "of_module", "of_potential"]
+__all__ = ["Linearised", "PerSample", "of_module", "of_potential"]
 
 _CHECKED = 1024
 
 Loss = Callable[[Tensor, Any], Tensor]
+
+
+class Linearised(NamedTuple):
+    """Products with the Jacobian ``[n, D]`` of the losses of n data.
+
+    Attributes:
+        push: ``v [D]`` to ``J v [n]``.
+        pull: ``w [n]`` to ``J' w [D]``.
+    """
+
+    push: Callable[[Tensor], Tensor]
+    pull: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +95,26 @@ class PerSample:
         with second_order(), seeded(start) if self.random else nullcontext():
             found: Tensor = _stacked(slope, theta, piece) if self.looping else each(theta, piece)
         return found.detach()
+
+    def linearised(self, theta: Tensor, start: int, stop: int) -> Linearised:
+        """Products with the Jacobian of ``losses`` and its transpose, from one graph that is kept.
+
+        Forward by differentiating the backward pass, which is linear in its weights.
+        """
+        leaf = theta.detach().requires_grad_()
+        with second_order(), torch.enable_grad():
+            losses = self.losses(leaf, start, stop)
+            weights = torch.ones_like(losses, requires_grad=True)
+            (back,) = torch.autograd.grad(losses, leaf, weights, create_graph=True)
+
+        def pulled(values: Tensor, point: Tensor, by: Tensor) -> Tensor:
+            with second_order():
+                (found,) = torch.autograd.grad(
+                    values, point, by, retain_graph=True, materialize_grads=True
+                )
+            return found
+
+        return Linearised(partial(pulled, back, weights), partial(pulled, losses, leaf))
 
     def restrict(self, theta: Tensor, columns: Tensor, layout: Layout) -> PerSample:
         """The same losses as functions of ``theta[columns]``, the rest held at ``theta``."""

@@ -288,3 +288,36 @@ def test_a_space_that_is_kept_small_finds_the_same_eigenvalues(monkeypatch):
     assert sum(evaluated) > 2 * 10 + 4 * 8  # it was reduced at least once
     wanted = torch.linalg.eigvalsh((rows @ rows.T).double() / 400).flip(0)[:10]
     assert torch.allclose(found.eigenvalues, wanted, rtol=1e-5)
+
+
+def evaluations(noise, monkeypatch) -> list[int]:
+    """Sizes of the chunks whose losses are evaluated from now on."""
+    sizes: list[int] = []
+    losses = type(noise.samples).losses
+
+    def counted(self, theta, start, stop):
+        sizes.append(stop - start)
+        return losses(self, theta, start, stop)
+
+    monkeypatch.setattr(type(noise.samples), "losses", counted)
+    return sizes
+
+
+def test_columns_share_one_pass_over_the_data(monkeypatch):
+    """K columns one by one take 2 K passes."""
+    noise = of_module()
+    v = torch.randn(43, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    _ = noise.gradient
+    sizes = evaluations(noise, monkeypatch)
+    found = noise.matmat(v)
+    assert sum(sizes) == N
+    assert torch.allclose(found, noise.dense() @ v, atol=1e-12)
+
+
+def test_columns_see_the_same_dropout_masks(monkeypatch):
+    monkeypatch.setattr("particlevi.noise.covariance._MOST_NUMBERS", 4 * 43)
+    noise = pvi.noise.measure(
+        net(0.5), data(), loss_fn=nn.functional.cross_entropy, mode="train", chunk_size=10
+    )
+    v = torch.randn(43, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    assert torch.allclose(noise.matmat(v), noise.dense() @ v, atol=1e-12)
