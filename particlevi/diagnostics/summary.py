@@ -47,7 +47,7 @@ def _tuned(tuning: dict[str, object]) -> str:
         "acceptance": "acceptance {:.2f}",
         "energy_error": "energy error per dimension {:.2g}",
         "implied_bias": "which implies second moments off by {:.1%} on a Gaussian",
-        "start_seconds": "start {:.1f} s",
+        "start_seconds": "of all seconds {:.1f} for the start",
     }
     found = [
         text.format(value)

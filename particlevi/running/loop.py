@@ -82,8 +82,13 @@ class Loop:
         self.missed: str | None = None
 
     @classmethod
-    def start(cls, plan: Plan, initial: Tensor) -> Self:
+    def start(cls, plan: Plan, initial: Tensor, began: float) -> Self:
         """Begin at ``initial [P, D]``.
+
+        Args:
+            plan: of the run.
+            initial: starting points.
+            began: ``time.perf_counter()`` when the caller asked for the run.
 
         Raises:
             ValueError: a potential that is not finite there.
@@ -96,6 +101,7 @@ class Loop:
         control_room.begin(initial)
         divergence, store = DivergenceWatch(initial), plan.open_store()
         loop = cls(plan, state, control_room, streams, store, divergence, _archive(plan))
+        loop.seconds = time.perf_counter() - began
         if plan.folder is not None:
             if plan.world.leads:
                 Probes.of(plan, initial, loop.run_name).write(plan.folder)

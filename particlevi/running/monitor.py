@@ -38,7 +38,7 @@ class Look:
     Attributes:
         step: steps done.
         num_warmup, num_steps: of the whole run.
-        seconds: spent so far.
+        seconds: spent so far, on a start that was looked for too.
         num_draws: draws kept so far, those of the warm-up not counted.
         position: of all particles, ``[P, D]``.
         info: what the last step reported, a NamedTuple of ``[P]`` tensors.
@@ -110,7 +110,9 @@ class Every:
 
 @dataclass(frozen=True)
 class max_seconds:
-    """End the run when it has taken so long, warm-up and earlier parts of a resumed run included.
+    """End the run when it has taken so long.
+
+    The search for a start, the warm-up and earlier parts of a resumed run are included.
 
     Args:
         seconds: the budget.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -21,10 +22,10 @@ from particlevi.potentials.protocol import as_potential, is_potential
 from particlevi.potentials.random import global_seed
 from particlevi.potentials.starts import starting_points
 from particlevi.running.compiling import check_compiler
-from particlevi.running.converged import converged
+from particlevi.running.ends import Ends, Watcher
 from particlevi.running.folder import new_run, run_that_is_there
 from particlevi.running.loop import Loop
-from particlevi.running.monitor import Every, Monitor, Rule, as_monitor
+from particlevi.running.monitor import Monitor
 from particlevi.running.plan import Plan
 from particlevi.running.ranks import world_of
 from particlevi.running.saving import STATE_FILE, Saved
@@ -35,7 +36,7 @@ from particlevi.storage import checkpoint as files
 from particlevi.storage.ondisk import as_storage
 from particlevi.storage.recording import describe_keep
 from particlevi.storage.store import Storage
-from particlevi.tuning.automatic import Setup, prepare
+from particlevi.tuning.automatic import Setup, most_draws, prepare
 from particlevi.tuning.memory import recall
 from particlevi.tuning.stability import check_before_run
 from particlevi.typing import Potential, Sampler, Schedule, Tuner
@@ -43,6 +44,7 @@ from particlevi.typing import Potential, Sampler, Schedule, Tuner
 __all__ = ["Initial", "Watcher", "resume", "sample"]
 
 _CHAINS, _WARMUP_OF_A_TUNER = 8, 500
+_DRAWS = 1000
 
 Start: TypeAlias = Literal[
     "default", "fresh", "current", "jittered", "prior", "uniform", "normal", "init"
@@ -53,9 +55,6 @@ Initial: TypeAlias = (
     Tensor | Start | Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]] | Draws | None
 )
 """What tells where particles start."""
-
-Watcher: TypeAlias = Monitor | Rule | Every | Sequence[Rule | Every]
-"""A monitor, or the rules of one."""
 
 
 def sample(
@@ -68,6 +67,9 @@ def sample(
     initial: Initial = None,
     num_warmup: int | None = None,
     num_draws: int | None = None,
+    target_ess: float | None = None,
+    target_rhat: float | None = None,
+    max_seconds: float | None = None,
     thin: int | None = None,
     seed: int = 0,
     compile: bool = False,
@@ -91,8 +93,7 @@ def sample(
     Args:
         sampler: from ``pvi.sgld(potential)`` and its like; or a potential, and then sampler, start,
             step size, warm-up and number of draws are chosen (``docs/tuning.md``), all data are
-            taken at every step, and the run ends when ESS is 400 and R-hat 1.01 at worst
-            (``monitor=pvi.running.converged(ess, rhat)`` says otherwise).
+            taken at every step, and the run ends when ESS is 400 and R-hat 1.01 at worst.
         data: tensors or arrays with first dimension N, such as ``(x, y)``, from which minibatches
             are drawn here; or an iterable of batches that can be read many times, such as a
             ``DataLoader``, whose batches all particles share. Absent for a density without data.
@@ -108,7 +109,15 @@ def sample(
             ``state_dict`` (or values of Pyro's sites), or a list of them, one per particle; or
             ``Draws``, whose chains are gone on with from their last draws.
         num_warmup: steps not kept; none unless step sizes are tuned, 500 for a tuner of yours.
-        num_draws: T; 1000 unless step sizes are tuned.
+        num_draws: T; if absent as many as chosen where step sizes are tuned or there is a target,
+            4000 at most, and 1000 else.
+        target_ess: the run ends when the smallest effective sample size, of bulk and tail, is this,
+            and the largest R-hat that below: of the outputs at twenty of the data for a model with
+            outputs, else of the parameters (``pvi.running.converged``). 400 if only the other is
+            given. A run that ends before warns.
+        target_rhat: as above, 1.01 if only the other is given.
+        max_seconds: the run ends when it has taken so long, the search for a start and the warm-up
+            included.
         thin: steps per draw, 1 unless step sizes are tuned; rounded up to a multiple of the steps
             after which the method has a draw at all.
         seed: of all randomness of the run. Starting points, minibatches and noise have streams of
@@ -126,8 +135,7 @@ def sample(
         store: what is kept of a draw and where: a path for all parameters on disk, such as
             ``"draws.zarr"``, ``pvi.storage.OnDisk(path, keep=...)`` or
             ``pvi.storage.InMemory(keep=...)``; all parameters in memory if absent.
-        monitor: functions that look at the run now and then and may end it, such as
-            ``pvi.running.max_seconds(60)`` and ``pvi.running.target_ess(400)``, or a
+        monitor: functions that look at the run now and then and may end it, or a
             ``pvi.running.Monitor``. A run that ends before it reached a target among them warns.
         tuner: chooses the step size, and other controls, during the warm-up.
         processes: over which the particles are spread: ``"all"`` those that ``torchrun`` started
@@ -140,9 +148,10 @@ def sample(
         its own.
 
     Raises:
-        ValueError: an argument out of its range, data that do not fit the potential, batches or an
-            estimator under which the method does not sample what it says, or a potential that is
-            not finite at the start or, if asked to, cannot be compiled.
+        ValueError: an argument out of its range, targets twice or for particles that interact,
+            data that do not fit the potential, batches or an estimator under which the method does
+            not sample what it says, or a potential that is not finite at the start or, if asked
+            to, cannot be compiled.
         RuntimeError: ``compile=True`` with a torch before 2.12.
         MemoryError: the draws and the estimator's state would not fit in memory.
         FileExistsError: the checkpoint folder already holds a run, or the path of the store is
@@ -165,18 +174,20 @@ def sample(
         >>> bool((draws.particles.var() - 1).abs() < 0.1)
         True
     """
+    began = time.perf_counter()
     check_seed("seed", seed)
+    ends = Ends(target_ess, target_rhat, max_seconds)
+    until_converged = num_draws is None and not isinstance(_sampled(sampler), Sampler)
+    watcher = ends.added_to(monitor, until_converged)
     what, storage = _sampled(sampler), as_storage(store)
     if not are_several(processes):  # Several find out together, when the store is opened.
         storage.check()
     if isinstance(what, ModelPotential) or (step_size is None and tuner is None):
-        wanted = isinstance(what, ModelPotential) and num_draws is None
-        fewest = 2 if wanted else 1
+        fewest = 2 if until_converged else 1
         setup = _prepared(
             what, data, step_size, tuner, num_particles, initial, batch_size, int(seed), fewest
         )
-        monitor = _until_converged(monitor) if wanted else monitor
-        tuner = dataclasses.replace(setup.tuner, until_converged=wanted)
+        tuner = dataclasses.replace(setup.tuner, until_converged=until_converged)
         what, initial, num_particles = setup.sampler, setup.initial, None
         num_warmup = setup.num_warmup if num_warmup is None else num_warmup
         num_draws = setup.num_draws if num_draws is None else num_draws
@@ -184,8 +195,9 @@ def sample(
         batch_size = setup.batch_size
     if num_warmup is None:
         num_warmup = 0 if tuner is None else _WARMUP_OF_A_TUNER
-    num_draws, thin = 1000 if num_draws is None else num_draws, 1 if thin is None else thin
-    check_positive_int("num_draws", num_draws)
+    thin = 1 if thin is None else thin
+    if num_draws is not None:
+        check_positive_int("num_draws", num_draws)
     check_positive_int("num_warmup", num_warmup, minimum=0)
     check_positive_int("thin", thin)
     if batch_size is not None:
@@ -194,10 +206,13 @@ def sample(
         check_choice(name, flag, [True, False])
     schedule = None if step_size is None else as_schedule("step_size", step_size)
     tuner = _tuner(what, schedule, tuner, int(num_warmup))
-    watcher, batches = as_monitor(monitor), as_minibatches(batching)
+    ends.check(what.interacting)
+    batches = as_minibatches(batching)
     if compile:
         _check_compilable(what)
     start = _start(what.potential, num_particles, initial, int(seed))
+    if num_draws is None:
+        num_draws = most_draws(start) if ends.has_target else _DRAWS
     world = world_of(processes, what, len(start))
     if compile and world.crew is not None:
         raise ValueError(
@@ -232,7 +247,7 @@ def sample(
         plan = Plan.of(what, checked, settings, schedule, storage, tuner, folder, world)
         if not world.alone:
             world.check_same(plan.summary)
-        loop = Loop.start(plan, start)
+        loop = Loop.start(plan, start, began)
         if schedule is not None:
             check_before_run(what, start, checked, plan.source, schedule, plan.num_steps)
         return loop.run(watcher, progress)
@@ -245,6 +260,9 @@ def resume(
     *,
     step_size: float | Schedule | None = None,
     num_draws: int | None = None,
+    target_ess: float | None = None,
+    target_rhat: float | None = None,
+    max_seconds: float | None = None,
     store: Storage | str | Path | None = None,
     monitor: Watcher | None = None,
     tuner: Tuner | None = None,
@@ -263,6 +281,9 @@ def resume(
         data: as in the first run.
         step_size: needed again only if it was a function of the caller's own.
         num_draws: T of the whole, where a run is to be made longer than was first asked for.
+        target_ess: as for ``sample``, of the whole run; it need not be that of the first part.
+        target_rhat: as above.
+        max_seconds: as above.
         store: as in the first run; needed again only if it is no path.
         monitor: looks at what is left of the run; it need not be that of the first run.
         tuner: as in the first run.
@@ -288,7 +309,9 @@ def resume(
     runs, tuner, chosen = _as_it_was(folder, saved, what, data, tuner)
     # An end that was set by the caller is the caller's to set again.
     goes_on = chosen and saved.meta["chosen"]["until_converged"] and num_draws is None
-    watcher = _until_converged(monitor) if goes_on else as_monitor(monitor)
+    ends = Ends(target_ess, target_rhat, max_seconds)
+    ends.check(runs.interacting)
+    watcher = ends.added_to(monitor, goes_on)
     world = world_of(processes, runs, Settings(**saved.meta["settings"]).num_particles)
     with world.guard(), run_that_is_there(folder, world):
         return _resumed(
@@ -369,14 +392,6 @@ def _extended(settings: Settings, num_draws: int) -> Settings:
             "fewer. End it by monitor=, or take a part of its draws."
         )
     return dataclasses.replace(settings, num_draws=num_draws)
-
-
-def _until_converged(monitor: Watcher | None) -> Monitor:
-    """With the target of an automatic run, unless there is one already."""
-    watcher = as_monitor(monitor)
-    if watcher.targets:
-        return watcher
-    return dataclasses.replace(watcher, rules=(*watcher.rules, converged()))
 
 
 def _sampled(what: Sampler | Potential, caller: str = "sample") -> Sampler | ModelPotential:

@@ -48,7 +48,7 @@ from particlevi.tuning.step_size import suggest_step_size
 from particlevi.tuning.windows import windows
 from particlevi.typing import Potential, Sampler, Tuner
 
-__all__ = ["Setup", "prepare"]
+__all__ = ["Setup", "most_draws", "prepare"]
 
 _MOST_BYTES = 2**28
 _DECOHERENCE_OF_A_NET = 4.0
@@ -121,8 +121,6 @@ def prepare(
         start = _approached(objective, start, generator, reasons)
     sampler = what if isinstance(what, Sampler) else _choose(potential, start, reasons)
     tuner, num_warmup, thin = _tuner_of(sampler, start, objective, batch_size, reasons)
-    size = len(initial) * initial.shape[1] * initial.element_size()
-    num_draws = max(100, min(4000, _MOST_BYTES // size))
     seconds = time.perf_counter() - began
     told = because(
         tuner,
@@ -131,7 +129,13 @@ def prepare(
         seconds,
         sampler_chosen=sampler_chosen,
     )
-    return Setup(sampler, told, start.points, num_warmup, num_draws, thin, batch_size)
+    return Setup(sampler, told, start.points, num_warmup, most_draws(initial), thin, batch_size)
+
+
+def most_draws(initial: Tensor) -> int:
+    """Of a run that ends when it has reached a target, from starts ``[P, D]``; memory bounds it."""
+    size = initial.numel() * initial.element_size()
+    return max(100, min(4000, _MOST_BYTES // size))
 
 
 def _is_ensemble(start: Start) -> bool:
