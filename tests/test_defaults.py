@@ -100,7 +100,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "storage.projections": {"seed": 0},
     "running.Monitor": {"rules": (), "every": 100},
     "running.converged": {"ess": 400.0, "rhat": 1.01},
-    "running.target_ess": {"of": "parameters"},
     "tuning.bounded_heat": {
         "dynamics": "momentum",
         "compensated": False,

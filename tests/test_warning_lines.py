@@ -20,7 +20,7 @@ def _numbers_rounded_in_storage():
 
 
 def _a_target_missed():
-    rules = pvi.running.target_ess(1e6)
+    rules = pvi.running.converged(1e6)
     sampler = pvi.sgld(_gaussian())
     pvi.sample(sampler, step_size=0.1, num_particles=4, num_draws=5, monitor=rules, progress=False)
 

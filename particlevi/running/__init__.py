@@ -1,7 +1,7 @@
 """The loop, and what runs beside it."""
 
 from particlevi.running.converged import converged
-from particlevi.running.monitor import Every, Look, Monitor, Rule, Target, max_seconds, target_ess
+from particlevi.running.monitor import Every, Look, Monitor, Rule, Target, max_seconds
 from particlevi.running.world import OneProcess
 
 __all__ = [
@@ -13,5 +13,4 @@ __all__ = [
     "Target",
     "converged",
     "max_seconds",
-    "target_ess",
 ]

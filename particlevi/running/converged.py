@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils import _pytree as pytree
 
-from particlevi._checks import check_positive
+from particlevi._checks import check_choice, check_positive
 from particlevi.data import DataLike, as_data
 from particlevi.diagnostics import arviz
 from particlevi.diagnostics.views import View, series
@@ -49,12 +49,13 @@ class converged:
         ess: the smallest effective sample size.
         rhat: the largest R-hat.
         probe: inputs at which outputs are looked at; twenty of the data if absent.
+        of: ``"parameters"`` or ``"projections"`` in place of outputs, all of them.
 
     Attributes:
         seen: what it found when it last looked, in words; the progress bar shows it.
 
     Raises:
-        ValueError: a target out of its range.
+        ValueError: a target out of its range, anything else to look at, or inputs and ``of``.
 
     Examples:
         >>> import particlevi as pvi
@@ -70,6 +71,7 @@ class converged:
     ess: float = 400.0
     rhat: float = 1.01
     probe: Any = None
+    of: Literal["parameters", "projections"] | None = None
     seen: dict[str, str] = field(default_factory=dict, init=False, repr=False)
     _worst: list[int] = field(default_factory=list, init=False, repr=False)
 
@@ -78,6 +80,12 @@ class converged:
         check_positive("rhat", self.rhat)
         if not self.rhat > 1:
             raise ValueError(f"rhat must be above 1, which no run reaches, got {self.rhat!r}.")
+        check_choice("of", self.of, [None, "parameters", "projections"])
+        if self.of is not None and self.probe is not None:
+            raise ValueError(
+                f"Convergence is of outputs at inputs or of {self.of}, got both: leave of or probe "
+                "out."
+            )
 
     def __call__(self, look: Look) -> str | None:
         """The reason to end, if there is one."""
@@ -119,6 +127,8 @@ class converged:
 
     def _looked_at(self, draws: Draws, data: Any) -> tuple[View, Any]:
         """What is looked at, and its values ``[P, T, K]`` along the chains."""
+        if self.of is not None:
+            return self.of, series(draws, self.of, None, _MOST_COORDINATES, "Convergence")
         probe = self.probe
         if probe is None and draws.potential is not None:
             probe = probe_inputs(draws.potential, data)

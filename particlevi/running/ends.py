@@ -61,8 +61,12 @@ class Ends:
                     f"The run has two targets, target_ess={self.ess} or target_rhat={self.rhat} "
                     f"and {watcher.targets[0]!r} in monitor, but it ends at one: leave one out."
                 )
-            named = {"ess": self.ess, "rhat": self.rhat}
-            rules.append(converged(**{k: v for k, v in named.items() if v is not None}))
+            target = converged()
+            if self.ess is not None:
+                target = replace(target, ess=self.ess)
+            if self.rhat is not None:
+                target = replace(target, rhat=self.rhat)
+            rules.append(target)
         if self.seconds is not None:
             rules.append(max_seconds(self.seconds))
         return replace(watcher, rules=tuple(rules))

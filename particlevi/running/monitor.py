@@ -1,16 +1,15 @@
-"""What looks at a run while it goes on, and may end it: functions of the user, and three rules."""
+"""What looks at a run while it goes on, and may end it: functions of the user, and a budget."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-import numpy as np
 from torch import Tensor
 
-from particlevi._checks import as_list, check_choice, check_positive, check_positive_int
+from particlevi._checks import as_list, check_positive, check_positive_int
 from particlevi.data import Data
 from particlevi.draws import Draws
 from particlevi.typing import Controls
@@ -24,7 +23,6 @@ __all__ = [
     "as_monitor",
     "has_grown",
     "max_seconds",
-    "target_ess",
 ]
 
 _GROWTH = 1.2
@@ -144,75 +142,6 @@ class max_seconds:
 
 
 @dataclass(frozen=True)
-class target_ess:
-    """End the run when its effective sample size, and R-hat if asked for, are good enough.
-
-    The smallest bulk ESS and the largest R-hat count. They are worked out each time the draws have
-    grown by a fifth. A run that ends when it looks good looks a little better than it is, so aim
-    above what is needed.
-
-    Args:
-        ess: the smallest effective sample size.
-        rhat: the largest R-hat; it does not matter if absent.
-        of: ``"parameters"``, or ``"projections"``, which costs less where there are many.
-
-    Attributes:
-        seen: what it found when it last looked, in words; the progress bar shows it.
-
-    Raises:
-        ValueError: a target out of its range, or anything else to look at.
-
-    Examples:
-        >>> import particlevi as pvi
-        >>> normal = pvi.from_log_density(lambda x: -0.5 * x.square().sum(), 1)
-        >>> draws = pvi.sample(
-        ...     pvi.sghmc(normal), step_size=0.5, num_particles=4, num_draws=10**5,
-        ...     monitor=target_ess(400, rhat=1.02), progress=False,
-        ... )
-        >>> bool(draws.ess().min() >= 400), draws.particles.shape[1] < 10**5
-        (True, True)
-    """
-
-    ess: float
-    rhat: float | None = None
-    of: Literal["parameters", "projections"] = "parameters"
-    seen: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        check_positive("ess", self.ess)
-        check_choice("of", self.of, ["parameters", "projections"])
-        if self.rhat is not None:
-            check_positive("rhat", self.rhat)
-            if self.rhat <= 1:
-                raise ValueError(f"rhat must be above 1, which no run reaches, got {self.rhat!r}.")
-
-    def __call__(self, look: Look) -> str | None:
-        """The reason to end, if there is one."""
-        if not has_grown(look.num_draws_before, look.num_draws):
-            return None
-        enough, found = self._reached(look)
-        return found if enough else None
-
-    def missed(self, look: Look) -> str | None:
-        """What a run that ended for another reason did not reach, in words."""
-        if look.num_draws < _FEWEST_DRAWS:
-            return f"The run ended after {look.num_draws} draws, too few to tell what they are."
-        enough, found = self._reached(look)
-        return None if enough else f"The run ended before its target: {found}."
-
-    def _reached(self, look: Look) -> tuple[bool, str]:
-        draws = look.draws()
-        ess = float(np.min(draws.ess(self.of)))
-        self.seen["ESS"] = f"{ess:.0f}"
-        found = f"target_ess({self.ess:g}): the smallest ESS is {ess:.0f}"
-        if self.rhat is None or not ess >= self.ess:
-            return ess >= self.ess, found
-        rhat = float(np.max(draws.rhat(self.of)))
-        self.seen[f"R-hat of {self.of}"] = f"{rhat:.3f}"
-        return rhat <= self.rhat, f"{found}, the largest R-hat {rhat:.3f}"
-
-
-@dataclass(frozen=True)
 class Monitor:
     """What looks at a run while it goes on.
 
@@ -226,7 +155,7 @@ class Monitor:
         TypeError: a rule that cannot be called.
 
     Examples:
-        >>> Monitor([max_seconds(60), target_ess(400)], every=200).every
+        >>> Monitor([max_seconds(60), lambda look: look.step > 500], every=200).every
         200
     """
 

@@ -195,7 +195,6 @@ ROOMS = {
     "running.Every": Call(running.Every, {"steps": 2, "rule": lambda look: None}, things.with_rule),
     "running.Monitor": Call(running.Monitor, {}, things.with_monitor),
     "running.max_seconds": Call(running.max_seconds, {"seconds": 1.0}, things.with_rule),
-    "running.target_ess": Call(running.target_ess, {"ess": 5}, things.with_rule),
     "running.converged": Call(running.converged, {"ess": 5.0}, things.with_rule),
     "storage.OnDisk": Call(storage.OnDisk, {"path": "draws"}),
     "storage.moments": Call(storage.moments, {}),

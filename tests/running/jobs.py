@@ -248,7 +248,7 @@ def rules(number: int) -> dict[str, Any]:
     seen: list[int] = []
     potential = pvi.from_log_density(lambda theta: -0.5 * theta.square().sum(), num_params=2)
     run = {**SHORT, "num_draws": 10_000, "step_size": 0.3}
-    watch = [pvi.running.target_ess(300), Every(100, lambda look: seen.append(look.step))]
+    watch = [pvi.running.converged(300, 1.1), Every(100, lambda look: seen.append(look.step))]
     return {
         **_caught(lambda: pvi.sample(pvi.sghmc(potential), **run, monitor=watch)),
         "seen": seen,

@@ -77,3 +77,13 @@ def test_it_looks_again_where_the_size_is_smallest_and_where_chains_disagree_mos
     until = pvi.running.converged(ess=1e6)
     until(look_at(mixed, COUNTS[-1]))
     assert until._worst == [3, PARTS - 1]
+
+
+@pytest.mark.parametrize("of", ["parameters", "projections"])
+def test_of_a_model_with_outputs_it_looks_at_what_is_asked_for(of):
+    net = torch.nn.Linear(2, 1)
+    potential = pvi.from_module(net, pvi.Gaussian(0.5), pvi.Normal(1.0), num_data=10)
+    data = torch.randn(10, 2), torch.randn(10, 1)
+    rule = pvi.running.converged(50, rhat=1.5, of=of)
+    draws = pvi.sample(potential, data, num_particles=4, monitor=rule, progress=False)
+    assert f"of {of}," in draws.attrs["ended_by"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import particlevi as pvi
-from particlevi.running import Every, Monitor, max_seconds, target_ess
+from particlevi.running import Every, Monitor, converged, max_seconds
 from particlevi.running.monitor import has_grown
 from tests import registry
 
@@ -61,17 +61,16 @@ def test_the_time_budget_includes_earlier_parts(tmp_path):
 
 
 def test_the_target_of_effective_draws_is_reached_and_not_far_exceeded():
-    draws = pvi.sample(
-        pvi.sghmc(DENSITY), **(LONG | {"monitor": target_ess(300), "step_size": 0.3})
-    )
-    assert draws.attrs["ended_by"].startswith("target_ess(300)")
+    rule = converged(300, rhat=1.1)
+    draws = pvi.sample(pvi.sghmc(DENSITY), **(LONG | {"monitor": rule, "step_size": 0.3}))
+    assert draws.attrs["ended_by"].startswith("converged")
     assert 300 <= draws.ess().min() < 900
 
 
 def test_a_target_of_rhat_keeps_chains_going_that_disagree():
     initial = torch.tensor([[-30.0] * 3, [30.0] * 3], dtype=torch.float64)
     options = {"initial": initial, "step_size": 1e-3, "num_draws": 300, "progress": False}
-    rules = target_ess(2), target_ess(2, rhat=1.05)
+    rules = converged(2, rhat=1e6), converged(2, rhat=1.05)
     short = pvi.sample(pvi.sgld(DENSITY), monitor=rules[0], **options)
     with pytest.warns(pvi.errors.NotConvergedWarning, match="the largest R-hat"):
         long = pvi.sample(pvi.sgld(DENSITY), monitor=rules[1], **options)
@@ -88,9 +87,10 @@ def test_what_is_no_rule_is_refused(bad):
 def test_rules_check_their_arguments():
     for make in (
         lambda: max_seconds(0),
-        lambda: target_ess(-1),
-        lambda: target_ess(10, rhat=1.0),
-        lambda: target_ess(10, of="everything"),
+        lambda: converged(-1),
+        lambda: converged(10, rhat=1.0),
+        lambda: converged(10, of="everything"),
+        lambda: converged(10, of="parameters", probe=torch.zeros(2, 1)),
         lambda: Every(0, print),
         lambda: Monitor(every=0),
     ):
@@ -106,11 +106,9 @@ def test_draws_have_grown_when_they_pass_a_power_of_1_2(before, now, grown):
     assert has_grown(before, now) is grown
 
 
-@pytest.mark.parametrize(
-    ("rule", "shown"),
-    [(pvi.running.converged(1e6), "R-hat of parameters="), (target_ess(1e6), "ESS=")],
-)
-def test_the_progress_bar_shows_what_a_target_saw(rule, shown, capsys):
+@pytest.mark.parametrize("shown", ["R-hat of parameters=", "ESS="])
+def test_the_progress_bar_shows_what_a_target_saw(shown, capsys):
+    rule = converged(1e6)
     with pytest.warns(pvi.errors.NotConvergedWarning):
         pvi.sample(pvi.sghmc(DENSITY), step_size=0.3, num_particles=4, num_draws=300, monitor=rule)
     assert shown in capsys.readouterr().err
