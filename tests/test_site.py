@@ -13,6 +13,7 @@ import pytest
 import particlevi
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "docs"))  # families
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +37,18 @@ def site(tmp_path_factory):
 
 
 def test_every_public_name_is_on_a_page(site):
-    import sys as system
-
-    system.path.insert(0, str(ROOT / "docs"))
     import families
 
     assert set(particlevi.__all__) <= families.names()
+
+
+def test_every_sampler_has_a_paper_to_cite():
+    import families
+
+    page = (ROOT / "docs" / "citing.md").read_text()
+    samplers = [*families.FAMILIES["langevin"][1], *families.FAMILIES["stein"][1]]
+    assert [name for name in samplers if f"`{name}" not in page] == ["check_collapse"]
+    assert f"version = {{{particlevi.__version__}}}" in page
 
 
 def test_examples_are_code_and_not_quotes(site):

@@ -22,6 +22,7 @@ OPTION = re.compile(r"^:(\w+): *(.*)\n")
 
 SMALL = {"num_particles": 4, "num_warmup": 60, "num_draws": 20}
 QUICK: dict[str, dict[str, object]] = {
+    "start": {**SMALL, "num_particles": 8},
     "regression": {**SMALL, "point_steps": 50},
     "images": {**SMALL, "epochs": 2, "compiled": False},
     "eight_schools": {**SMALL, "num_particles": 8, "careful_warmup": 60},
