@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-__all__ = ["BUFFER_BYTES", "block_length", "boxes", "chunk_shape"]
+__all__ = ["BUFFER_BYTES", "block_length", "boxes", "chunk_shape", "is_large"]
 
 BUFFER_BYTES = 2**26
 """Of draws that wait for their chunk to be full."""
@@ -24,6 +24,15 @@ def block_length(draw_bytes: int, num_draws: int) -> int:
     (1, 1000)
     """
     return max(1, min(num_draws, BUFFER_BYTES // max(1, draw_bytes)))
+
+
+def is_large(draw_bytes: int) -> bool:
+    """Whether a draw of all particles is more than the buffer holds two of.
+
+    >>> is_large(8 * 10_000_000 * 4), is_large(4 * 100 * 4)
+    (True, False)
+    """
+    return 2 * draw_bytes > BUFFER_BYTES
 
 
 def chunk_shape(

@@ -8,6 +8,7 @@ import math
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from particlevi._warning import warn
 from particlevi.drawset import DrawSet
 from particlevi.drawset.lazy import LazyTensor
 from particlevi.storage import drawfile
-from particlevi.storage.chunking import block_length, chunk_shape
+from particlevi.storage.behind import Behind
+from particlevi.storage.chunking import block_length, chunk_shape, is_large
 from particlevi.storage.groups import Names, Own, check_name, group_names, group_names_of
 from particlevi.storage.hierarchy import DRAW, Hierarchy
 from particlevi.storage.rounding import Rounding
@@ -46,6 +48,9 @@ class DiskStore:
     same draws and more, and the number of draws grows after they are there. Of several processes
     each writes the chunks that hold its chains only; the first writes all other files, and says
     how many draws there are once every process has written them.
+
+    A large draw is written by a thread, from the tensor itself, which must stay as it is. It is
+    announced when the next one comes or the monitor looks, so that there is one at a time.
     """
 
     def __init__(self, hierarchy: Hierarchy, recording: Recording, run: str, count: int):
@@ -61,6 +66,8 @@ class DiskStore:
         self.rounding: Rounding = Rounding(recording.dtype, max(1, width // _LOOKED_AT))
         draw = recording.num_particles * width * recording.dtype.itemsize
         self.length: int = block_length(draw, recording.num_draws)
+        self.large: bool = is_large(draw)
+        self.behind: Behind = Behind()
         self.values: dict[str, dict[str, Series]] = {}
         self.stats: dict[str, dict[str, Series]] = {}
         self.names: Names = group_names(recording.known["facts"].kind)
@@ -209,41 +216,68 @@ class DiskStore:
         )
 
     def append(self, kept: Tensor, stats: Mapping[str, Tensor | float]) -> None:
-        """One draw of every particle.
+        """One draw of every particle, which is not copied if it is large.
 
         Raises:
-            OSError: the disk is full, or fails in another way.
+            OSError: the disk is full, or fails in another way; of a large draw, at the next one.
+            RuntimeError: the large draw before was changed since.
         """
+        if self.large:
+            self._commit_if_new()
         warm = self.count < self.recording.num_warmup
         names, place = self.names.prefixed(warm), self._filled(warm)
         try:
             self._put(names, place, kept, stats)
             self.count += 1
-            over = self.count in (self.recording.num_warmup, self.recording.num_draws)
-            late = self.team.alone and self._is_late()
-            series = [*self.values[names.posterior].values()]
-            series += [each for each in self.stats[names.stats].values() if each.staged]
-            if over or late or any(each.due(place + 1) for each in series):
+            if self._is_due(names, place):
                 self.commit()
         except OSError as error:
             raise self._failure(error) from error
+
+    def _is_due(self, names: Names, place: int) -> bool:
+        """Whether the draws up to one at ``place`` of its group are to be announced at once."""
+        if self.count in (self.recording.num_warmup, self.recording.num_draws):
+            return True
+        if self.large:
+            return False
+        series = [*self.values[names.posterior].values()]
+        series += [each for each in self.stats[names.stats].values() if each.staged]
+        late = self.team.alone and self._is_late()
+        return late or any(each.due(place + 1) for each in series)
 
     def _put(
         self, names: Names, place: int, kept: Tensor, stats: Mapping[str, Tensor | float]
     ) -> None:
         series, parts = self.values[names.posterior], self.recording.recorder.parts
         sizes = [math.prod(shape) for shape in parts.values()]
+        values: dict[str, Tensor] = {}
         for (name, shape), part in zip(parts.items(), kept.split(sizes, -1), strict=True):
             stored = part.unflatten(-1, shape) if shape else part[:, 0]
-            series[f"{names.raw(self.own.replaced, name)}/{name}"].put(place, stored)
+            values[f"{names.raw(self.own.replaced, name)}/{name}"] = stored
         if self.own.shapes:
             found = self.own.of(kept)
-            for name in self.own.shapes:
-                series[f"{names.posterior}/{name}"].put(place, found[name])
+            values |= {f"{names.posterior}/{name}": found[name] for name in self.own.shapes}
         looked_at = kept[:, :: self.rounding.every]
         if kept.dtype != self.recording.dtype:
             self.rounding.note(looked_at, looked_at.to("cpu", self.recording.dtype))
         self._put_stats(names, place, stats)
+
+        version = kept._version
+
+        def put() -> None:
+            for name, value in values.items():
+                series[name].put(place, value)
+            if kept._version != version:
+                raise RuntimeError(
+                    "The sampler changed the particles of a draw in place while it was being "
+                    "written to disk: a step must give new tensors, such as position + change in "
+                    "place of position.add_(change)."
+                )
+
+        if self.large:
+            self.behind.start(put)
+        else:
+            put()
 
     def _put_stats(self, names: Names, place: int, stats: Mapping[str, Tensor | float]) -> None:
         series = self.stats.setdefault(names.stats, {})
@@ -276,6 +310,11 @@ class DiskStore:
 
     def commit(self) -> None:
         """Put all draws on disk, and then say how many there are."""
+        try:
+            self.behind.wait()
+        except Exception:
+            self._fail()
+            raise
         for warm in (True, False):
             names, filled = self.names.prefixed(warm), self._filled(warm)
             series = [*self.values[names.posterior].values()]
@@ -297,19 +336,28 @@ class DiskStore:
         return time.monotonic() - self.noted > _SECONDS
 
     def tend(self) -> None:
-        """Put on disk what several processes have kept for long."""
-        if not self.team.alone and self.team.said(self._is_late()):
+        """Announce a large draw that is written, and what several processes have kept for long."""
+        if self.team.alone:
+            due = self.large and not self.behind.busy
+        else:
+            due = bool(self.team.said(self._is_late()))
+        if due:
             self._commit_if_new()
 
     def abandon(self) -> None:
         """End with the draws that were announced, where others are not to be waited for."""
         if not self.team.alone:
-            self.failed, self.count = True, self.committed
+            with suppress(Exception):
+                self.behind.wait()
+            self._fail()
+
+    def _fail(self) -> None:
+        """End with the draws that were announced."""
+        self.failed, self.count = True, self.committed
 
     def _failure(self, error: OSError) -> OSError:
         """What went wrong with the disk; the draws that were whole before stay."""
-        self.failed = True
-        self.count = self.committed
+        self._fail()
         what = "The disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
         return type(error)(
             error.errno,

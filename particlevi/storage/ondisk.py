@@ -8,9 +8,9 @@ scales), they are in ``posterior`` and what is sampled in ``unconstrained_poster
 which only the last state is the sample are in ``particles``, since a reader would take them for
 chains.
 
-Memory: draws wait in a buffer of at most 64 MB for their chunk to be full, or go straight to disk
-where one draw of all particles is larger than half of that. A chunk that is not full yet is written
-when the run is saved, looked at or over, and every 30 seconds.
+Memory: draws wait in a buffer of at most 64 MB for their chunk to be full. A chunk that is not full
+yet is written when the run is saved, looked at or over, and every 30 seconds. Where one draw of all
+particles is larger than half of the buffer, a thread writes it while the next steps are made.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from uuid import uuid4
 import torch
 
 from particlevi._checks import check_choice
-from particlevi.storage.chunking import block_length
+from particlevi.storage.chunking import block_length, is_large
 from particlevi.storage.diskstore import DiskStore
 from particlevi.storage.hierarchy import check_zarr
 from particlevi.storage.keeping import Keep
@@ -94,8 +94,8 @@ class OnDisk:
     def nbytes(self, num_particles: int, num_draws: int, size: int, dtype: torch.dtype) -> int:
         """Memory of the draws in bytes: of those that wait, and of chunks being written."""
         draw = num_particles * size * dtype.itemsize
-        length = block_length(draw, num_draws)
-        return (draw * length if length > 1 else 0) + min(draw * num_draws, _WRITERS_BYTES)
+        held = 1 if is_large(draw) else block_length(draw, num_draws)
+        return draw * held + min(draw * num_draws, _WRITERS_BYTES)
 
     def check(self) -> None:
         """Refuse a place where no run can begin.

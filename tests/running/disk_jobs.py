@@ -45,16 +45,22 @@ def runs() -> dict[str, Callable[[Any], pvi.Draws]]:
 
 
 def stores(number: int, folder: str) -> dict[str, Any]:
-    """Each with two sizes of chunks: of one chain, and of several."""
+    """Each with two sizes of chunks: of one chain, and of several; chains also by a thread."""
     cut_small()
     found: dict[str, Any] = {}
+
+    def store(key: str, run: Callable[[Any], pvi.Draws]) -> None:
+        draws = run(OnDisk(f"{folder}/{key}", warmup=True))
+        lazy = isinstance(draws.particles, LazyTensor)
+        found[key] = {**told(draws), "lazy": lazy, "warmup": draws.warmup.numpy()}
+
     for smallest in (chunking._SMALLEST, 1):
         chunking._SMALLEST = smallest
         for name, run in runs().items():
-            key = f"{name}-{'one' if smallest == 1 else 'several'}"
-            draws = run(OnDisk(f"{folder}/{key}", warmup=True))
-            lazy = isinstance(draws.particles, LazyTensor)
-            found[key] = {**told(draws), "lazy": lazy, "warmup": draws.warmup.numpy()}
+            store(f"{name}-{'one' if smallest == 1 else 'several'}", run)
+    diskstore.block_length = lambda size, draws: 1
+    diskstore.is_large = lambda size: True
+    store("chains-behind", runs()["chains"])
     return found
 
 

@@ -23,6 +23,7 @@ pytest.importorskip("zarr")
 started = partial(started_in, "tests.running.disk_jobs")
 SIZES = [3, pytest.param(2, marks=pytest.mark.slow)]
 RUNS = [f"{name}-{chunks}" for name in disk_jobs.runs() for chunks in ("several", "one")]
+RUNS += ["chains-behind"]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def written(request, folder):
 def small_chunks():
     """What ``disk_jobs`` changes, as it was after the tests."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("block_length", "_STATS_BYTES"):
+        for name in ("block_length", "is_large", "_STATS_BYTES"):
             patch.setattr(diskstore, name, getattr(diskstore, name))
         patch.setattr(chunking, "_SMALLEST", chunking._SMALLEST)
         yield
@@ -79,7 +80,7 @@ def test_the_store_has_the_files_of_one_process(name, written, alone):
         assert torch.allclose(*values, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("chunks", ["several", "one"])
+@pytest.mark.parametrize("chunks", ["several", "one", "behind"])
 def test_chains_are_written_bit_for_bit(chunks, written, alone):
     """No tuner sums over chains there, so that even roundings are those of one process."""
     name = f"chains-{chunks}"
