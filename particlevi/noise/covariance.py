@@ -31,24 +31,19 @@ from particlevi._checks import (
     check_finite,
     check_flag,
     check_function,
-    check_positive,
     check_positive_int,
 )
 from particlevi._shown import Shown
+from particlevi.curvature.factors import Factors, squared_norms
 from particlevi.curvature.second_order import second_order
 from particlevi.data import DataLike
 from particlevi.noise.balance import Balance, balance_of
+from particlevi.noise.eigenvalues import spectrum_of
 from particlevi.noise.gaussianity import Gaussianity
 from particlevi.noise.minibatches import gaussianity_of, tail_index_of
 from particlevi.noise.persample import PerSample, of_module, of_potential
 from particlevi.noise.scalings import FreshBatching, batch_factor
-from particlevi.noise.spectrum import (
-    Spectrum,
-    covariance_spectrum,
-    gram_spectrum,
-    sum_of_squares,
-    top_spectrum,
-)
+from particlevi.noise.spectrum import Spectrum
 from particlevi.noise.tails import TailIndex
 from particlevi.potentials.layout import Layout
 from particlevi.potentials.potential import ModelPotential
@@ -59,7 +54,7 @@ __all__ = ["Estimate", "GradientNoise", "check_noise", "measure"]
 
 _MOST_NUMBERS = 2**25
 _MOST_BYTES = 2e9
-_DEAR = 0.37
+_FEW, _DEAR = 6, 0.37
 
 
 class Estimate(NamedTuple):
@@ -141,6 +136,25 @@ class GradientNoise(Shown):
     def _rows_size(self) -> int:
         return max(1, min(self.chunk_size, _MOST_NUMBERS // self.num_params))
 
+    @cached_property
+    def _kept_numbers(self) -> int:
+        """Of the gradient of a datum: D, or fewer where it has factors."""
+        if self.samples.factors is None:
+            return self.num_params
+        piece, names = self.samples.piece(0, 1), tuple(self.samples.layout.shapes)
+        return sum(found.width for found in self.samples.factors(self.position, piece, names))
+
+    def _factors(self) -> Iterator[list[Factors]]:
+        """Of the per-sample gradients in order, some data at a time."""
+        if self.samples.factors is None:
+            for rows in self.per_sample():
+                yield [Factors(None, rows)]
+            return
+        names = tuple(self.samples.layout.shapes)
+        size = max(1, min(self.chunk_size, _MOST_NUMBERS // self._kept_numbers))
+        for start, stop in self._ranges(size, "factors of gradients"):
+            yield self.samples.factors(self.position, self.samples.piece(start, stop), names)
+
     @property
     def _pass_size(self) -> int:
         # Masks are drawn chunk by chunk: the same chunks everywhere give the same masks.
@@ -194,15 +208,21 @@ class GradientNoise(Shown):
         slopes = self.slopes(vector)
         if centered:
             slopes = slopes - slopes.mean()
-        total = torch.zeros_like(self.position, dtype=torch.float64)
+        return self._combined(slopes[:, None])[:, 0] / self.num_data
+
+    def _combined(self, weights: Tensor) -> Tensor:
+        """``sum_k w_k g_k [D, K]`` for columns ``w [N, K]``, by one pass over the data."""
+        total = self.position.new_zeros(weights.shape[1], self.num_params)
         for start, stop in self._ranges(self._pass_size, "backward mode"):
-            total += self._backward(start, stop, slopes[start:stop])
-        return (total / self.num_data).to(self.position.dtype)
+            pull = self.samples.transposed(self.position, start, stop)
+            for k, column in enumerate(weights[start:stop].T):
+                total[k] += pull(column)
+        return total.T
 
     def matmat(self, vectors: Tensor, centered: bool = True) -> Tensor:
-        """``C V [D, K]`` for columns ``V [D, K]``, by one pass over the data.
+        """``C V [D, K]`` for columns ``V [D, K]``.
 
-        Its graph serves all columns; of many columns per-sample gradients are cheaper.
+        One graph of the losses serves all columns; of many, per-sample gradients are cheaper.
 
         In the dtype and on the device of the position, whatever those of the columns are.
         """
@@ -212,11 +232,13 @@ class GradientNoise(Shown):
                 f"vectors must be columns [{self.num_params}, K], got {got}; matvec takes one."
             )
         vectors = vectors.to(self.position)
-        if vectors.shape[1] == 1:
-            return self.matvec(vectors[:, 0], centered)[:, None]
+        count = vectors.shape[1]
+        if 0 < count <= _FEW:
+            slopes = torch.stack([self.slopes(column) for column in vectors.T], 1)
+            return self._combined(slopes - centered * slopes.mean(0)) / self.num_data
         mean = self.gradient if centered else torch.zeros_like(self.position)
         # Where a pass of per-sample gradients is dearer than the products: measured on wide nets.
-        if 0 < vectors.shape[1] <= self.num_params**_DEAR:
+        if 0 < count <= self.num_params**_DEAR:
             images = torch.zeros_like(vectors.T)
             for start, stop in self._ranges(self._pass_size, "products"):
                 push, pull = self.samples.linearised(self.position, start, stop)
@@ -234,15 +256,15 @@ class GradientNoise(Shown):
     ) -> Estimate:
         """The trace, exactly from per-sample squared norms, or by Hutchinson's estimator.
 
+        Of a module the norms take a few gradients, else a pass of per-sample gradients.
+
         Args:
             num_probes: random sign vectors, one forward-mode pass each; exact if absent.
             centered: of ``C``, else of ``F``.
             seed: of the probes.
         """
         if num_probes is None:
-            mean = self.gradient if centered else torch.zeros_like(self.position)
-            norms = [(rows - mean).double().square().sum(1) for rows in self.per_sample()]
-            squared = torch.cat(norms)
+            squared = self._squared_lengths(centered)
             error = float(squared.std()) / math.sqrt(len(squared)) if len(squared) > 1 else math.nan
             return Estimate(float(squared.mean()), 0.0, error)
         check_positive_int("num_probes", num_probes, minimum=2)
@@ -254,6 +276,18 @@ class GradientNoise(Shown):
             found.append(slopes.var(correction=0) if centered else slopes.square().mean())
         values = torch.stack(found)
         return Estimate(float(values.mean()), float(values.std()) / math.sqrt(num_probes))
+
+    def _squared_lengths(self, centered: bool) -> Tensor:
+        """``|g_k - g|^2 [N]``, or ``|g_k|^2``, in float64."""
+        if self.samples.factors is None:
+            mean = self.gradient if centered else torch.zeros_like(self.position)
+            return torch.cat([(rows - mean).double().square().sum(1) for rows in self.per_sample()])
+        squared = torch.cat([squared_norms(factors) for factors in self._factors()])
+        if not centered:
+            return squared
+        mean = self.gradient
+        along = self.slopes(mean).double()
+        return (squared - 2 * along + mean.double().square().sum()).clamp(min=0)
 
     def diagonal(self, centered: bool = True) -> Tensor:
         """The diagonal ``[D]`` of ``C``, or of ``F``; for modules by a few gradients."""
@@ -296,42 +330,22 @@ class GradientNoise(Shown):
     ) -> Spectrum:
         """Eigenvalues, largest first.
 
-        All of them come from the Gram matrix of the gradients ``[N, N]`` where ``N < D``, else
-        from ``[D, D]``, in float64. The largest few come from a block Krylov space, and carry
-        bounds on their errors and eigenvectors. Gradients ``[N, D]`` that take less than
-        ``max_bytes`` are kept, else products are computed anew for every block.
+        All of them come from the inner products of the gradients ``[N, N]`` where ``N < D``, else
+        from the matrix ``[D, D]``, in float64. The largest few come from the same where that is
+        cheaper, else from a block Krylov space, and carry bounds on their errors and eigenvectors.
+        The inner products of a module's gradients are made of the inputs and slopes of its layers,
+        so that no gradients ``[N, D]`` are formed.
 
         Args:
             top: how many; all if absent.
             centered: of ``C``, else of ``F``.
             seed: of the first block.
-            max_bytes: of memory for gradients, or for a matrix; 2 GB.
+            max_bytes: of memory beside that of a chunk; 2 GB.
 
         Raises:
-            MemoryError: all eigenvalues, where gradients or matrix would take more.
+            MemoryError: what was asked for takes more.
         """
-        check_positive("max_bytes", max_bytes)
-        n, d = self.num_data, self.num_params
-        held, square = n * d * self.position.element_size(), min(n, d) ** 2 * 8
-        if top is None:
-            if square > max_bytes or (n < d and held > max_bytes):
-                raise MemoryError(
-                    f"All eigenvalues need {held / 1e9:.1f} GB of gradients [{n}, {d}] and "
-                    f"{square / 1e9:.1f} GB for a matrix, more than {max_bytes / 1e9:.3g} GB: "
-                    "raise max_bytes, or ask for the largest few by top=200."
-                )
-            if n < d:
-                return gram_spectrum(self._held(centered), d)
-            return covariance_spectrum(self.dense(centered), n)
-        check_positive_int("top", top)
-        settings: dict[str, Any] = {"num_params": d, "num_data": n, "like": self.position}
-        settings |= {"seed": seed, "rank": n - 1 if centered else n}
-        if held > max_bytes:
-            trace = self.trace(centered=centered).value
-            return top_spectrum(lambda v: self.matmat(v, centered), top, trace, **settings)
-        rows = self._held(centered)
-        trace = sum_of_squares(rows) / n
-        return top_spectrum(lambda v: rows.T @ (rows @ v) / n, top, trace, **settings)
+        return spectrum_of(self, top, centered, seed, max_bytes)
 
     def gaussianity(
         self,

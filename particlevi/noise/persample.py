@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from particlevi._checks import check_choice
+from particlevi.curvature.factors import Factors, gradient_factors
 from particlevi.curvature.second_order import second_order
 from particlevi.curvature.squares import GradientSquares, gradient_squares
 from particlevi.data import DataLike, Place, as_pairs
@@ -60,6 +61,8 @@ class PerSample:
             (LSTM, GRU) cannot be vectorised over data.
         squares: ``theta`` and some data to the sums of their gradients and of the squares of these,
             at about the cost of one gradient; None where that is not known.
+        factors: ``theta``, some data and names of parameters to the factors of their gradients;
+            None where these are not known.
     """
 
     one: Loss
@@ -71,6 +74,7 @@ class PerSample:
     random: bool = False
     looping: bool = False
     squares: Callable[[Tensor, Any], GradientSquares] | None = None
+    factors: Callable[[Tensor, Any, tuple[str, ...]], list[Factors]] | None = None
 
     @property
     def num_data(self) -> int:
@@ -106,15 +110,14 @@ class PerSample:
             losses = self.losses(leaf, start, stop)
             weights = torch.ones_like(losses, requires_grad=True)
             (back,) = torch.autograd.grad(losses, leaf, weights, create_graph=True)
+        return Linearised(partial(_pulled, back, weights), partial(_pulled, losses, leaf))
 
-        def pulled(values: Tensor, point: Tensor, by: Tensor) -> Tensor:
-            with second_order():
-                (found,) = torch.autograd.grad(
-                    values, point, by, retain_graph=True, materialize_grads=True
-                )
-            return found
-
-        return Linearised(partial(pulled, back, weights), partial(pulled, losses, leaf))
+    def transposed(self, theta: Tensor, start: int, stop: int) -> Callable[[Tensor], Tensor]:
+        """``pull`` alone, from half the graph."""
+        leaf = theta.detach().requires_grad_()
+        with second_order(), torch.enable_grad():
+            losses = self.losses(leaf, start, stop)
+        return partial(_pulled, losses, leaf)
 
     def restrict(self, theta: Tensor, columns: Tensor, layout: Layout) -> PerSample:
         """The same losses as functions of ``theta[columns]``, the rest held at ``theta``."""
@@ -122,7 +125,7 @@ class PerSample:
         def whole(part: Tensor) -> Tensor:
             return theta.index_copy(0, columns, part)
 
-        squares = self.squares
+        squares, factors = self.squares, self.factors
 
         def some(part: Tensor, data: Any) -> GradientSquares:
             assert squares is not None
@@ -132,6 +135,7 @@ class PerSample:
         return replace(
             self,
             squares=None if squares is None else some,
+            factors=None if factors is None else lambda part, *rest: factors(whole(part), *rest),
             one=lambda part, datum: self.one(whole(part), datum),
             many=lambda part, data: self.many(whole(part), data),
             layout=layout,
@@ -231,6 +235,7 @@ def of_module(
         device=like.device,
         random=mode == "train",
         squares=None if mode == "train" else partial(_squares, module, layout, loss_fn),
+        factors=None if mode == "train" else partial(gradient_factors, module, layout, loss_fn),
     )
     with torch.no_grad(), seeded(0):
         for start in range(0, len(tensors[0]), _CHECKED):
@@ -246,6 +251,13 @@ def of_module(
     if _vectorises(found, point):
         return found
     return replace(found, looping=True, many=partial(_stacked, one))
+
+
+def _pulled(values: Tensor, point: Tensor, by: Tensor) -> Tensor:
+    """``(d values / d point)' by``, the graph kept."""
+    with second_order():
+        (found,) = torch.autograd.grad(values, point, by, retain_graph=True, materialize_grads=True)
+    return found
 
 
 def _squares(

@@ -15,18 +15,26 @@ singular value decomposition", 2015.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from particlevi._shown import Shown
 
-__all__ = ["Spectrum", "covariance_spectrum", "gram_spectrum", "sum_of_squares", "top_spectrum"]
+__all__ = [
+    "Spectrum",
+    "least_columns",
+    "spectrum_of_matrix",
+    "sum_of_squares",
+    "top_of_matrix",
+    "top_spectrum",
+]
 
-_ROWS = 1024
 _PIECE = 2**24
-_BASIS_BYTES = 5e8
+_DENSE = 1000
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -40,7 +48,6 @@ class Spectrum(Shown):
         num_params: D.
         num_data: N.
         complete: whether these are all that are not zero.
-        vectors: eigenvectors ``[D, K]``, if they were kept.
     """
 
     eigenvalues: Tensor
@@ -49,7 +56,15 @@ class Spectrum(Shown):
     num_params: int
     num_data: int
     complete: bool
-    vectors: Tensor | None = None
+    _find_vectors: Callable[[], Tensor] | None = None
+
+    @cached_property
+    def vectors(self) -> Tensor | None:
+        """Eigenvectors ``[D, K]`` of the largest few, computed when they are first asked for."""
+        return None if self._find_vectors is None else self._find_vectors()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"vectors": self.vectors, "_find_vectors": None}
 
     def threshold(self, epsilon: float = torch.finfo(torch.float32).eps) -> float:
         """``largest * D * epsilon``, numpy's rule for the rank of a matrix."""
@@ -98,36 +113,19 @@ class Spectrum(Shown):
         return float(max(second - self.mean**2, 0.0) ** 0.5)
 
 
-def gram_spectrum(rows: Tensor, num_params: int) -> Spectrum:
-    """All eigenvalues of ``rows' rows / N`` that can differ from 0, for ``rows [N, D]``, N < D."""
-    count = len(rows)
-    gram = torch.empty(count, count, dtype=torch.float64)
-    for i in range(0, count, _ROWS):
-        left = rows[i : i + _ROWS].double()
-        for j in range(0, i + 1, _ROWS):
-            block = left @ rows[j : j + _ROWS].double().T / count
-            gram[i : i + _ROWS, j : j + _ROWS] = block.cpu()
-    del rows
-    return _exact(gram, num_params, count)
-
-
 def sum_of_squares(rows: Tensor) -> float:
     """Of ``[N, D]``, in float64 by pieces of 128 MB at most, or one row."""
     pieces = rows.split(max(1, _PIECE // rows.shape[1]))
     return float(sum(piece.double().square().sum() for piece in pieces))
 
 
-def covariance_spectrum(matrix: Tensor, num_data: int) -> Spectrum:
-    """All eigenvalues of a matrix ``[D, D]``."""
-    return _exact(matrix.cpu(), len(matrix), num_data)
-
-
-def _exact(matrix: Tensor, num_params: int, num_data: int) -> Spectrum:
+def spectrum_of_matrix(matrix: Tensor, num_params: int, num_data: int) -> Spectrum:
+    """All eigenvalues of a matrix in float64, which is overwritten."""
     from scipy.linalg import eigvalsh
 
     # Only the lower triangle is read. The transpose is column-major, so LAPACK works in place.
     values = eigvalsh(
-        matrix.numpy().T, lower=False, overwrite_a=True, check_finite=False, driver="ev"
+        matrix.cpu().numpy().T, lower=False, overwrite_a=True, check_finite=False, driver="ev"
     )
     found = torch.from_numpy(values.copy()).flip(0)
     size = torch.finfo(torch.float64).eps * len(found) * found[0]
@@ -141,6 +139,40 @@ def _exact(matrix: Tensor, num_params: int, num_data: int) -> Spectrum:
     )
 
 
+def top_of_matrix(matrix: Tensor, top: int, seed: int) -> Spectrum:
+    """The largest eigenvalues of a positive matrix in float64."""
+    size = len(matrix)
+    if size > _DENSE:
+        return top_spectrum(
+            matrix.__matmul__, top, float(matrix.trace()), num_params=size, num_data=size,
+            like=matrix, seed=seed, tolerance=1e-4,
+        )  # fmt: skip
+    found = spectrum_of_matrix(matrix.clone(), size, size)
+
+    def vectors() -> Tensor:
+        from scipy.linalg import eigh
+
+        kept = eigh(matrix.cpu().numpy(), subset_by_index=[size - top, size - 1])[1]
+        return torch.from_numpy(kept[:, ::-1].copy())
+
+    return replace(
+        found,
+        eigenvalues=found.eigenvalues[:top],
+        error=found.error[:top],
+        complete=top >= size,
+        _find_vectors=vectors,
+    )
+
+
+def least_columns(top: int) -> int:
+    """Vectors ``[D]`` that ``top_spectrum`` cannot do without."""
+    return 3 * top + 9 * _width(top)
+
+
+def _width(top: int) -> int:
+    return max(8, top // 4)
+
+
 def top_spectrum(
     apply: Callable[[Tensor], Tensor],
     top: int,
@@ -152,6 +184,7 @@ def top_spectrum(
     seed: int,
     rank: int | None = None,
     tolerance: float = 1e-2,
+    basis_bytes: float = 5e8,
 ) -> Spectrum:
     """The largest eigenvalues of a positive matrix, given only by its products.
 
@@ -167,16 +200,17 @@ def top_spectrum(
             the matrix hold the whole space, so that it never grows past both.
         tolerance: the space grows until every residual is below this share of its eigenvalue or
             the rounding of the largest.
+        basis_bytes: beyond which the space is reduced, to ``3 K`` vectors or so.
     """
     top = min(top, num_params)
-    width = min(num_params, max(8, top // 4))
+    width = min(num_params, _width(top))
     rank = num_params if rank is None else min(rank, num_params)
     limit = min(num_params, rank + width)
     generator = torch.Generator().manual_seed(int(seed))
     block = torch.randn(num_params, width, generator=generator).to(like)
     # Blocks, never joined: a joined copy would hold the whole basis twice.
     basis = [torch.linalg.qr(block)[0]]
-    bearable = int(_BASIS_BYTES / (num_params * block.element_size()))
+    bearable = int(basis_bytes / (num_params * block.element_size()))
     most_columns = max(bearable, 2 * top + 4 * width)
     del block
     projected = torch.zeros(0, 0, dtype=like.dtype, device=like.device)
@@ -210,6 +244,7 @@ def top_spectrum(
         for _ in range(2):
             added = torch.linalg.qr(added - _combined(basis, _within(basis, added)))[0]
         basis.append(added)
+    vectors = _combined(basis, kept)
     return Spectrum(
         eigenvalues=ritz.clamp(min=0).cpu(),
         error=residual.cpu(),
@@ -217,7 +252,7 @@ def top_spectrum(
         num_params=num_params,
         num_data=num_data,
         complete=full and top >= rank,
-        vectors=_combined(basis, kept),
+        _find_vectors=lambda: vectors,
     )
 
 

@@ -17,6 +17,7 @@ from particlevi.curvature import (
     second_order,
     spectral_density,
 )
+from particlevi.curvature.factors import gradient_factors, gram_matrix, squared_norms
 from particlevi.potentials.layout import Layout
 
 F64 = torch.float64
@@ -164,10 +165,11 @@ def test_top_eigenpairs_are_those_of_the_matrix():
     assert torch.allclose(operator.top_eigenpairs(3).values, values[:3], atol=1e-10)
 
 
-@pytest.mark.parametrize(
-    "name", ["perceptron", "convolution", "attention", "lstm", "words", "tied"]
-)
-def test_squares_are_those_of_per_sample_gradients(name):
+SQUARED = ["perceptron", "convolution", "attention", "lstm", "words", "tied"]
+
+
+def one_by_one(name: str):
+    """A net, its layout and position, data, and gradients ``[N, D]`` by a loop over data."""
     net, (x, y) = problem(name)
     layout = Layout({n: tuple(p.shape) for n, p in net.named_parameters()})
     theta = layout.ravel({n: p.detach() for n, p in net.named_parameters()})
@@ -176,10 +178,46 @@ def test_squares_are_those_of_per_sample_gradients(name):
         net.zero_grad()
         nn.functional.cross_entropy(net(x[k : k + 1]), y[k : k + 1]).backward()
         rows.append(layout.ravel({n: p.grad.clone() for n, p in net.named_parameters()}))
-    rows = torch.stack(rows)
+    return net, layout, theta, (x, y), torch.stack(rows)
+
+
+@pytest.mark.parametrize("name", SQUARED)
+def test_squares_are_those_of_per_sample_gradients(name):
+    net, layout, theta, (x, y), rows = one_by_one(name)
     found = gradient_squares(net, layout, nn.functional.cross_entropy, theta, (x, y))
     assert torch.allclose(found.gradient, rows.sum(0), atol=1e-12)
     assert torch.allclose(found.squares, rows.square().sum(0), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SQUARED)
+def test_factors_have_the_inner_products_of_per_sample_gradients(name):
+    net, layout, theta, data, rows = one_by_one(name)
+    found = gradient_factors(net, layout, nn.functional.cross_entropy, theta, data)
+    assert torch.allclose(gram_matrix(found), rows @ rows.T, atol=1e-12)
+    assert torch.allclose(squared_norms(found), rows.square().sum(1), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SQUARED)
+@pytest.mark.parametrize("own", ["weight", "bias"])
+def test_factors_of_some_parameters(name, own):
+    net, layout, theta, data, rows = one_by_one(name)
+    names = [n for n in layout.shapes if own in n][-1:]
+    found = gradient_factors(net, layout, nn.functional.cross_entropy, theta, data, names)
+    part = rows[:, layout.slices()[names[0]]]
+    assert torch.allclose(gram_matrix(found), part @ part.T, atol=1e-12)
+
+
+def test_a_gram_matrix_is_made_of_tiles(monkeypatch):
+    monkeypatch.setattr("particlevi.curvature.factors._ROWS", 4)
+    net, layout, theta, data, rows = one_by_one("perceptron")
+    found = gram_matrix(gradient_factors(net, layout, nn.functional.cross_entropy, theta, data))
+    assert torch.allclose(found, rows @ rows.T, atol=1e-12)
+
+
+def test_linear_layers_keep_slopes_and_inputs_only():
+    net, layout, theta, data, _ = one_by_one("perceptron")
+    found = gradient_factors(net, layout, nn.functional.cross_entropy, theta, data)
+    assert [factor.width for factor in found] == [5 + 4 + 1, 3 + 5 + 1]
 
 
 def spectrum(size: int, power: float):

@@ -1,4 +1,5 @@
 import itertools
+import pickle
 from functools import partial
 
 import numpy as np
@@ -139,13 +140,66 @@ def test_spectrum(centered, count):
     assert more.rank(1e-6) == exact.rank(1e-6)
 
 
-def test_spectrum_with_gradients_computed_anew():
-    noise = of_module()
-    held = noise.spectrum(top=5)
-    anew = noise.spectrum(top=5, max_bytes=100)
-    assert torch.allclose(held.eigenvalues, anew.eigenvalues, rtol=1e-8)
-    with pytest.raises(MemoryError, match="top=200"):
-        noise.spectrum(max_bytes=100)
+def wide(count: int = 200) -> pvi.noise.GradientNoise:
+    """D = 323."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 40), nn.Tanh(), nn.Linear(40, 3)).double()
+    x = torch.randn(count, 4, dtype=torch.float64)
+    return pvi.noise.measure(module, (x, torch.randint(3, (count,))), nn.functional.cross_entropy)
+
+
+@pytest.mark.parametrize("road", ["matrix", "held", "anew"])
+@pytest.mark.parametrize("centered", [True, False])
+@pytest.mark.parametrize("count", [200, 400])
+def test_every_road_gives_the_largest_eigenvalues(road, centered, count, monkeypatch):
+    noise = wide(count)
+    if road != "matrix":
+        monkeypatch.setattr("particlevi.noise.eigenvalues._Size.matrix_is_cheaper", False)
+    found = noise.spectrum(top=5, centered=centered, max_bytes=2.4e5 if road == "anew" else 2e9)
+    matrix = noise.dense(centered)
+    values, vectors = torch.linalg.eigh(matrix)
+    assert torch.allclose(found.eigenvalues, values.flip(0)[:5], rtol=1e-4)
+    assert found.trace == pytest.approx(float(matrix.trace()))
+    overlap = torch.linalg.svdvals(found.vectors.T @ vectors[:, -5:])
+    assert torch.allclose(overlap, torch.ones(5, dtype=torch.float64), atol=1e-3)
+
+
+def test_all_eigenvalues_without_per_sample_gradients(monkeypatch):
+    noise = wide()
+    wanted = torch.linalg.eigvalsh(noise.dense()).flip(0)[:200]
+    monkeypatch.delattr(type(noise.samples), "gradients")
+    assert torch.allclose(noise.spectrum().eigenvalues, wanted, atol=1e-14)
+
+
+def test_the_trace_without_per_sample_gradients(monkeypatch):
+    noise = wide()
+    wanted = float(noise.dense().trace())
+    monkeypatch.delattr(type(noise.samples), "gradients")
+    assert noise.trace().value == pytest.approx(wanted, rel=1e-10)
+
+
+def test_eigenvectors_where_the_noise_has_fewer_directions():
+    """Two data that differ: one direction; the others are orthonormal and carry no noise."""
+    module = net()
+    x, y = data()
+    noise = pvi.noise.measure(
+        module, (x[:2].repeat(3, 1), y[:2].repeat(3)), nn.functional.cross_entropy
+    )
+    found = noise.spectrum(top=3)
+    assert torch.allclose(found.vectors.T @ found.vectors, torch.eye(3).double(), atol=1e-12)
+    assert float((noise.dense() @ found.vectors[:, 1:]).norm()) < 1e-14
+
+
+def test_a_spectrum_travels_with_its_eigenvectors():
+    found = wide().spectrum(top=3)
+    there = pickle.loads(pickle.dumps(found))
+    assert torch.equal(there.vectors, found.vectors)
+
+
+@pytest.mark.parametrize("top", [None, 5])
+def test_less_memory_than_the_eigenvalues_take_is_refused(top):
+    with pytest.raises(MemoryError, match="raise max_bytes"):
+        wide().spectrum(top=top, max_bytes=1e5)
 
 
 def test_restriction_to_a_layer_is_a_diagonal_block():
@@ -272,9 +326,8 @@ def test_the_space_of_the_largest_eigenvalues_stops_at_the_rank(top, whole):
     assert torch.allclose(found.eigenvalues, wanted, atol=1e-6)
 
 
-def test_a_space_that_is_kept_small_finds_the_same_eigenvalues(monkeypatch):
+def test_a_space_that_is_kept_small_finds_the_same_eigenvalues():
     """A flat spectrum, Gaussian data of rank 400: 10 of 400 from 52 columns at once."""
-    monkeypatch.setattr("particlevi.noise.spectrum._BASIS_BYTES", 0)
     rows = torch.randn(400, 2000, generator=torch.Generator().manual_seed(0))
     evaluated = []
 
@@ -283,41 +336,79 @@ def test_a_space_that_is_kept_small_finds_the_same_eigenvalues(monkeypatch):
         return rows.T @ (rows @ block) / 400
 
     found = top_spectrum(
-        apply, 10, 2000.0, num_params=2000, num_data=400, like=rows, seed=0, tolerance=1e-3
+        apply,
+        10,
+        2000.0,
+        num_params=2000,
+        num_data=400,
+        like=rows,
+        seed=0,
+        tolerance=1e-3,
+        basis_bytes=0,
     )
     assert sum(evaluated) > 2 * 10 + 4 * 8  # it was reduced at least once
     wanted = torch.linalg.eigvalsh((rows @ rows.T).double() / 400).flip(0)[:10]
     assert torch.allclose(found.eigenvalues, wanted, rtol=1e-5)
 
 
-def evaluations(noise, monkeypatch) -> list[int]:
-    """Sizes of the chunks whose losses are evaluated from now on."""
-    sizes: list[int] = []
-    losses = type(noise.samples).losses
+def passes(noise: pvi.noise.GradientNoise, call, monkeypatch) -> float:
+    """Data that are read in a call, over N."""
+    seen = []
+    samples = type(noise.samples)
+    piece = samples.piece
 
-    def counted(self, theta, start, stop):
-        sizes.append(stop - start)
-        return losses(self, theta, start, stop)
+    def counted(self, start, stop):
+        seen.append(min(stop, self.num_data) - start)
+        return piece(self, start, stop)
 
-    monkeypatch.setattr(type(noise.samples), "losses", counted)
-    return sizes
+    with monkeypatch.context() as patch:
+        patch.setattr(samples, "piece", counted)
+        call()
+    return sum(seen) / noise.num_data
 
 
-def test_columns_share_one_pass_over_the_data(monkeypatch):
-    """K columns one by one take 2 K passes."""
-    noise = of_module()
-    v = torch.randn(43, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+@pytest.mark.parametrize(
+    ("call", "wanted"),
+    [
+        (lambda noise: noise.gradient, 1),
+        (lambda noise: noise.matvec(noise.position), 2),
+        (lambda noise: noise.diagonal(), 1),
+        (lambda noise: noise.trace(), 3),
+        (lambda noise: noise.spectrum(), 1),
+        (lambda noise: noise.spectrum(top=5), 1),
+        (lambda noise: noise.spectrum(top=5).vectors, 2),
+    ],
+    ids=["gradient", "matvec", "diagonal", "trace", "spectrum", "top", "vectors"],
+)
+def test_passes_over_the_data(call, wanted, monkeypatch):
+    """One datum more where the numbers that are kept of a gradient have to be counted."""
+    noise = wide()
+    assert passes(noise, lambda: call(noise), monkeypatch) in (wanted, wanted + 1 / 200)
+
+
+@pytest.mark.parametrize(("columns", "wanted"), [(1, 2), (3, 4), (8, 1), (20, 1)])
+def test_columns_take_no_more_passes_than_one_by_one(columns, wanted, monkeypatch):
+    """One by one, 2 K; D = 323, where per-sample gradients begin with 9 columns."""
+    noise = wide()
     _ = noise.gradient
-    sizes = evaluations(noise, monkeypatch)
-    found = noise.matmat(v)
-    assert sum(sizes) == N
-    assert torch.allclose(found, noise.dense() @ v, atol=1e-12)
+    v = torch.randn(323, columns, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    assert passes(noise, lambda: noise.matmat(v), monkeypatch) == wanted
 
 
-def test_columns_see_the_same_dropout_masks(monkeypatch):
+@pytest.mark.parametrize("centered", [True, False])
+@pytest.mark.parametrize("columns", [3, 8, 20])
+def test_columns_by_every_road(columns, centered):
+    noise = wide()
+    v = torch.randn(323, columns, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    assert torch.allclose(noise.matmat(v, centered), noise.dense(centered) @ v, atol=1e-12)
+
+
+@pytest.mark.parametrize("few", [4, 0])
+def test_columns_see_the_same_dropout_masks(few, monkeypatch):
     monkeypatch.setattr("particlevi.noise.covariance._MOST_NUMBERS", 4 * 43)
     noise = pvi.noise.measure(
         net(0.5), data(), loss_fn=nn.functional.cross_entropy, mode="train", chunk_size=10
     )
-    v = torch.randn(43, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    monkeypatch.setattr("particlevi.noise.covariance._FEW", few)
+    v = torch.randn(43, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     assert torch.allclose(noise.matmat(v), noise.dense() @ v, atol=1e-12)
