@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 import particlevi
+from tests.browser import browse, needs_browser
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "docs"))  # families
@@ -55,3 +60,65 @@ def test_examples_are_code_and_not_quotes(site):
     pages = "\n".join(page.read_text() for page in (site / "api").glob("*.html"))
     assert "&gt;&gt;&gt;" in pages
     assert not re.search(r"<blockquote>\s*<div><p>\s*&gt;&gt;&gt;", pages)
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    """Where a server shows the site."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+WALK = """<iframe id="frame" width="{width}" height="900"></iframe><pre id="found"></pre><script>
+const pages = {pages}, frame = document.getElementById("frame");
+let next = 0;
+frame.onload = () => {{
+  const wide = frame.contentDocument.documentElement.scrollWidth;
+  if (next) document.getElementById("found").textContent += pages[next - 1] + " " + wide + "\\n";
+  if (next < pages.length) frame.src = pages[next++];
+}};
+frame.src = "about:blank";
+</script>"""
+
+
+@pytest.mark.slow
+@needs_browser
+@pytest.mark.parametrize("width", [400, 1280], ids=["phone", "desktop"])
+def test_no_page_has_an_error_or_scrolls_sideways(site, address, tmp_path, width):
+    pages = [str(page.relative_to(site)) for page in sorted(site.rglob("*.html"))]
+    pages = [page for page in pages if not page.startswith(("_", "walk"))]
+    (site / "walk.html").write_text(WALK.format(width=width, pages=json.dumps(pages)))
+    done = browse(tmp_path, "--virtual-time-budget=60000", "--dump-dom", f"{address}/walk.html")
+    found = dict(re.findall(r"(\S+\.html) (\d+)", done.stdout.split('id="found">', 1)[1]))
+    assert sorted(found) == pages
+    assert {page: wide for page, wide in found.items() if int(wide) > width} == {}
+    assert "CONSOLE" not in done.stderr
+
+
+@pytest.mark.slow
+@needs_browser
+@pytest.mark.parametrize(
+    ("words", "page"),
+    [
+        ("GPU", "howto/gpu.html"),
+        ("callback", "api/record.html"),
+        ("prior", "priors.html"),
+        ("DataLoader", "howto/dataloader.html"),
+        ("missing data", "howto/missing_data.html"),
+        ("reproducibility", "howto/reproducibility.html"),
+        ("cite", "citing.html"),
+    ],
+)
+def test_search_finds(address, tmp_path, words, page):
+    query = f"{address}/search.html?q={words.replace(' ', '+')}"
+    done = browse(tmp_path, "--virtual-time-budget=8000", "--dump-dom", query)
+    results = done.stdout.split('id="search-results"', 1)[1]
+    first = re.findall(r'<li[^>]*><a href="([^"#]+)', results)[:8]
+    assert any(each.endswith(page) for each in first), first

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -15,8 +14,8 @@ from torch import nn
 import particlevi as pvi
 from particlevi.__main__ import main
 from particlevi.report.charts import Chart, Interval, Line
+from tests.browser import browse, needs_browser
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 VOID = {"meta", "link", "img", "br"}
 
 
@@ -173,16 +172,8 @@ def test_the_store_of_a_run_has_a_page(tmp_path):
     assert "R-hat of parameters" in (tmp_path / "draws.html").read_text()
 
 
-def browse(tmp_path, *options):
-    command = [
-        BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
-        "--allow-file-access-from-files", f"--user-data-dir={tmp_path}/profile", *options,
-    ]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="chromium is not installed")
+@needs_browser
 @pytest.mark.parametrize("width", [400, 1200])
 def test_a_browser_shows_it_without_an_error_and_without_scrolling_sideways(page, tmp_path, width):
     outer = tmp_path / "outer.html"
@@ -201,7 +192,7 @@ def test_a_browser_shows_it_without_an_error_and_without_scrolling_sideways(page
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="chromium is not installed")
+@needs_browser
 def test_it_prints(page, tmp_path):
     target = tmp_path / "page.pdf"
     browse(tmp_path, f"--print-to-pdf={target}", page.as_uri())
