@@ -85,10 +85,11 @@ class ControlRoom:
         """What the tuner chose."""
         return self._chosen
 
-    def scalars(self) -> Mapping[str, float]:
-        """The 0-d controls of the last step as numbers, for the record of a draw."""
+    def scalars(self, step: int, like: Tensor) -> Mapping[str, float]:
+        """The 0-d controls of a step, counted from 0, as numbers, for the record of a draw."""
+        scheduled = {k: self._value(k, each, step, like) for k, each in self.schedules.items()}
         chosen = {k: float(value) for k, value in self._chosen.items() if not value.ndim}
-        return {**self._scheduled, **chosen}
+        return {**scheduled, **chosen}
 
     def update(self, position: Tensor, info: Any, progress: Progress, world: World) -> bool:
         """Let the tuner learn from a step of the warm-up; whether it changed the metric."""

@@ -208,7 +208,7 @@ class Loop:
         with shapes, watching as watch:
             mover = plan.mover(self.state, self.step, *self.streams, self.control_room)
             while self.step < num_steps:
-                block = self._advance(mover, self._until_seen(watch, saver))
+                block = self._advance(mover, self._until_seen(mover, watch, saver))
                 ended, due = self.step == num_steps, watch.due(self.step)
                 stop, save = plan.world.agree(
                     watch.interrupt.requested,
@@ -248,41 +248,53 @@ class Loop:
         if sampler.records:
             self.state = sampler.record(self.state, progress)
         self.divergence.observe(block.potentials)
-        if block.energy_errors is not None:
-            self.divergence.observe_energy(block.energy_errors)
-        if self.step - 1 == plan.kept_steps[self.store.count]:
-            self._keep(block.info)
+        self._keep_of(block)
         if self.step <= plan.settings.num_warmup:
             self._tune(block.info, progress)
         return block
 
-    def _until_seen(self, watch: Watch, saver: Saver) -> int:
-        """Steps to the next draw, look, checkpoint or end of the warm-up."""
+    def _until_seen(self, mover: Mover, watch: Watch, saver: Saver) -> int:
+        """Steps to the next look, checkpoint or end of the warm-up, or draw that ends a block."""
         plan, step = self.plan, self.step
         num_warmup = plan.settings.num_warmup
         if step < num_warmup and plan.tuner is not None:
             return 1
         look = min(watch.next_look(step), plan.num_steps)
-        if look > max(step + 1, num_warmup) and watch.compares(look, num_warmup):
-            look -= 1  # The position before the last step is known of a block of one step.
-        stops = [look, plan.kept_steps[self.store.count] + 1]
+        stops = [look]
+        if not mover.tells_states:
+            if look > max(step + 1, num_warmup) and watch.compares(look, num_warmup):
+                stops[0] -= 1  # The position before the last step is known of a block of one step.
+            stops.append(plan.kept_steps[self.store.count] + 1)
         if step < num_warmup:
             stops.append(num_warmup)
         if saver.every is not None:
             stops.append(saver.next(step))
         return min(stops) - step
 
-    def _keep(self, info: Any) -> None:
-        """Put a draw into the store."""
+    def _keep_of(self, block: Block) -> None:
+        """Put the draws of a block into the store."""
+        kept, first, told = self.plan.kept_steps, self.step - block.steps, 0
+        while self.store.count < len(kept) and kept[self.store.count] < self.step:
+            k = kept[self.store.count] - first
+            if block.energy_errors is not None:
+                self.divergence.observe_energy(block.energy_errors[told : k + 1])
+            last = k + 1 == block.steps
+            self._keep(first + k, self.state if last else block.state_after(k), block.info_of(k))
+            told = k + 1
+        if block.energy_errors is not None and told < block.steps:
+            self.divergence.observe_energy(block.energy_errors[told:])
+
+    def _keep(self, step: int, state: Any, info: Any) -> None:
+        """Put the state after a step, counted from 0, into the store."""
         sampler, rows = self.plan.sampler, self.plan.sampler.draws
-        found = {**info._asdict(), **sampler.observe(self.state)}
+        found = {**info._asdict(), **sampler.observe(state)}
         if sampler.energy_error is not None:
             found["diverging"] = self.divergence.take_divergent()
         stats = {name: value[rows] for name, value in found.items()}
-        scalars = {"step": float(self.step), **self.control_room.scalars()}
-        self.store.append(self.plan.recorder(self.state.position[rows]), {**stats, **scalars})
-        if self.moments is not None and self.step > self.plan.settings.num_warmup:
-            self.moments.update(self.state.position[rows])
+        scalars = {"step": step + 1.0, **self.control_room.scalars(step, state.position)}
+        self.store.append(self.plan.recorder(state.position[rows]), {**stats, **scalars})
+        if self.moments is not None and step >= self.plan.settings.num_warmup:
+            self.moments.update(state.position[rows])
 
     def _tune(self, info: Any, progress: Progress) -> None:
         """Let the tuner learn; a new metric takes a new memory, since momenta live in it."""

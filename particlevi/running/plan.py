@@ -174,7 +174,8 @@ class Plan:
             and isinstance(source, Indexed)
             and sampler.potential.device.type == "cpu"
         ):
-            blocks = Blocks(sampler, source, state, noise, batches, control_room)
+            apart = self.settings.thin
+            blocks = Blocks(sampler, source, state, noise, batches, control_room, apart)
             if blocks.works(state, step):
                 return blocks
         one = compiled(sampler, source.example(), {*self.schedules, *control_room.chosen})

@@ -21,20 +21,28 @@ class Block(NamedTuple):
     Attributes:
         steps: K.
         state: after the last.
-        info: of the last.
         controls: of the last.
         potentials: watched, ``[K, P]``.
         energy_errors: ``[K, P]``, if the method has them.
         before: positions ``[P, D]`` before the last step, if they are known.
+        info_of: of step k, counted from 0, what it reported.
+        state_after: of step k, the state after it; of all but the last only if the mover tells
+            states, and only until it advances.
     """
 
     steps: int
     state: SamplerState
-    info: Any
     controls: Controls
     potentials: Tensor
     energy_errors: Tensor | None
     before: Tensor | None
+    info_of: Callable[[int], Any]
+    state_after: Callable[[int], SamplerState]
+
+    @property
+    def info(self) -> Any:
+        """What the last step reported."""
+        return self.info_of(self.steps - 1)
 
 
 def told(sampler: Sampler, info: Any, controls: Controls) -> tuple[Any, ...]:
@@ -44,7 +52,13 @@ def told(sampler: Sampler, info: Any, controls: Controls) -> tuple[Any, ...]:
 
 
 class Mover(Protocol):
-    """Makes steps."""
+    """Makes steps.
+
+    Attributes:
+        tells_states: whether a block tells the states after all its steps.
+    """
+
+    tells_states: bool
 
     def advance(self, state: SamplerState, step: int, most: int) -> Block:
         """Go on from ``step``, counted from 0, for 1 to ``most`` steps."""
@@ -52,7 +66,7 @@ class Mover(Protocol):
 
 
 class SingleSteps:
-    """Blocks of one step.
+    """Blocks of one step, so that each ends in the only state there is to tell.
 
     Args:
         sampler: that runs.
@@ -77,6 +91,7 @@ class SingleSteps:
         self.noise = noise
         self.batches = batches
         self.control_room = control_room
+        self.tells_states: bool = False
 
     def advance(self, state: SamplerState, step: int, most: int) -> Block:
         """One step."""
@@ -87,4 +102,13 @@ class SingleSteps:
         state, info = self.move(state, batch, noise, controls)
         _, potential, *error = told(self.sampler, info, controls)
         errors = error[0].unsqueeze(0) if error else None
-        return Block(1, state, info, controls, potential.unsqueeze(0), errors, before)
+        return Block(
+            1,
+            state,
+            controls,
+            potential.unsqueeze(0),
+            errors,
+            before,
+            lambda k: info,
+            lambda k: state,
+        )

@@ -1,7 +1,7 @@
 """Blocks of steps: the draws of single steps, and everything that falls between them in its place.
 
-Most of this runs the function that is compiled as it is, so that no test waits for a compiler; the
-last tests compile one loop.
+Most of this runs the graph of a step as it is, so that no test waits for a compiler; the last tests
+compile one loop.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import warnings
 
 import pytest
 import torch
+from torch._dynamo.exc import Unsupported
 from torch._dynamo.utils import counters
 
 import particlevi as pvi
@@ -74,7 +75,7 @@ def test_every_sampler_draws_the_same(name, seen):
     options = {"num_particles": 6, "thin": 7, "num_draws": 2, "step_size": case.step_size}
     options |= {"batch_size": None} if case.all_data else {}
     assert_same(*both(case(MODULE.potential), **options))
-    assert max(seen) == 7
+    assert max(seen) == 14
 
 
 @pytest.mark.parametrize("batching", ["replacement", "subset", "epoch"])
@@ -130,7 +131,45 @@ def test_rules_are_asked_at_their_steps(seen):
     steps = [step for step, _ in asked]
     assert steps == [9, 18] * 2
     torch.testing.assert_close(asked[0][1], asked[2][1])
-    assert max(seen) == 8
+    assert max(seen) == 9
+
+
+def test_moments_are_those_of_all_draws_in_a_block(seen):
+    store = pvi.storage.InMemory(keep=pvi.storage.moments())
+    one, other = both(pvi.sgld(MODULE.potential), store=store, num_warmup=8)
+    assert max(seen) > 2 * OPTIONS["thin"]
+    torch.testing.assert_close(one.moments.variance, other.moments.variance)
+
+
+def test_of_draws_in_a_block_those_that_diverged_are_marked(seen):
+    density = pvi.from_log_density(lambda x: -(x**6).sum(), 2)
+    options = {"initial": torch.tensor([[0.1, 0.1], [0.2, 0.2]]), "num_particles": None}
+    options |= {"batch_size": None, "step_size": 0.45, "num_draws": 60, "thin": 1}
+    one, other = both(pvi.hmc(density), None, **options)
+    assert 0 < one.stats["diverging"].sum() < 100
+    assert torch.equal(one.stats["diverging"], other.stats["diverging"])
+    assert max(seen) == 60
+
+
+def test_a_draw_ends_a_block_where_the_states_after_every_step_would_be_large(seen, monkeypatch):
+    monkeypatch.setattr(blocks, "_MOST_NUMBERS", 1)
+    assert_same(*both(pvi.sghmc(MODULE.potential)))
+    assert max(seen) == OPTIONS["thin"]
+
+
+def test_a_step_that_looks_at_numbers_is_not_traced_past_them():
+    """Its branch would be that of the first step for ever."""
+    sampler = pvi.sgld(MODULE.potential)
+
+    def step(state, batch, noise, controls):
+        moved, info = sampler.step(state, batch, noise, controls)
+        if moved.position.sum() > 0:
+            return moved, info
+        return moved._replace(position=-moved.position), info
+
+    branching = dataclasses.replace(sampler, step=step)
+    with pytest.raises(Unsupported, match="data-dependent branching"):
+        pvi.sample(branching, MODULE.data, compile=True, step_size=1e-3, **OPTIONS)
 
 
 def test_a_rule_ends_the_run_where_it_would_without_blocks(seen):
@@ -165,7 +204,8 @@ def test_a_chain_that_runs_away_counts_steps(seen):
     assert one.diverged == other.diverged
 
 
-def test_an_interruption_returns_what_was_drawn(seen):
+def test_an_interruption_returns_what_was_drawn(seen, monkeypatch):
+    monkeypatch.setattr(blocks, "as_graph", lambda step, leaves, inputs: step)
     sampler, calls = pvi.sgld(MODULE.potential), []
 
     def step(*arguments):
@@ -175,12 +215,12 @@ def test_an_interruption_returns_what_was_drawn(seen):
         return sampler.step(*arguments)
 
     stopped = dataclasses.replace(sampler, step=step)
-    options = {**OPTIONS, "step_size": 1e-3}
-    with pytest.warns(UserWarning, match="Interrupted after 39 of 65 steps"):
+    options = {**OPTIONS, "step_size": 1e-3, "num_draws": 20}
+    with pytest.warns(UserWarning, match="Interrupted after 100 of 260 steps"):
         draws = pvi.sample(stopped, MODULE.data, compile=True, **options)
     whole = pvi.sample(sampler, MODULE.data, compile=True, **options)
     assert draws.interrupted
-    assert torch.equal(draws.particles, whole.particles[:, :3])
+    assert torch.equal(draws.particles, whole.particles[:, :7])
 
 
 @pytest.mark.parametrize("every", [4, 13, 30])
