@@ -1,10 +1,20 @@
 """How much of several processes a run gets: efficiency, and a model of its cost.
 
-    python -m benchmarks.ranks [--repetitions 5]
+    python -m benchmarks.ranks [--repetitions 5] [--only chains|compiled|svgd]
 
-One thread per process, so that two processes have twice the machine of one. A run in one process is
-timed against one over two with the same particles, in turn; efficiency is the ratio of times over
-two. The cost of a step is then modelled as
+One thread per process. A step is timed as the difference of a long and a short run, so that what a
+run takes once does not count. For each kind of run there are three times in turn:
+
+    alone       a run of all particles in one process, nothing beside it
+    two         a run of the same particles over two processes
+    beside      two runs like the first at the same time, which know nothing of each other
+
+Efficiency is ``alone / (2 two)``. Two cores that share caches, memory or a physical core do less
+than twice the work of one, whatever the program: their ceiling is ``alone / beside``. The last
+column is efficiency by the ceiling, what is left of the two cores to a run over both. CPU is the
+same efficiency in CPU seconds, summed over processes, which other programs disturb least.
+
+The cost of a step is then modelled as
 
     t(R) = work / R + sent(R) / bandwidth + latency * messages
 
@@ -20,7 +30,7 @@ import itertools
 import statistics
 import time
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -29,8 +39,20 @@ import particlevi as pvi
 from particlevi.distributed import Peers
 from tests.processes import forked
 
-CHAINS, CHAIN_STEPS = 16, 300
-STEIN, PARAMS, STEIN_STEPS = 64, 1_000_000, 4
+CHAINS, STEIN, PARAMS = 16, 64, 1_000_000
+LENGTHS = {"chains": (100, 900), "compiled": (100, 2100), "svgd": (1, 6)}
+NAMES = {
+    "chains": "16 chains, D = 16 701",
+    "compiled": "the same, compiled",
+    "svgd": "SVGD (64, 1e6)",
+}
+
+
+class Times(NamedTuple):
+    """Of a step in all processes: seconds of the slowest, and CPU seconds of all."""
+
+    wall: float
+    cpu: float
 
 
 def net(width: int, depth: int) -> tuple[Any, Any]:
@@ -47,34 +69,47 @@ def net(width: int, depth: int) -> tuple[Any, Any]:
     return potential, (x, y)
 
 
-def chains(number: int) -> float:
-    """Seconds of a run of chains."""
+def chains(steps: int, processes: str, compile: bool = False) -> None:
+    """A run of chains."""
     potential, data = net(100, 2)
-    run = {"num_particles": CHAINS, "num_draws": CHAIN_STEPS // 10, "thin": 10, "seed": 0}
-    began = time.perf_counter()
-    pvi.sample(pvi.sghmc(potential), data, batch_size=64, step_size=1e-4, progress=False, **run)
-    return time.perf_counter() - began
+    run = {"num_particles": CHAINS, "num_draws": steps // 10, "thin": 10, "seed": 0}
+    run |= {"processes": processes, "compile": compile, "progress": False}
+    pvi.sample(pvi.sghmc(potential), data, batch_size=64, step_size=1e-4, **run)
 
 
-def stein(number: int) -> float:
-    """Seconds of steps of SVGD with a million parameters."""
+def stein(steps: int, processes: str) -> None:
+    """Steps of SVGD with a million parameters."""
     potential, data = net(966, 2)
     start = 0.01 * torch.randn(STEIN, potential.num_params)
-    run = {"initial": start, "num_draws": 1, "thin": STEIN_STEPS, "seed": 0}
+    run = {"initial": start, "num_draws": 1, "thin": steps, "seed": 0, "processes": processes}
     keep = pvi.storage.InMemory(keep=torch.arange(10))
-    began = time.perf_counter()
-    pvi.sample(
-        pvi.svgd(potential), data, batch_size=64, step_size=1e-4, progress=False, store=keep, **run
-    )
-    return time.perf_counter() - began
+    run |= {"store": keep, "progress": False}
+    pvi.sample(pvi.svgd(potential), data, batch_size=64, step_size=1e-4, **run)
 
 
-def warmed(number: int, job: Any) -> float:
-    """A second run, after one that has imported and allocated."""
-    job(number)
-    if dist.get_world_size() > 1:
-        dist.barrier()
-    return float(job(number))
+JOBS = {"chains": chains, "compiled": partial(chains, compile=True), "svgd": stein}
+
+
+def step_of(number: int, name: str, processes: str) -> Times:
+    """Seconds of a step in this process, after a run that has imported and allocated."""
+    found = []
+    for steps in (LENGTHS[name][0], *LENGTHS[name]):
+        if dist.get_world_size() > 1:
+            dist.barrier()
+        began, used = time.perf_counter(), time.process_time()
+        JOBS[name](steps, processes)
+        found.append((time.perf_counter() - began, time.process_time() - used))
+    (wall, cpu), (more_wall, more_cpu) = found[1:]
+    steps = LENGTHS[name][1] - LENGTHS[name][0]
+    return Times((more_wall - wall) / steps, (more_cpu - cpu) / steps)
+
+
+def measured(name: str, size: int, processes: str = "all") -> Times:
+    """A step in so many processes."""
+    found = forked(size, partial(step_of, name=name, processes=processes)).values()
+    broken = [each for each in found if isinstance(each, str)]
+    assert not broken, broken[0]
+    return Times(max(each.wall for each in found), sum(each.cpu for each in found))
 
 
 def messages(number: int) -> tuple[float, float]:
@@ -91,31 +126,47 @@ def messages(number: int) -> tuple[float, float]:
     return found[0], found[1]
 
 
+def shown(values: list[float]) -> str:
+    """A median and the range."""
+    return f"{statistics.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
+
+
 def main() -> None:
     """Time, and print tables."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--repetitions", type=int, default=5)
-    number = parser.parse_args().repetitions
-    print("what                    1 process [s]   2 processes [s]   efficiency [range]")
-    medians = {}
-    for name, job in (("16 chains, D = 16 701", chains), ("SVGD (64, 1e6)", stein)):
-        times: dict[int, list[float]] = {1: [], 2: []}
-        for _ in range(number):
-            for size in (1, 2):
-                times[size].append(max(forked(size, partial(warmed, job=job)).values()))
-        ratios = [a / (2 * b) for a, b in zip(times[1], times[2], strict=True)]
-        middle = {size: statistics.median(found) for size, found in times.items()}
-        medians[name] = middle
+    parser.add_argument("--only", choices=list(JOBS))
+    args = parser.parse_args()
+    print(
+        f"{'ms of a step':24}{'alone':>10}{'two':>10}{'beside':>10}   {'efficiency':20}"
+        f"{'ceiling':20}{'by the ceiling':20}CPU"
+    )
+    works = {}
+    for name in JOBS if args.only is None else [args.only]:
+        rows = [
+            (measured(name, 1), measured(name, 2), measured(name, 2, "one"))
+            for _ in range(args.repetitions)
+        ]
+        walls = [1e3 * statistics.median(row[k].wall for row in rows) for k in range(3)]
+        works[name] = walls[0] / 1e3
+        ratios = [
+            [alone.wall / (2 * two.wall) for alone, two, _ in rows],
+            [alone.wall / beside.wall for alone, _, beside in rows],
+            [beside.wall / (2 * two.wall) for _, two, beside in rows],
+            [alone.cpu / two.cpu for alone, two, _ in rows],
+        ]
         print(
-            f"{name:24}{middle[1]:10.2f}{middle[2]:17.2f}{statistics.median(ratios):15.2f}"
-            f" [{min(ratios):.2f}, {max(ratios):.2f}]",
+            f"{NAMES[name]:24}{''.join(f'{wall:10.2f}' for wall in walls)}   "
+            f"{''.join(f'{shown(ratio):20}' for ratio in ratios)}",
             flush=True,
         )
+    if "svgd" not in works:
+        return
     latency, many = forked(2, messages)[0]
     bandwidth = 4 * 4_000_000 / (many - latency)
     print(f"\nmessages: {1e6 * latency:.0f} us each, {bandwidth / 1e9:.2f} GB/s")
     print("\npredicted efficiency of SVGD (64, 1e6) by columns")
-    work = medians["SVGD (64, 1e6)"][1] / STEIN_STEPS
+    work = works["svgd"]
     for size in (2, 8, 64, 1024):
         sent = 4 * 3 * STEIN * PARAMS * (size - 1) / size**2
         step = work / size + sent / bandwidth + 5 * size * latency

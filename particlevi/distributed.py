@@ -112,12 +112,10 @@ class Peers:
             found.append(torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)]))
         return found
 
-    def swap(self, flat: Tensor, sent: list[int], received: list[int]) -> Tensor:
+    def swap(self, flat: Tensor, into: Tensor, sent: list[int], received: list[int]) -> None:
         """A message of ``sent[r]`` numbers to every process r, for one of ``received[r]``."""
-        found = flat.new_empty(sum(received))
-        dist.all_to_all_single(found, flat, received, sent, group=self._group)
+        dist.all_to_all_single(into, flat, received, sent, group=self._group)
         self.num_sent += flat.numel() - sent[self.alive.index(self.number)]
-        return found
 
     def objects(self, value: Any) -> list[Any]:
         """The values of all; of processes of one program, so what they send is trusted."""

@@ -38,7 +38,10 @@ class Columnwise(Protocol):
     """A kernel that can work on some columns of the particles."""
 
     def columns(self, x: Tensor, scores: Tensor, add: Add) -> tuple[Tensor, Tensor]:
-        """As ``direction``, of columns ``[P, D_r]``; ``add`` sums over all columns' holders."""
+        """As ``direction``, of columns ``[P, D_r]``; ``add`` sums over all columns' holders.
+
+        The attraction is a new tensor, which is written over.
+        """
         ...
 
 
@@ -93,6 +96,6 @@ def stein_direction(kernel: Kernel, x: Tensor, scores: Tensor) -> Direction:
     assert isinstance(kernel, Columnwise)
     columns, slopes = exchange.to_columns([x, scores])
     attraction, repulsion = kernel.columns(columns, slopes, exchange.add)
-    squares = torch.stack([part.square().sum(-1) for part in (attraction, repulsion)], 1)
-    lengths = exchange.own(exchange.add(squares).sqrt())
-    return Direction(exchange.to_rows([attraction + repulsion])[0], *lengths.unbind(1))
+    norms = [torch.linalg.vector_norm(part, dim=-1) for part in (attraction, repulsion)]
+    lengths = exchange.own(exchange.add(torch.stack(norms, 1).square()).sqrt())
+    return Direction(exchange.to_rows([attraction.add_(repulsion)])[0], *lengths.unbind(1))

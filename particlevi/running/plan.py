@@ -169,7 +169,7 @@ class Plan:
         if not self.settings.compile:
             return SingleSteps(sampler, sampler.step, source, noise, batches, control_room)
         if (
-            self.world.alone
+            self.world.apart
             and not (sampler.records or sampler.potential.random)
             and isinstance(source, Indexed)
             and sampler.potential.device.type == "cpu"

@@ -153,6 +153,11 @@ class Ranks:
         shares_particles = self.coupled and self.particles is not None
         return self._evaluate if shares_particles or self.data is not None else None
 
+    @property
+    def apart(self) -> bool:
+        """Whether each process makes its steps without the others."""
+        return self.crew is None and self.exchange is None
+
     def _evaluate(self, evaluate: Evaluation, particles: Tensor, batch: Batch | None) -> Gradient:
         if self.data is not None and batch is not None:
             whole, data = evaluate, self.data
@@ -320,6 +325,10 @@ class Ranks:
 class Transposed:
     """Rows of particles for columns, and back, by one message to every other process.
 
+    Messages are put together, and rows received, in memory of the size of the particles here that
+    is kept from step to step: that of large tensors is found anew page by page, which takes longer
+    than to fill it.
+
     Args:
         peers: that hold the rows.
         num_particles: P, of all.
@@ -332,13 +341,21 @@ class Transposed:
         self.rows: list[int] = [len(share(num_particles, peers, number)) for number in numbers]
         self.cols: list[int] = [len(share(num_params, peers, number)) for number in numbers]
         self.mine: range = share(num_particles, peers)
+        self._room: Tensor = torch.empty(0)
 
     def to_columns(self, rows: Sequence[Tensor]) -> list[Tensor]:
         """``[P, D_r]`` from ``[P_r, D]``."""
-        here, width = len(self.mine), self.cols[self.peers.number]
-        sent = [torch.cat([part.flatten() for part in x.split(self.cols, 1)]) for x in rows]
-        sizes = [here * cols for cols in self.cols], [num * width for num in self.rows]
-        return [guarded(self.peers, self.peers.swap, x, *sizes).view(-1, width) for x in sent]
+        width = self.cols[self.peers.number]
+        sizes = [len(self.mine) * cols for cols in self.cols], [num * width for num in self.rows]
+        found = []
+        for x in rows:
+            room = self._room_like(x)
+            for part, place in zip(x.split(self.cols, 1), room.split(sizes[0]), strict=True):
+                place.view(part.shape).copy_(part)
+            flat = x.new_empty(sum(sizes[1]))
+            guarded(self.peers, self.peers.swap, room, flat, *sizes)
+            found.append(flat.view(-1, width))
+        return found
 
     def to_rows(self, columns: Sequence[Tensor]) -> list[Tensor]:
         """``[P_r, D]`` from ``[P, D_r]``."""
@@ -346,10 +363,17 @@ class Transposed:
         sizes = [num * width for num in self.rows], [here * cols for cols in self.cols]
         found = []
         for x in columns:
-            flat = guarded(self.peers, self.peers.swap, x.flatten(), *sizes)
-            parts = zip(flat.split(sizes[1]), self.cols, strict=True)
+            room = self._room_like(x)
+            guarded(self.peers, self.peers.swap, x.flatten(), room, *sizes)
+            parts = zip(room.split(sizes[1]), self.cols, strict=True)
             found.append(torch.cat([part.view(here, cols) for part, cols in parts], 1))
         return found
+
+    def _room_like(self, x: Tensor) -> Tensor:
+        """Memory for the particles here, ``[P_r D]``, in which nothing is kept."""
+        if not len(self._room) or self._room.dtype != x.dtype or self._room.device != x.device:
+            self._room = x.new_empty(len(self.mine) * sum(self.cols))
+        return self._room
 
     def add(self, values: Tensor) -> Tensor:
         """The sum over processes."""

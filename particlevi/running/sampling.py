@@ -214,11 +214,7 @@ def sample(
     if num_draws is None:
         num_draws = most_draws(start) if ends.has_target else _DRAWS
     world = world_of(processes, what, len(start))
-    if compile and world.crew is not None:
-        raise ValueError(
-            "Where processes evaluate the gradients of one step in parts, the step is not "
-            "compiled: leave compile out, or run in one process."
-        )
+    _check_apart(world, compile)
     start = start[world.mine.start : world.mine.stop]
     saving = _saving(checkpoint)
     settings = Settings(
@@ -312,7 +308,9 @@ def resume(
     ends = Ends(target_ess, target_rhat, max_seconds)
     ends.check(runs.interacting)
     watcher = ends.added_to(monitor, goes_on)
-    world = world_of(processes, runs, Settings(**saved.meta["settings"]).num_particles)
+    settings = Settings(**saved.meta["settings"])
+    world = world_of(processes, runs, settings.num_particles)
+    _check_apart(world, settings.compile)
     with world.guard(), run_that_is_there(folder, world):
         return _resumed(
             folder, runs, data, step_size, num_draws, storage, watcher, tuner, progress, world
@@ -485,6 +483,15 @@ def _saving(checkpoint: str | Path | files.Checkpoint | None) -> files.Checkpoin
     if checkpoint is None or isinstance(checkpoint, files.Checkpoint):
         return checkpoint
     return files.Checkpoint(checkpoint)
+
+
+def _check_apart(world: RunWorld, compile: bool) -> None:
+    """A compiled step is that of one process."""
+    if compile and not world.apart:
+        raise ValueError(
+            "Where several processes make one step together, it is not compiled: leave compile "
+            "out, or run in one process."
+        )
 
 
 def _check_compilable(sampler: Sampler) -> None:

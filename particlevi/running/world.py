@@ -43,6 +43,11 @@ class RunWorld(World, Team, Protocol):
         """Through whom particles that see each other do so."""
         ...
 
+    @property
+    def apart(self) -> bool:
+        """Whether each process makes its steps without the others."""
+        ...
+
     def guard(self) -> Any:
         """A context in which an error here ends the run in all processes."""
         ...
@@ -83,6 +88,7 @@ class OneProcess(Here, Alone):
     total: int = 0
     crew: Crew | None = None
     exchange: Exchange | None = None
+    apart: bool = True
 
     @property
     def mine(self) -> range:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 import particlevi as pvi
 from particlevi.distributed import Peers
-from particlevi.running import Every, ranks
+from particlevi.running import Every, blocks, ranks
 from tests.processes import run_job
 
 P = 6
@@ -134,6 +135,53 @@ def by_columns(number: int) -> dict[str, Any]:
     Peers.swap, ranks.WIDE = before, 2**20
     steps = len(found) * SHORT["num_draws"]
     return {**found, "sent": sum(sent) / steps}
+
+
+def plain_loop(more: Any, one: Any, carried: Any) -> Any:
+    """What torch's loop means."""
+    while more(*carried):
+        carried = one(*carried)
+    return carried
+
+
+@contextmanager
+def without_compiler() -> Iterator[list[int]]:
+    """Blocks of steps run as they are; their lengths."""
+    lengths: list[int] = []
+    before = blocks.while_loop, blocks.compiled_as, blocks.Blocks.advance
+
+    def counted(self: Any, *arguments: Any) -> Any:
+        block = before[2](self, *arguments)
+        lengths.append(block.steps)
+        return block
+
+    blocks.while_loop, blocks.Blocks.advance = plain_loop, counted
+    blocks.compiled_as = lambda sampler, kind, make: make()
+    try:
+        yield lengths
+    finally:
+        blocks.while_loop, blocks.compiled_as, blocks.Blocks.advance = before
+
+
+def in_blocks(number: int) -> dict[str, Any]:
+    """Chains whose steps are made in blocks, with a rule that looks between two draws."""
+    looked: list[int] = []
+    watch = Every(5, lambda look: looked.append(look.step))
+    run = {**SHORT, "batch_size": 8, "thin": 7, "monitor": watch, "compile": True}
+    with without_compiler() as lengths:
+        found = _caught(lambda: pvi.sample(pvi.sgld(net()), data(), **run))
+    return {**found, "lengths": lengths, "looked": looked}
+
+
+def never_compiled(number: int) -> dict[str, Any]:
+    """Steps that processes make together."""
+    run = {**SHORT, "batch_size": 8, "compile": True}
+    found = {}
+    for name, wide in (("gathered", ranks.WIDE), ("columns", 0)):
+        before, ranks.WIDE = ranks.WIDE, wide
+        found[name] = _caught(lambda: pvi.sample(pvi.svgd(net()), data(), **run))
+        ranks.WIDE = before
+    return found
 
 
 def automatic(number: int) -> dict[str, Any]:
@@ -357,6 +405,8 @@ JOBS = (
     masks,
     rules,
     one_only,
+    in_blocks,
+    never_compiled,
 )
 
 

@@ -19,10 +19,10 @@ from torch._dynamo.utils import counters
 import particlevi as pvi
 from particlevi.data import Minibatches
 from particlevi.running import Every, blocks, compiling
-from particlevi.running.blocks import Blocks
 from particlevi.running.feeds import Direct, Joined, Stacked, feed_of
 from particlevi.streams import ParticleStreams
 from tests import registry
+from tests.running.jobs import without_compiler
 from tests.running.test_tuners import Doubling
 
 MODULE = registry.PROBLEMS["module"](torch.float64)
@@ -31,28 +31,11 @@ OPTIONS = {"num_particles": 2, "num_draws": 5, "thin": 13, "batch_size": 4, **QU
 BLOCKS = [name for name in registry.SAMPLERS if not name.startswith(("psgld", "psghmc"))]
 
 
-def plain_loop(more, one, carried):
-    """What torch's loop means."""
-    while more(*carried):
-        carried = one(*carried)
-    return carried
-
-
 @pytest.fixture
-def seen(monkeypatch):
+def seen():
     """Blocks without a compiler, and how long each was."""
-    lengths = []
-    advance = Blocks.advance
-
-    def counted(self, *arguments):
-        block = advance(self, *arguments)
-        lengths.append(block.steps)
-        return block
-
-    monkeypatch.setattr(blocks, "while_loop", plain_loop)
-    monkeypatch.setattr(blocks, "compiled_as", lambda sampler, kind, make: make())
-    monkeypatch.setattr(Blocks, "advance", counted)
-    return lengths
+    with without_compiler() as lengths:
+        yield lengths
 
 
 def both(sampler, data=MODULE.data, **options):

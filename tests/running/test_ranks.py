@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import particlevi as pvi
+from particlevi.running.ranks import Transposed
 from particlevi.tuning.here import Here, on_grid
 from tests.processes import ROOT
 from tests.processes import started as started_in
@@ -54,12 +55,65 @@ def test_stein_particles_in_different_processes_take_the_same_steps(found, name)
     np.testing.assert_allclose(there, here, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["rbf", "imq_adam", "linear_annealed"])
+def test_norms_of_directions_in_different_processes_are_those_of_one(found, name):
+    there, here = found[0]["by_columns"][name]["stats"], jobs.transposed()[name]().stats
+    for part in ("attraction_norm", "repulsion_norm"):
+        np.testing.assert_allclose(there[part], here[part], rtol=1e-11)
+
+
 def test_a_transposed_step_sends_three_numbers_for_every_one_that_a_process_holds(found):
     num_particles, num_params, size = 7, 21, len(found)
     sent = sum(part["by_columns"]["sent"] for part in found.values())
     whole = 3 * num_particles * num_params
     # What stays in its process, the diagonal of the exchange, is not sent.
     assert sent == pytest.approx(whole * (1 - 1 / size), rel=0.02)
+
+
+class Mirror:
+    """The first of two peers; the other sends back what it is sent."""
+
+    size, number = 2, 0
+
+    def __init__(self):
+        self.places = []
+
+    def swap(self, flat, into, sent, received):
+        self.places.append({flat.data_ptr(), into.data_ptr()})
+        into.copy_(torch.cat([flat[: sent[0]], flat[: received[1]]]))
+
+
+def test_messages_are_put_together_in_memory_that_is_kept():
+    peers = Mirror()
+    exchange, rows = Transposed(peers, 4, 6), torch.arange(12.0).view(2, 6)
+    columns = exchange.to_columns([rows, -rows])
+    found = exchange.to_rows(columns)
+    exchange.to_columns(found)
+    assert len(set.intersection(*peers.places)) == 1
+    for sign, each, back in zip((1, -1), columns, found, strict=True):
+        assert torch.equal(each[:2], sign * rows[:, :3])
+        assert torch.equal(back[:, :3], sign * rows[:, :3])
+
+
+def test_chains_make_their_steps_in_blocks_between_two_looks(found):
+    for part in found.values():
+        lengths = part["in_blocks"]["lengths"]
+        assert sum(lengths) == 7 * jobs.SHORT["num_draws"]
+        assert max(lengths) > 1
+    assert found[0]["in_blocks"]["looked"] == list(range(5, 42, 5))
+
+
+def test_blocks_of_steps_over_processes_give_the_draws_of_one(found):
+    here = pvi.sample(pvi.sgld(jobs.net()), jobs.data(), **jobs.SHORT, batch_size=8, thin=7)
+    there = found[0]["in_blocks"]["particles"]
+    np.testing.assert_allclose(there, here.particles.numpy(), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("how", ["gathered", "columns"])
+def test_steps_that_processes_make_together_are_not_compiled(found, how):
+    for part in found.values():
+        assert part["never_compiled"][how]["error"] == "ValueError"
+        assert "make one step together" in part["never_compiled"][how]["message"]
 
 
 @pytest.mark.slow
