@@ -30,6 +30,8 @@ __all__ = [
     "Grouped",
     "Potential",
     "Progress",
+    "ProposalTuner",
+    "Proposals",
     "Requirements",
     "Sampler",
     "SamplerState",
@@ -338,6 +340,37 @@ class Tuner(Protocol):
         ...
 
 
+class Proposals(NamedTuple):
+    """Trajectories at their ends, before a test, in the coordinates in which the method moves.
+
+    Attributes:
+        start, end: positions ``[P, D]``.
+        velocity: at the end, ``[P, D]``, the change of the position per unit of time.
+        time: from start to end, ``[P]``.
+        probability: of acceptance, ``[P]``; 0 where no trajectory ended.
+    """
+
+    start: Tensor
+    end: Tensor
+    velocity: Tensor
+    time: Tensor
+    probability: Tensor
+
+
+@runtime_checkable
+class ProposalTuner(Tuner, Protocol):
+    """A tuner that may learn from proposals beside what every step reports."""
+
+    @property
+    def fewest_chains(self) -> int:
+        """Chains that it takes to learn from their proposals; 0 if it does not look at them."""
+        ...
+
+    def consider(self, state: Any, proposals: Proposals, progress: Progress, world: World) -> Any:
+        """The state after a step of the warm-up with these proposals; ``update`` comes next."""
+        ...
+
+
 class SamplerState(NamedTuple):
     """What the next step needs.
 
@@ -387,6 +420,9 @@ class Sampler:
             one beyond 1000 is a divergent transition.
         work_bytes: ``P -> bytes`` of work space that a step takes beside its evaluations.
         observe: ``state -> statistics [P] by name``, read off the states of the kept draws only.
+        proposals: ``(position before a step, state after it, info, controls) -> Proposals``, read
+            off the states only where a tuner asks; None of a method whose trajectories have no
+            length of their own.
         gradients_per_step: gradients of the potential on a batch that a step takes per particle.
         max_step_size: beyond which it is unstable on a Gaussian, as a function of the largest
             curvature; None where that is not known.
@@ -414,6 +450,7 @@ class Sampler:
     energy_error: Callable[[Any], Tensor] | None = None
     work_bytes: Callable[[int], int] | None = None
     observe: Callable[[SamplerState], Mapping[str, Tensor]] = lambda state: {}
+    proposals: Callable[[Tensor, SamplerState, Any, Controls], Proposals] | None = None
     gradients_per_step: int = 1
     max_step_size: Callable[[float], float] | None = None
     warning: Callable[[Any, Controls], str | None] | None = None

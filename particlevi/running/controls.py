@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,9 +11,18 @@ from torch import Tensor
 from particlevi._checks import check_nonnegative
 from particlevi.samplers.precision import check_step_size
 from particlevi.schedules import constant
-from particlevi.typing import JSON, Controls, Progress, Schedule, Tuner, World
+from particlevi.typing import (
+    JSON,
+    Controls,
+    Progress,
+    Proposals,
+    ProposalTuner,
+    Schedule,
+    Tuner,
+    World,
+)
 
-__all__ = ["ControlRoom"]
+__all__ = ["ControlRoom", "fewest_proposing"]
 
 _METRIC = ("scale", "factor", "basis", "spread")
 
@@ -29,6 +38,7 @@ class ControlRoom:
     def __init__(self, schedules: Mapping[str, Schedule], tuner: Tuner | None):
         self.schedules: dict[str, Schedule] = dict(schedules)
         self.tuner = tuner
+        self.looks_at_proposals: bool = fewest_proposing(tuner) > 0
         self.tuner_state: Any = None
         self._scheduled: dict[str, float] = {}
         self._controls: dict[str, Tensor] = {}
@@ -91,6 +101,14 @@ class ControlRoom:
         chosen = {k: float(value) for k, value in self._chosen.items() if not value.ndim}
         return {**scheduled, **chosen}
 
+    def consider(
+        self, proposals: Callable[[], Proposals], progress: Progress, world: World
+    ) -> None:
+        """Let a tuner that looks at proposals learn from those of a step of the warm-up."""
+        if self.looks_at_proposals:
+            assert isinstance(self.tuner, ProposalTuner)
+            self.tuner_state = self.tuner.consider(self.tuner_state, proposals(), progress, world)
+
     def update(self, position: Tensor, info: Any, progress: Progress, world: World) -> bool:
         """Let the tuner learn from a step of the warm-up; whether it changed the metric."""
         if self.tuner is None:
@@ -142,3 +160,8 @@ def _differ(one: Tensor | None, other: Tensor | None) -> bool:
     if one is None or other is None:
         return one is not other
     return one is not other and not torch.equal(one, other)
+
+
+def fewest_proposing(tuner: Tuner | None) -> int:
+    """Chains that it takes for a tuner to learn from proposals; 0 if it does not look at them."""
+    return tuner.fewest_chains if isinstance(tuner, ProposalTuner) else 0

@@ -31,7 +31,7 @@ from particlevi.running.steps import Block, Mover
 from particlevi.running.watch import Watch, divergence_message
 from particlevi.storage.store import Store
 from particlevi.streams import ParticleStreams
-from particlevi.typing import JSON, Progress, SamplerState
+from particlevi.typing import JSON, Progress, Proposals, SamplerState
 
 __all__ = ["Loop"]
 
@@ -250,7 +250,7 @@ class Loop:
         self.divergence.observe(block.potentials)
         self._keep_of(block)
         if self.step <= plan.settings.num_warmup:
-            self._tune(block.info, progress)
+            self._tune(block, progress)
         return block
 
     def _until_seen(self, mover: Mover, watch: Watch, saver: Saver) -> int:
@@ -296,10 +296,17 @@ class Loop:
         if self.moments is not None and step >= self.plan.settings.num_warmup:
             self.moments.update(state.position[rows])
 
-    def _tune(self, info: Any, progress: Progress) -> None:
+    def _tune(self, block: Block, progress: Progress) -> None:
         """Let the tuner learn; a new metric takes a new memory, since momenta live in it."""
-        sampler, position = self.plan.sampler, self.state.position
-        if self.control_room.update(position, info, progress, self.plan.world):
+        sampler, position, world = self.plan.sampler, self.state.position, self.plan.world
+
+        def proposals() -> Proposals:
+            assert sampler.proposals is not None
+            assert block.before is not None
+            return sampler.proposals(block.before, self.state, block.info, block.controls)
+
+        self.control_room.consider(proposals, progress, world)
+        if self.control_room.update(position, block.info, progress, world):
             renewed = sampler.init(position, self.streams.noise)
             self.state = self.state._replace(memory=renewed.memory)
         if progress.step == progress.num_warmup:

@@ -15,7 +15,7 @@ from particlevi.data.batches import Indexed
 from particlevi.potentials.chunks import chunks
 from particlevi.running.blocks import Blocks
 from particlevi.running.compiling import compiled
-from particlevi.running.controls import ControlRoom
+from particlevi.running.controls import ControlRoom, fewest_proposing
 from particlevi.running.kept import kept_steps
 from particlevi.running.memory import step_nbytes
 from particlevi.running.settings import Settings, identity, identity_of_sampler
@@ -94,6 +94,7 @@ class Plan:
         )
         potential = sampler.potential
         check_batch(sampler.name, sampler.requires, source.example(), potential.num_data)
+        _check_proposals(sampler, tuner, world.total)
         recorder = Recorder(sampler.potential, storage.keep)
         given = {} if step_size is None else {"step_size": step_size}
         schedules = {**given, **sampler.schedules}
@@ -251,6 +252,29 @@ class Plan:
                 f"got {list(energy.shape)}."
             )
         return energy
+
+
+def _check_proposals(sampler: Sampler, tuner: Tuner | None, num_chains: int) -> None:
+    """A tuner that looks at proposals has a sampler that makes them, and enough chains.
+
+    Raises:
+        ValueError: if not.
+    """
+    fewest = fewest_proposing(tuner)
+    if not fewest or tuner is None:
+        return
+    if sampler.proposals is None:
+        raise ValueError(
+            f"The tuner {tuner.name} was to learn the length of trajectories, but those of "
+            f"{sampler.name} have no length that could be chosen: take randomized_hmc or mams, or "
+            "another trajectory_length of the tuner."
+        )
+    if num_chains < fewest:
+        raise ValueError(
+            f"The tuner {tuner.name} learns the length of trajectories from the proposals of "
+            f"{fewest} chains or more, got {num_chains}: raise num_particles, or give "
+            "trajectory_length a number."
+        )
 
 
 def _needs(

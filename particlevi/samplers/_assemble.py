@@ -22,6 +22,7 @@ from particlevi.typing import (
     Controls,
     Facts,
     Progress,
+    Proposals,
     Requirements,
     Sampler,
     SamplerState,
@@ -135,6 +136,7 @@ def assemble(
     memory: Callable[[Tensor, Streams], Any] = no_memory,
     noise: Callable[[SamplerState, Streams], Any] = no_noise,
     remember: Callable[[Any, Progress], Any] | None = None,
+    proposals: Callable[[Tensor, Any, Any], Proposals] | None = None,
     settings: Mapping[str, JSON] | None = None,
     schedules: Mapping[str, float | Schedule] | None = None,
     gradients: int = 1,
@@ -154,6 +156,8 @@ def assemble(
             at every draw.
         noise: the method's random numbers of one step.
         remember: ``(memory, progress) -> memory`` between steps.
+        proposals: ``(position before a step, memory after it, info) -> Proposals``, all in the
+            coordinates of the transition.
         settings: the method's arguments, for the record.
         schedules: its scheduled scalars; they reach the transition in ``controls``.
         gradients: how often a step evaluates the estimate.
@@ -210,6 +214,12 @@ def assemble(
             for name, where in tensors.items()
         }
 
+    def proposed(before: Tensor, state: SamplerState, info: Any, controls: Controls) -> Proposals:
+        assert proposals is not None
+        metric = Metric.of(controls)
+        start = before if metric is None else metric.whiten(before)
+        return proposals(start, state.memory, info)
+
     def on(other: Target) -> Sampler:
         return assemble(
             name,
@@ -218,6 +228,7 @@ def assemble(
             memory=memory,
             noise=noise,
             remember=remember,
+            proposals=proposals,
             settings=settings,
             schedules=schedules,
             gradients=gradients,
@@ -238,6 +249,7 @@ def assemble(
             **{key: describe(value) for key, value in scheduled.items()},
         },
         observe=observe,
+        proposals=None if proposals is None else proposed,
         gradients_per_step=gradients * estimator.gradients,
         on=on,
         **declared,

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from particlevi.samplers._assemble import GradientAt, configurational_temperature
 from particlevi.samplers._microcanonical import Flow, Point
-from particlevi.typing import Controls, Streams
+from particlevi.typing import Controls, Proposals, Streams
 
-__all__ = ["Info", "Memory", "first_memory", "num_steps", "transition"]
+__all__ = ["Info", "Memory", "first_memory", "num_steps", "proposals", "transition"]
 
 
 class Memory(NamedTuple):
@@ -35,7 +35,8 @@ class Memory(NamedTuple):
 
     Attributes:
         gradient, potential: at the position, ``[P, D]`` and ``[P]``.
-        flight: where the flight is.
+        flight: where the flight is, or where it ended.
+        time: since the flight began, ``[P]``.
         energy_error: summed over the flight, ``[P]``.
         left: integrator steps to its end, ``[P]``; 0 where one begins.
         begun: 0-d, 0 before the first step, which only evaluates gradient and potential.
@@ -44,6 +45,7 @@ class Memory(NamedTuple):
     gradient: Tensor
     potential: Tensor
     flight: Point
+    time: Tensor
     energy_error: Tensor
     left: Tensor
     begun: Tensor
@@ -85,7 +87,15 @@ def first_memory(position: Tensor, streams: Streams) -> Memory:
     """Nothing evaluated yet."""
     zeros, none = torch.zeros_like(position), position.new_zeros(len(position))
     flight = Point(position.clone(), zeros.clone(), zeros.clone(), none.clone())
-    return Memory(zeros, none, flight, none.clone(), none.clone(), none.new_zeros(()))
+    time, energy_error, left = none.clone(), none.clone(), none.clone()
+    return Memory(zeros, none, flight, time, energy_error, left, none.new_zeros(()))
+
+
+def proposals(start: Tensor, memory: Memory, info: Info) -> Proposals:
+    """Where flights ended in a step that began at ``start [P, D]``."""
+    flight = memory.flight
+    probability = info.tested * info.acceptance
+    return Proposals(start, flight.position, flight.velocity, memory.time, probability)
 
 
 def transition(
@@ -116,6 +126,7 @@ def transition(
 
         start = Point(there, v, memory.flight.gradient, memory.flight.potential)
         flight, change = move(start, gradient_at, h)
+        time = torch.where(begins.squeeze(-1), 0.0, memory.time) + h
         error = memory.energy_error + torch.where(first, 0.0, change)
 
         finite = torch.isfinite(error)
@@ -140,6 +151,7 @@ def transition(
             g,
             potential,
             flight,
+            time,
             torch.where(over, 0.0, error),
             torch.where(over, 0.0, left),
             torch.ones_like(memory.begun),

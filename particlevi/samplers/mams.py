@@ -80,6 +80,7 @@ def mams(
         schedules={"trajectory_length": length if trajectory_length is None else trajectory_length},
         memory=_trajectories.first_memory,
         noise=momentum_and_test,
+        proposals=_trajectories.proposals,
         requires=EXACT_ENERGY,
         energy_error=lambda info: info.energy_error,
         gradients=len(INTEGRATORS[integrator].drifts),

@@ -73,6 +73,7 @@ def randomized_hmc(
         schedules={"trajectory_length": trajectory_length},
         memory=_trajectories.first_memory,
         noise=momentum_and_test,
+        proposals=_trajectories.proposals,
         requires=EXACT_ENERGY,
         energy_error=lambda info: info.energy_error,
         gradients=len(INTEGRATORS[integrator].drifts),

@@ -11,7 +11,15 @@ from particlevi._checks import check_finite
 from particlevi.tuning.descent import eigenpairs
 from particlevi.typing import World
 
-__all__ = ["Moments", "add", "factor_of_hessian", "no_moments", "regularised"]
+__all__ = [
+    "Moments",
+    "add",
+    "check_metric",
+    "factor_of_hessian",
+    "mean_of",
+    "no_moments",
+    "regularised",
+]
 
 
 class Moments(NamedTuple):
@@ -59,6 +67,13 @@ def add(moments: Moments, draws: Tensor, weight: Tensor, world: World) -> Moment
         own, between = (weight.unsqueeze(1) * offset.square()).sum(0), share * shift.square()
     scatter = moments.scatter + world.sum(own.unsqueeze(0)) + between
     return Moments(count, moments.mean + shift * new / count.clamp(min=1), scatter)
+
+
+def mean_of(draws: Tensor, counts: Tensor, world: World) -> Tensor:
+    """The mean ``[D]`` of the draws ``[P, D]`` of all processes that count ``[P]``."""
+    counts = (counts & torch.isfinite(draws).all(-1)).to(draws)
+    draws = torch.where(counts.unsqueeze(1) > 0, draws, 0.0)
+    return world.sum(draws) / world.sum(counts)
 
 
 def regularised(moments: Moments, before: Tensor) -> Tensor:

@@ -22,9 +22,11 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_choice, check_flag, check_fraction, check_is, check_positive
+from particlevi.samplers._metric import Metric
+from particlevi.tuning.chees import Lengths, begin_lengths, climb, turn
 from particlevi.tuning.dual_averaging import Averages, acceptance_of, advance, begin, running_mean
-from particlevi.tuning.metric import Moments, add, check_metric, no_moments, regularised
-from particlevi.typing import JSON, Controls, Progress, World
+from particlevi.tuning.metric import Moments, add, check_metric, mean_of, no_moments, regularised
+from particlevi.typing import JSON, Controls, Progress, Proposals, World
 
 __all__ = ["pooled_windows", "stan_windows", "windows"]
 
@@ -69,6 +71,8 @@ def pooled_windows(num_warmup: int) -> list[int]:
 _PATIENCE = 10.0
 _LONGEST = 1e30
 _MOST_STEPS_TUNING, _MOST_STEPS = 16.0, 1000.0
+_FEWEST_CHAINS = 4
+_MOST_STEPS_OF_SHORT, _SHARE_OF_TURN = 4.0, 0.25
 
 
 class State(NamedTuple):
@@ -81,6 +85,9 @@ class State(NamedTuple):
         acceptance: a running mean, 0-d.
         renewed: how often the metric was renewed, 0-d.
         ended: 1 after the warm-up, 0-d.
+        lengths: of trajectories.
+        center: a running mean of the chains ``[D]``, where lengths are learned, else ``[0]``.
+        turn: number of steps of the turn in which lengths are learned, 0-d; 0 in others.
     """
 
     averages: Averages
@@ -89,6 +96,9 @@ class State(NamedTuple):
     acceptance: Tensor
     renewed: Tensor
     ended: Tensor
+    lengths: Lengths
+    center: Tensor
+    turn: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +112,8 @@ class windows:
         target_acceptance: of dual averaging.
         step_size: the first one, in units of the metric's coordinates.
         trajectory_length: in the same units, for samplers that take one; None for those that do
-            not.
+            not. ``"chees"``: learned, for ``randomized_hmc`` and ``mams`` with four chains or
+            more, see ``particlevi.tuning.chees``.
         start: the first metric: a factor ``[D, D]`` for a dense one, a scale ``[D]`` for a diagonal
             one; the identity if absent.
         pooled: whether windows are short, for many chains, or Stan's; by the number of chains (8 or
@@ -115,7 +126,7 @@ class windows:
     metric: Literal["dense", "diagonal"] = "dense"
     target_acceptance: float = 0.8
     step_size: float = 0.5
-    trajectory_length: float | None = None
+    trajectory_length: float | Literal["chees"] | None = None
     start: Tensor | None = None
     pooled: bool | None = None
     name: str = field(default="windows", init=False)
@@ -126,7 +137,9 @@ class windows:
         check_positive("target_acceptance", self.target_acceptance)
         check_positive("step_size", self.step_size)
         wanted = 2 if self.metric == "dense" else 1
-        if self.trajectory_length is not None:
+        if isinstance(self.trajectory_length, str):
+            check_choice("trajectory_length", self.trajectory_length, ["chees"])
+        elif self.trajectory_length is not None:
             check_positive("trajectory_length", self.trajectory_length)
         if self.pooled is not None:
             check_flag("pooled", self.pooled)
@@ -149,6 +162,11 @@ class windows:
             "pooled": self.pooled,
         }
 
+    @property
+    def fewest_chains(self) -> int:
+        """Chains that it takes to learn trajectory lengths; 0 where they are given."""
+        return _FEWEST_CHAINS if self.trajectory_length == "chees" else 0
+
     def init(self, position: Tensor, controls: Controls) -> State:
         """The first state."""
         dense, size = self.metric == "dense", position.shape[1]
@@ -158,12 +176,16 @@ class windows:
         start = self.start
         if start is None:
             start = torch.ones(size) if not dense else torch.eye(size)
+        learns = self.trajectory_length == "chees"
         return State(
             begin(zero + self.step_size, 2.0),
             start.to(position),
             no_moments(position, dense),
             zero + math.nan,
             zero,
+            zero,
+            begin_lengths(zero + self.step_size),
+            position.new_full((size if learns else 0,), math.nan),
             zero,
         )
 
@@ -172,11 +194,37 @@ class windows:
         found = {"step_size": state.averages.log_step.exp()}
         found["factor" if state.metric.ndim == 2 else "scale"] = state.metric
         if self.trajectory_length is not None:
-            most = torch.where(state.ended > 0, _MOST_STEPS, _MOST_STEPS_TUNING)
-            wanted = torch.full_like(most, min(self.trajectory_length, _LONGEST))
-            found["trajectory_length"] = torch.minimum(wanted, most * found["step_size"])
-            found["patience"] = torch.where(state.ended > 0, math.inf, _PATIENCE).to(wanted)
+            longest = self._most_steps(state) * found["step_size"]
+            found["trajectory_length"] = torch.minimum(self._length(state).to(longest), longest)
+            found["patience"] = torch.where(state.ended > 0, math.inf, _PATIENCE).to(longest)
         return found
+
+    def _length(self, state: State) -> Tensor:
+        if isinstance(self.trajectory_length, str):
+            return state.lengths.log_length.exp()
+        assert self.trajectory_length is not None
+        return torch.full_like(state.ended, min(self.trajectory_length, _LONGEST))
+
+    def _most_steps(self, state: State) -> Tensor:
+        """Of a trajectory in the mean; in the warm-up long ones are likely to be wasted."""
+        tuning = torch.full_like(state.ended, _MOST_STEPS_TUNING)
+        if self.trajectory_length == "chees":
+            tuning = (_SHARE_OF_TURN * state.turn).clamp(min=_MOST_STEPS_OF_SHORT)
+        return torch.where(state.ended > 0, _MOST_STEPS, tuning)
+
+    def consider(
+        self, state: State, proposals: Proposals, progress: Progress, world: World
+    ) -> State:
+        """The state after a step of the warm-up with these proposals."""
+        now = turn(progress.step, self._ends(progress, proposals.time, world), progress.num_warmup)
+        used, step = self.controls(state), state.averages.log_step.exp()
+        if now.done <= 2 * float(used["trajectory_length"] / step):
+            return state
+        metric, longest = Metric.of(used), self._most_steps(state) * step
+        assert metric is not None
+        center = metric.whiten(state.center.unsqueeze(0))
+        lengths = climb(state.lengths, proposals, center, step, longest, world)
+        return state._replace(lengths=lengths)
 
     def update(
         self, state: State, position: Tensor, info: Any, progress: Progress, world: World
@@ -184,8 +232,17 @@ class windows:
         """The state after a step of the warm-up."""
         acceptance = acceptance_of(info, world)
         averages = advance(state.averages, acceptance, self.target_acceptance)
-        ends = self._ends(progress.num_warmup, int(world.sum(torch.ones_like(position[:, 0]))))
+        ends = self._ends(progress, position[:, 0], world)
         moments, metric, renewed = state.moments, state.metric, state.renewed
+        lengths, center, next_turn = state.lengths, state.center, state.turn
+        if self.trajectory_length == "chees":
+            center = running_mean(center, mean_of(position, torch.isfinite(info.potential), world))
+            coming = turn(progress.step + 1, ends, progress.num_warmup)
+            next_turn = torch.full_like(renewed, coming.length)
+            if bool(state.turn > 0):
+                averages = state.averages
+            elif bool(next_turn > 0):
+                averages = averages._replace(log_step=averages.log_average)
         if ends and progress.step > progress.num_warmup // 10:
             tested = getattr(info, "tested", torch.ones_like(info.acceptance))
             sound = torch.isfinite(info.potential)
@@ -194,11 +251,13 @@ class windows:
             metric, renewed = regularised(moments, metric), renewed + 1
             moments = no_moments(position, metric.ndim == 2)
             averages = begin(averages.log_average.exp(), 2.0)
+            lengths = begin_lengths(lengths.log_length.exp())
         if progress.step >= progress.num_warmup:
             averages = averages._replace(log_step=averages.log_average)
+            lengths = lengths._replace(log_length=lengths.log_average)
         seen = running_mean(state.acceptance, acceptance)
         ended = torch.full_like(renewed, float(progress.step >= progress.num_warmup))
-        return State(averages, metric, moments, seen, renewed, ended)
+        return State(averages, metric, moments, seen, renewed, ended, lengths, center, next_turn)
 
     def report(self, state: State) -> Mapping[str, JSON]:
         """Step size, acceptance, and how the metric was found."""
@@ -206,11 +265,19 @@ class windows:
             "step_size": float(state.averages.log_step.exp()),
             "acceptance": float(state.acceptance),
             "target_acceptance": self.target_acceptance,
-            "trajectory_length": self.trajectory_length,
+            "trajectory_length": self._reported(state),
             "metric": self.metric,
             "metric_renewed": int(state.renewed),
         }
 
-    def _ends(self, num_warmup: int, num_particles: int) -> list[int]:
-        pooled = num_particles >= 8 if self.pooled is None else self.pooled
-        return pooled_windows(num_warmup) if pooled else stan_windows(num_warmup)
+    def _reported(self, state: State) -> float | None:
+        if isinstance(self.trajectory_length, str):
+            return float(self.controls(state)["trajectory_length"])
+        return self.trajectory_length
+
+    def _ends(self, progress: Progress, like: Tensor, world: World) -> list[int]:
+        """Steps after which the metric is renewed, with particles ``[P]`` here."""
+        pooled = self.pooled
+        if pooled is None:
+            pooled = int(world.sum(torch.ones_like(like))) >= 8
+        return (pooled_windows if pooled else stan_windows)(progress.num_warmup)

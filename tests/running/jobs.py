@@ -69,6 +69,11 @@ def runs() -> dict[str, Callable[[], pvi.Draws]]:
         "sgd": run(pvi.sgd(potential), **mini),
         "hmc": run(pvi.hmc(potential), **SHORT),
         "hmc_tuned": run(pvi.hmc(potential), **tuned, tuner=pvi.tuning.windows()),
+        "hmc_chees": run(
+            pvi.randomized_hmc(potential),
+            **tuned,
+            tuner=pvi.tuning.windows(trajectory_length="chees"),
+        ),
         "mclmc_tuned": run(pvi.mclmc(potential), **tuned, tuner=pvi.tuning.energy_error()),
         "mclmc_low_rank": run(
             pvi.mclmc(potential), **tuned, tuner=pvi.tuning.energy_error(metric="low_rank")
