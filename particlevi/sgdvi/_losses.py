@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from particlevi.curvature.operators import losses_of
 from particlevi.data import DataLike, Place, as_pairs
+from particlevi.potentials._module_modes import set_plain_paths
 from particlevi.potentials.layout import Layout
 
 __all__ = ["doubled", "module_losses"]
@@ -18,12 +21,15 @@ __all__ = ["doubled", "module_losses"]
 def module_losses(
     module: nn.Module, layout: Layout, loss_fn: Callable[[Tensor, Tensor], Tensor]
 ) -> Callable[..., Tensor]:
-    """``(theta [D], inputs, ..., targets) -> [n]``, for modules that do not mix their data."""
+    """``(theta [D], inputs, ..., targets) -> [n]`` in evaluation mode, if data are not mixed."""
+    own = copy.deepcopy(module).eval()
+    set_plain_paths(own)
 
     def losses(theta: Tensor, *piece: Any) -> Tensor:
         leaves = piece[0] if len(piece) == 1 else piece
         *inputs, targets = leaves
-        outputs = torch.func.functional_call(module, layout.unravel(theta), tuple(inputs))
+        with sdpa_kernel(SDPBackend.MATH):  # fused attention does not know vmap
+            outputs = torch.func.functional_call(own, layout.unravel(theta), tuple(inputs))
         return losses_of(loss_fn, outputs, targets)
 
     return losses

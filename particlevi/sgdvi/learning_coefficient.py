@@ -300,7 +300,7 @@ class _Around:
         self.operator = curvature_operator(module, data, loss_fn, kind="gauss_newton")
         center = noise.position
 
-        losses = module_losses(module.eval(), noise.samples.layout, loss_fn)
+        losses = module_losses(module, noise.samples.layout, loss_fn)
 
         def log_likelihood(away: Tensor, *piece: Tensor) -> Tensor:
             return -beta * losses(center + away, *piece)

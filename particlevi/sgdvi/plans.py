@@ -373,7 +373,7 @@ def _problem(
         return noise, energy, model, data
     samples = noise.samples
 
-    losses = module_losses(model.eval(), samples.layout, loss_fn)
+    losses = module_losses(model, samples.layout, loss_fn)
 
     def log_likelihood(theta: Tensor, *piece: Tensor) -> Tensor:
         return -losses(theta, *piece)
