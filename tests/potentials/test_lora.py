@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 import particlevi as pvi
 from particlevi.typing import Batch
+from tests.recovery import chains, check_the_prior_comes_back, simulate
 
 TOKENS, LENGTH = 17, 6
 
@@ -24,9 +25,8 @@ class Logits(nn.Module):
         return self.model(input_ids=tokens).logits
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_adapters_of_a_frozen_language_model_are_sampled():
+def adapted_net(rank):
+    """A small language model of which only the adapters have gradients."""
     peft = pytest.importorskip("peft", reason="peft is not installed")
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     torch.manual_seed(0)
@@ -35,11 +35,16 @@ def test_adapters_of_a_frozen_language_model_are_sampled():
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, attn_implementation="eager",
         use_cache=False,
     )  # fmt: skip
-    adapted = peft.get_peft_model(
-        transformers.GPT2LMHeadModel(config),
-        peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True),
+    adapters = peft.LoraConfig(
+        r=rank, lora_alpha=rank, target_modules=["c_attn"], fan_in_fan_out=True
     )
-    net = Logits(adapted)
+    return Logits(peft.get_peft_model(transformers.GPT2LMHeadModel(config), adapters))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_adapters_of_a_frozen_language_model_are_sampled():
+    net = adapted_net(2)
     likelihood = pvi.Categorical(ignore_index=-100)
     model = pvi.from_module(net, likelihood, pvi.Normal(0.5), num_data=12)
     assert all("lora_" in name for name in model.layout.shapes)
@@ -66,3 +71,21 @@ def test_adapters_of_a_frozen_language_model_are_sampled():
     assert bool(torch.isfinite(draws.particles).all())
     assert float(draws.particles.std((0, 1)).min()) > 0
     assert draws.outputs(tokens[:3]).shape == (2, 20, 3, LENGTH, TOKENS)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_prior_of_adapters_comes_back():
+    """Tokens are drawn from the adapted model, a data set per chain."""
+    net = adapted_net(1).double()
+    for weight in net.parameters():
+        if not weight.requires_grad:
+            weight.data *= 4  # so that the adapters matter
+    likelihood = pvi.Categorical()
+    potential = pvi.from_module(net, likelihood, pvi.Normal(0.7), num_data=6)
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(TOKENS, (100, 6, 5), generator=generator)
+    truth, following = simulate(potential, likelihood, tokens)
+    states = chains(potential, (tokens, following), truth, 0.03, 80)
+    assert (states[-1] - truth).square().mean() > 0.5 * 0.7**2
+    check_the_prior_comes_back(states[-1], potential)

@@ -14,14 +14,13 @@ import math
 
 import pytest
 import torch
-from scipy import stats
 from torch import nn
 
 import particlevi as pvi
 from particlevi.streams import ParticleStreams
 from particlevi.typing import Batch
+from tests.recovery import F64, chains, check_coverage, check_the_prior_comes_back, simulate
 
-F64 = torch.float64
 SETS, N = 250, 15
 
 
@@ -67,35 +66,6 @@ CASES = {
 }
 
 
-def simulate(potential, likelihood, x):
-    """Parameters ``[SETS, D]`` and a data set for each."""
-    truth = potential.init(SETS, ParticleStreams(2), "prior")
-    outputs = potential.outputs(truth, Batch((x,), per_particle=True))
-    law = likelihood.distribution(outputs, potential.likelihood_parameters(truth))
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        return truth, law.sample()
-
-
-def chains(potential, data, start, step_size, num_steps):
-    """States ``[num_steps, P, D]`` of chains that each have a data set of their own."""
-    sampler = pvi.hmc(potential, num_leapfrog=6, jitter=0.3)
-    streams = ParticleStreams(4)
-    one = torch.ones((), dtype=F64)
-    controls = {"step_size": step_size * one, "temperature": one}
-    state = sampler.init(start, streams)
-    states, accepted = [], []
-    for _ in range(num_steps):
-        noise = sampler.draw_noise(state, streams)
-        state, info = sampler.step(
-            state, Batch(data, per_particle=True, law="all"), noise, controls
-        )
-        states.append(state.position)
-        accepted.append(info.acceptance.nan_to_num().mean())
-    assert torch.stack(accepted).mean() > 0.6
-    return torch.stack(states)
-
-
 FAST = ("a head for the scale", "learned degrees of freedom", "spread counts", "grades")
 
 
@@ -109,12 +79,50 @@ def test_the_truth_is_covered_and_the_prior_comes_back(name):
     x = inputs(module.in_features)
     truth, y = simulate(potential, likelihood, x)
     states = chains(potential, (x, y), truth, step_size, 60)
-    low, high = torch.quantile(states[10:], torch.tensor([0.1, 0.9], dtype=F64), dim=0)
-    covered = ((low < truth) & (truth < high)).double().mean(0)
-    assert (covered - 0.8).abs().max() < 5 * math.sqrt(0.8 * 0.2 / SETS)
-    again = potential.init(20_000, ParticleStreams(5), "prior")
-    for k in range(potential.num_params):
-        assert stats.ks_2samp(states[-1, :, k], again[:, k]).pvalue > 1e-5, k
+    check_coverage(states[10:], truth)
+    check_the_prior_comes_back(states[-1], potential)
+
+
+@pytest.mark.slow
+def test_weights_count_as_often_as_they_say():
+    """A Gaussian to the power w is one of variance 1/w of its own."""
+    potential = pvi.from_module(linear(2), pvi.Gaussian(0.7), TIGHT, num_data=N)
+    x = inputs(2)
+    generator = torch.Generator().manual_seed(3)
+    weight = 0.1 + 8 * torch.rand(SETS, N, generator=generator, dtype=F64) ** 3
+    truth = potential.init(SETS, ParticleStreams(2), "prior")
+    noise = torch.randn(SETS, N, 1, generator=generator, dtype=F64)
+    outputs = potential.outputs(truth, Batch((x,), per_particle=True))
+    y = outputs + 0.7 * noise / weight.sqrt().unsqueeze(-1)
+    states = chains(potential, (x, {"target": y, "weight": weight}), truth, 0.1, 60)
+    check_coverage(states[10:], truth)
+    check_the_prior_comes_back(states[-1], potential)
+
+
+def masked(y, seen):
+    return {"target": torch.where(seen, y, 1e3), "mask": seen}
+
+
+def ignored(y, seen):
+    return torch.where(seen.squeeze(-1), y, -100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("likelihood", "outputs", "leave_out"),
+    [
+        pytest.param(pvi.Gaussian(0.7), 1, masked, id="mask"),
+        pytest.param(pvi.Categorical(ignore_index=-100), 3, ignored, id="ignore_index"),
+    ],
+)
+def test_what_is_left_out_counts_nothing(likelihood, outputs, leave_out):
+    potential = pvi.from_module(linear(2, outputs), likelihood, TIGHT, num_data=N)
+    x = inputs(2)
+    truth, y = simulate(potential, likelihood, x)
+    seen = torch.rand(SETS, N, 1, generator=torch.Generator().manual_seed(3)) > 0.4
+    states = chains(potential, (x, leave_out(y, seen)), truth, 0.15, 60)
+    check_coverage(states[10:], truth)
+    check_the_prior_comes_back(states[-1], potential)
 
 
 def test_a_flat_prior_recovers_the_law_of_least_squares():
