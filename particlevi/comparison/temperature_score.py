@@ -115,7 +115,7 @@ def _center(setting: Setting, particles: Tensor) -> Tensor:
     points = torch.stack([particles.mean(0), *particles[:: max(1, len(particles) // 16)]])
     points = as_particles(points, model, model.num_params)
     with torch.no_grad():
-        energy = -model.log_prior(points)
+        energy = model.prior_energy(points)
         for batch in train.chunks(model.at_once(1024)):
-            energy = energy - model.log_likelihood(points, batch).sum(1)
+            energy = energy + model.data_energy(points, batch)
     return points[energy.argmin()]

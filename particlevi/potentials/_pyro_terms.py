@@ -44,6 +44,7 @@ class Terms(NamedTuple):
         prior_data: some data to evaluate the prior on.
         local: the latent sites that have one value per datum.
         fixed: whether the model runs on all the data only, as with a plate of their number.
+        joint: the terms that depend on the data without a dimension for them.
     """
 
     data_dims: dict[str, int]
@@ -53,6 +54,7 @@ class Terms(NamedTuple):
     prior_data: Any
     local: list[str]
     fixed: bool
+    joint: list[str]
 
 
 def sort_terms(
@@ -92,6 +94,7 @@ def sort_terms(
     varying: set[str] = set()
     data_dims: dict[str, int] = {}
     local: list[str] = []
+    joint: list[str] = []
     fixed = False
     if rows:
         index = torch.arange(rows)
@@ -107,12 +110,13 @@ def sort_terms(
                 data_dims[name] = dim
                 _check_observed(base[name], resized.get(name))
         local = _local(latent, data_dims, base, resized)
+        joint = [n for n in terms if n in varying and n not in data_dims]
         if local and complete and data_dims:
-            varying = set()  # the data are always these, so that all else is there once
+            varying, joint = set(), []  # the data are always these, so that all else is there once
         else:
             _check_local(local)
-            _check_whole([n for n in terms if n in varying and n not in data_dims])
-        if not data_dims:
+            _check_whole(joint, latent, complete)
+        if not data_dims and not joint:
             raise ValueError(
                 f"No observed site of the model {model} depends on the batch: pass the "
                 "observations as pyro.sample(..., obs=y)."
@@ -131,14 +135,9 @@ def sort_terms(
         shown={n: base[n]["value"] for n in once if n in latent or n not in terms},
         prior_data=example,
         local=local,
-        fixed=fixed,
+        fixed=fixed or bool(joint),
+        joint=joint,
     )
-
-
-_ADVICE = (
-    "Or use the full data at every step, without a batch: "
-    "from_pyro(functools.partial(model, *data))."
-)
 
 
 def _local(latent: list[str], data_dims: dict[str, int], base: Sites, resized: Sites) -> list[str]:
@@ -168,13 +167,25 @@ def _check_local(local: list[str]) -> None:
         )
 
 
-def _check_whole(whole: list[str]) -> None:
-    """Every term that depends on the data is a sum over them."""
-    if whole:
+def _check_whole(joint: list[str], latent: list[str], complete: bool) -> None:
+    """Every term that depends on the data is a sum over them, or all the data are there.
+
+    A latent site that depends on them is seldom meant, as under a scale for the data.
+    """
+    priors = [name for name in joint if name in latent]
+    if complete and not priors:
+        return
+    if joint:
+        advice = (
+            "Or use the full data at every step, without a batch: "
+            "from_pyro(functools.partial(model, *data))."
+            if priors
+            else "Or give all the data as example_batch, and take all of them at every step."
+        )
         raise ValueError(
-            f"The sites {whole} depend on the data but have no dimension for them, so N/B "
-            "cannot rescale them: put them in pyro.plate(name, len(batch)), without .to_event "
-            f"over the data. {_ADVICE}"
+            f"The sites {priors or joint} depend on the data but have no dimension for them, so "
+            "N/B cannot rescale them: put them in pyro.plate(name, len(batch)), without .to_event "
+            f"over the data. {advice}"
         )
 
 
@@ -208,7 +219,7 @@ def check_size(batch: Batch, num_data: int | None) -> None:
         raise ValueError(
             f"The model runs on {num_data} data only, got {sorted(sizes)}: for minibatches, and "
             "for what looks at parts of the data, write pyro.plate(name, len(batch)) in place of a "
-            "number, and take from the batch whatever belongs to a datum."
+            "number or of one vector, and take from the batch whatever belongs to a datum."
         )
 
 

@@ -277,8 +277,8 @@ class ModelPotential:
     def _terms(self, particles: Tensor, batch: Batch | None) -> Tensor:
         if self.log_likelihood_fn is None or batch is None:
             raise ValueError(
-                "A log-likelihood needs a potential with data and a batch: got "
-                f"{'no batch' if batch is None else 'a density without data'}."
+                "A log-likelihood needs a potential with terms of single data, and a batch: got "
+                f"{'no batch' if batch is None else 'a density without such terms'}."
             )
         values = self.log_likelihood_fn(particles, batch)
         if values.ndim != 2 or values.shape[0] != particles.shape[0]:

@@ -70,9 +70,9 @@ def from_pyro(
     A model with latent variables that have one value per datum takes all the data at every step, in
     one order: ``example_batch`` must hold them all, and ``sample`` gets no ``batch_size``. The same
     goes, in any order, for a model that runs on all the data only, as with a plate whose size is a
-    number, ``pyro.plate("data", 80)``. Terms that depend on the data without a dimension for them
-    are refused; such a model has a density of the full data only, which is
-    ``from_pyro(functools.partial(model, *data))``, without a batch.
+    number, ``pyro.plate("data", 80)``, or whose terms depend on the data without a dimension for
+    them, such as a Gaussian process observed as one vector; of a model with such terms there is
+    no log-likelihood of single data.
     What is what is found out by running the model on variants of ``example_batch``, so that its
     values should be realistic.
 
@@ -145,6 +145,14 @@ def from_pyro(
         values: Tensor = evaluate(log_likelihood, particles, batch)
         return values
 
+    def energy(particles: Tensor, batch: Batch | None) -> Tensor:
+        if batch is None:
+            raise ValueError(f"The model {adapter.name} needs its data.")
+        prior: Tensor = evaluate(log_prior, particles)
+        return -prior - likelihood(particles, batch).sum(1)
+
+    joint = bool(adapter.terms.joint)
+
     def constrain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         particles = adapter.layout.ravel(tensors)
         parts = torch.split(particles, chunk_size or len(particles))
@@ -154,7 +162,8 @@ def from_pyro(
         layout=adapter.layout,
         num_data=adapter.num_data,
         log_prior_fn=lambda particles: evaluate(log_prior, particles),
-        log_likelihood_fn=None if example_batch is None else likelihood,
+        log_likelihood_fn=None if example_batch is None or joint else likelihood,
+        energy_fn=energy if joint else None,
         starts=adapter.starts(),
         device=adapter.device,
         dtype=adapter.dtype,
@@ -312,10 +321,12 @@ class _Adapter:
         return total
 
     def log_likelihood(self, particle: Tensor, data: Any) -> Tensor:
-        """One value per datum, ``[B]``."""
+        """One value per datum, ``[B]``; terms of all data together are shared out among them."""
         rows = num_rows(data)
         total = particle.new_zeros(rows)
         sites, _ = self.evaluate(particle, data)
+        for name in self.terms.joint:
+            total = total + self.log_prob(sites[name], rows).sum() / rows
         for name, dim in self.terms.data_dims.items():
             values = self.log_prob(sites[name], rows)
             if values.ndim < -dim or values.shape[dim] != rows:

@@ -917,8 +917,7 @@ class TestRefusals:
 
         self.refuse("No observed site of the model regardless depends", regardless, N, X)
 
-    @pytest.mark.parametrize("length", [B, N])
-    def test_terms_that_are_no_sum_over_data(self, length):
+    def test_terms_that_are_no_sum_over_data(self):
         def joint(x, y):
             slope = pyro.sample("slope", dist.Normal(0.5, 2.0))
             pyro.sample("y", dist.Normal(slope * x, 1.0).to_event(1), obs=y)
@@ -946,15 +945,20 @@ class TestRefusals:
             for i in pyro.plate("data", len(x)):
                 pyro.sample(f"y{i}", dist.Normal(slope * x[i], 1.0), obs=y[i])
 
-        batch = (X[:length], Y[:length])
+        batch = (X[:B], Y[:B])
         self.refuse(r"\['y'\] depend on the data but have no dimension", joint, N, batch)
         self.refuse(r"\['mean'\] depend on the data", factor, N, batch)
         self.refuse(r"\['count'\] depend on the data", count, N, batch)
         self.refuse(r"\['slope'\] depend on the data", prior, N, batch)
         self.refuse(r"\['y0', 'y1'.*depend on the data", one_by_one, N, batch)
         self.refuse(r"\['count'\] depend on the data", needs_two, N, batch)
-        for model in (joint, factor, count, prior, one_by_one, needs_two):
-            from_pyro(functools.partial(model, X, Y))
+        self.refuse(r"\['slope'\] depend on the data.*functools.partial", prior, N, (X, Y))
+        bound = from_pyro(functools.partial(prior, X, Y))
+        assert bound.num_data is None
+        for model in (joint, factor, count, one_by_one, needs_two):
+            bound, whole = from_pyro(functools.partial(model, X, Y)), from_pyro(model, N, (X, Y))
+            z = rand(P, whole.num_params)
+            torch.testing.assert_close(whole(z, Batch((X, Y))), bound(z), **CLOSE)
 
     def test_dependence_on_data_is_seen_on_a_blank_example(self):
         def model(x):
@@ -1336,6 +1340,46 @@ def test_a_plate_of_a_number_takes_no_minibatches():
         pvi.sample(
             pvi.sgld(potential), data, step_size=1e-4, batch_size=32, num_particles=2, num_draws=3
         )
+
+
+def observed_together():
+    """A Gaussian process: with its latent variable fixed, exact."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.linspace(0, 3, 20)
+    y = torch.sin(x) + 0.3 * torch.randn(20, generator=generator)
+    kernel = torch.exp(-0.5 * (x[:, None] - x) ** 2) + 0.1 * torch.eye(20)
+
+    def model(x, y):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.MultivariateNormal(mean * torch.ones(len(x)), kernel), obs=y)
+
+    return from_pyro(model, example_batch=(x, y)), (x, y), kernel
+
+
+def test_a_vector_observed_as_one_is_sampled_and_diagnosed():
+    potential, data, kernel = observed_together()
+    draws = pvi.sample(potential, data, num_particles=8, seed=0, progress=False)
+    ones = torch.ones(20)
+    precision = 1 + float(ones @ torch.linalg.solve(kernel, ones))
+    exact = float(ones @ torch.linalg.solve(kernel, data[1])) / precision
+    error = float(draws.particles.mean()) - exact
+    assert abs(error) < 5 * precision**-0.5 / float(draws.ess().min()) ** 0.5
+    assert not draws.diagnose(data, verbose=False).findings
+
+
+def test_a_vector_observed_as_one_takes_no_minibatches():
+    potential, data, _ = observed_together()
+    with pytest.raises(ValueError, match=r"runs on 20 data only, got \[5\]"):
+        pvi.sample(
+            pvi.sgld(potential), data, step_size=1e-4, batch_size=5, num_particles=2, num_draws=3
+        )
+
+
+def test_a_vector_observed_as_one_has_no_log_likelihood_of_single_data():
+    potential, data, _ = observed_together()
+    draws = pvi.Draws.from_tensor(torch.zeros(2, 5, 1), potential)
+    with pytest.raises(ValueError, match="terms of single data"):
+        draws.log_likelihood(data)
 
 
 def test_latent_variables_of_data_are_diagnosed():
