@@ -5,8 +5,8 @@
     python benchmarks/noise_memory.py --quick              # D = 1e4, N = 500
 
 Each runs in a process of its own: the most memory above that of the net and the data (resident set,
-Linux), and its CPU time over that of one gradient of the mean loss on all the data, taken in the
-same process. One thread.
+Linux), how often it reads the data, and its CPU time over that of one gradient of the mean loss on
+all the data, taken in the same process. One thread.
 """
 
 from __future__ import annotations
@@ -99,7 +99,11 @@ ESTIMATORS: dict[str, Callable[[Case], Any]] = {
     "trace()": lambda c: c.noise.trace(),
     "trace(num_probes=10)": lambda c: c.noise.trace(num_probes=10),
     "diagonal": lambda c: c.noise.diagonal(),
+    "matmat, 10 columns": lambda c: c.noise.matmat(c.directions(10)),
+    "spectrum()": lambda c: c.noise.spectrum(),
     "spectrum(top=10)": lambda c: c.noise.spectrum(top=10),
+    "spectrum(top=10), vectors": lambda c: c.noise.spectrum(top=10).vectors,
+    "spectrum(top=10, max_bytes=5e8)": lambda c: c.noise.spectrum(top=10, max_bytes=5e8),
     "gaussianity()": lambda c: c.noise.gaussianity(),
     "tail_index()": lambda c: c.noise.tail_index(),
     "balance()": lambda c: c.noise.balance(),
@@ -136,11 +140,30 @@ def child(name: str, quick: bool) -> dict[str, float]:
         _ = c.noise.at(c.noise.position).gradient
         unit.append(time.process_time() - begun)
     fresh = c._replace(noise=c.noise.at(c.noise.position))
+    read = counted(type(fresh.noise.samples))
     Path("/proc/self/clear_refs").write_text("5")
     begun = time.process_time()
     ESTIMATORS[name](fresh)
     spent = time.process_time() - begun
-    return {"gb": resident("VmHWM") - before, "passes": spent / min(unit), "seconds": spent}
+    return {
+        "gb": resident("VmHWM") - before,
+        "passes": sum(read) / fresh.noise.num_data,
+        "gradients": spent / min(unit),
+        "seconds": spent,
+    }
+
+
+def counted(samples: Any) -> list[int]:
+    """How many data are read from now on."""
+    read: list[int] = []
+    piece = samples.piece
+
+    def counting(self: Any, start: int, stop: int) -> Any:
+        read.append(min(stop, self.num_data) - start)
+        return piece(self, start, stop)
+
+    samples.piece = counting
+    return read
 
 
 def main() -> None:
@@ -162,8 +185,18 @@ def main() -> None:
             continue
         found = json.loads(done.stdout.splitlines()[-1])
         print(name, found, flush=True)
-        rows.append([name, f"{found['gb']:.2f}", f"{float(format(found['passes'], '.3g')):g}"])
-    table = markdown(["", "GB above net and data", "CPU time in gradients on all data"], rows)
+        gradients = f"{float(format(found['gradients'], '.3g')):g}"
+        passes = f"{round(found['passes'])}" if found["passes"] else ""
+        rows.append([name, f"{found['gb']:.2f}", passes, gradients])
+    table = markdown(
+        [
+            "",
+            "GB above net and data",
+            "times the data are read",
+            "CPU time in gradients on all data",
+        ],
+        rows,
+    )
     print(table)
     if args.write:
         write(args.write, {"noise memory": table})
