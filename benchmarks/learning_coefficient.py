@@ -6,7 +6,7 @@ rank regression in Bayesian estimation", 2005), at the most singular of its true
 Instead of it, ``--seeds 20`` prints z, the error in standard errors, over that many runs of 600
 draws of each case whose value at this N is known (20 minutes of a busy core); ``--figure FILE``
 draws when the value cannot be trusted, and what the estimator's own doubts say of each run
-(16 minutes); ``--devinterp`` runs that package's SGLD beside ours on a net. Data are free of noise,
+(16 minutes); ``--devinterp`` runs that package beside ours on two nets. Data are free of noise,
 so that the checkpoint is the minimum to the last digit.
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import math
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,7 +106,13 @@ def estimate(net, data, draws: int, seed: int = 0, **options):
 
 
 def beside_devinterp() -> None:
-    """A 2-4-1 net that made its own data; one step size, temperature and localisation."""
+    """Two nets, each with one step size, temperature and localisation for both packages."""
+    beside_its_optimiser()
+    beside_its_sampler()
+
+
+def beside_its_optimiser() -> None:
+    """A 2-4-1 net that made its own data, by a loop around the package's optimiser."""
     from devinterp.optim import SGMCMC
 
     chains, draws, thin = 4, 1000, 10
@@ -131,6 +138,64 @@ def beside_devinterp() -> None:
                 chain[step // thin] = strength * loss.item()
             sgld.step()
     print(f"devinterp {float(series.mean()):.3f} +- {float(arviz.mcse(series)[0]):.3f}")
+
+
+def next_tokens(outputs, targets):
+    return nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten())
+
+
+def beside_its_sampler() -> None:
+    """A bigram model of rank 2, at its minimum, by the package's own ``sample``."""
+    from datasets import Dataset
+    from devinterp.slt.llc import compute_llc
+    from devinterp.slt.sampling import sample
+
+    words, count, chains, draws, thin = 5, 300, 4, 1000, 10
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(words, 2), nn.Linear(2, words)).double()
+    law = torch.softmax(2 * torch.randn(words, words), 1)
+    text = torch.randint(words, (count, 1))
+    while text.shape[1] < 4:
+        text = torch.cat([text, torch.multinomial(law[text[:, -1]], 1)], 1)
+    data = text[:, :-1], text[:, 1:]
+    optimiser = torch.optim.LBFGS(
+        net.parameters(), max_iter=3000, tolerance_grad=1e-8, tolerance_change=1e-13,
+        line_search_fn="strong_wolfe",
+    )  # fmt: skip
+
+    def closure():
+        optimiser.zero_grad()
+        # The pull to 0 holds what rescaling leaves free.
+        loss = next_tokens(net(data[0]), data[1])
+        total = loss + 5e-7 * sum(p.square().sum() for p in net.parameters())
+        total.backward()
+        return total
+
+    optimiser.step(closure)
+    options: dict[str, Any] = {"num_chains": chains, "localization": 1.0}
+    for scheme in ("hmc", "sgld"):
+        ours = pvi.sgdvi.local_learning_coefficient(
+            net, data, next_tokens, scheme=scheme, num_draws=draws,
+            thin=1 if scheme == "hmc" else thin, **options,
+        )  # fmt: skip
+        print(scheme.upper(), ours)
+    strength = count / math.log(count)
+    burn_in = draws * thin // 2
+    with tempfile.TemporaryDirectory() as folder:
+        tree = sample(
+            net, Dataset.from_dict({"input_ids": text.tolist()}).with_format("torch"), {},
+            lr=2 * ours.step_size, n_beta=strength, num_draws=draws, num_steps_bw_draws=thin,
+            num_burnin_steps=burn_in, batch_size=count, num_init_loss_batches=1, device="cpu",
+            match_sampling_input_ids_across_chains=False, output_path=f"{folder}/draws.zarr",
+            **options,
+        )  # fmt: skip
+        found = compute_llc(tree)
+        losses = torch.tensor(found.loss_trace.values)[:, burn_in:].double()
+        series = strength * (losses - float(found.init_loss))
+    error = float(arviz.mcse(series[:, ::thin, None])[0])
+    print(
+        f"devinterp {float(series.mean()):.3f} +- {error:.3f}; its llc {float(found.llc_mean):.3f}"
+    )
 
 
 def known() -> list[tuple[str, Any, float, float]]:
