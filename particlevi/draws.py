@@ -12,7 +12,6 @@ from torch import Tensor
 
 from particlevi import _html
 from particlevi._checks import as_path, check_flag
-from particlevi._warning import warn
 from particlevi.data import DataLike
 from particlevi.diagnostics import convergence, export, outputs, predictive, temperatures
 from particlevi.diagnostics.arviz import EssMethod, McseMethod
@@ -447,15 +446,6 @@ class Draws(DrawSet):
                     "names take prefix=..., other files pattern=...."
                 )
             states.append(state)
-        changed = getattr(potential.model and potential.model.function, "changed_buffers", None)
-        differing = sorted({name for state in states for name in changed(state)} if changed else ())
-        if differing:
-            warn(
-                f"The buffers {differing} of these checkpoints are not those of the potential's "
-                "module, which are used for all of them. For predictions of one checkpoint with "
-                "its own running statistics, make its potential from the module with that "
-                'checkpoint loaded; batch_norm="batch" needs none.',
-            )
         return cls.from_state_dicts(potential, states, kind=kind, seconds=seconds)
 
     def recombine(

@@ -114,3 +114,11 @@ def test_what_is_missing_is_named(tmp_path):
     torch.save([1, 2], tmp_path / "b.pt")
     with pytest.raises(ValueError, match="no tensors"):
         pvi.Draws.from_checkpoints(model, tmp_path / "b.pt")
+
+
+def test_other_running_statistics_in_memory_are_told():
+    net, model = make(batch_norm=True)
+    pvi.Draws.from_state_dicts(model, [net.state_dict()])
+    net(5 + torch.randn(8, 3))
+    with pytest.warns(pvi.ParticleviWarning, match="running_mean"):
+        pvi.Draws.from_state_dicts(model, [net.state_dict()])
