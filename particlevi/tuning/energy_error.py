@@ -46,7 +46,7 @@ from torch import Tensor
 
 from particlevi._checks import check_choice, check_is, check_positive
 from particlevi.tuning.dual_averaging import running_mean
-from particlevi.tuning.low_rank import RANK, directions, most_rows
+from particlevi.tuning.low_rank import LowRank, hold, no_directions, renew
 from particlevi.tuning.metric import Moments, add, check_metric, no_moments, regularised
 from particlevi.tuning.windows import pooled_windows
 from particlevi.typing import JSON, Controls, Progress, World
@@ -156,10 +156,7 @@ class State(NamedTuple):
         moments: of the window's draws.
         length: decoherence length, 0-d.
         error: a running mean of ``dE^2 / D``, 0-d.
-        basis: directions ``[D, K]`` of a low-rank metric; K = 0 of another.
-        spread: along them, ``[K]``.
-        window: draws ``[N, D]`` of the window for them.
-        filled: how many there are, 0-d.
+        low_rank: directions of a low-rank metric.
     """
 
     law: StepLaw
@@ -167,28 +164,7 @@ class State(NamedTuple):
     moments: Moments
     length: Tensor
     error: Tensor
-    basis: Tensor
-    spread: Tensor
-    window: Tensor
-    filled: Tensor
-
-
-def held(state: State, position: Tensor, progress: Progress, world: World) -> tuple[Tensor, Tensor]:
-    """The window with the draws ``[P, D]`` of this step, if it is among those that are kept."""
-    window, filled = state.window, int(state.filled)
-    if not len(window):
-        return window, state.filled
-    bounds = [progress.num_warmup // 10, *pooled_windows(progress.num_warmup)]
-    end = next((k for k in range(1, len(bounds)) if progress.step <= bounds[k]), None)
-    if end is None:
-        return window, state.filled
-    chains, steps = int(world.sum(torch.ones_like(position[:, 0]))), bounds[end] - bounds[end - 1]
-    every = max(1, math.ceil(steps * chains / len(window)))
-    if (bounds[end] - progress.step) % every or filled + chains > len(window):
-        return window, state.filled
-    window = window.clone()
-    (window[filled : filled + chains],) = world.gather([position])
-    return window, state.filled + chains
+    low_rank: LowRank
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,17 +221,13 @@ class energy_error:
         first = position.new_tensor(0.1 * root if self.step_size is None else self.step_size)
         length = position.new_tensor(self._decoherence(settled=False) * root)
         nothing = no_moments(position, dense=False)
-        size, low_rank = position.shape[1], self.metric == "low_rank"
         return State(
             no_steps(first),
             scale,
             nothing,
             length,
             torch.full_like(length, math.nan),
-            position.new_zeros(size, RANK if low_rank else 0),
-            position.new_ones(RANK if low_rank else 0),
-            position.new_zeros(most_rows(size) if low_rank else 0, size),
-            torch.zeros((), dtype=torch.long),
+            no_directions(position, self.metric == "low_rank"),
         )
 
     def controls(self, state: State) -> Controls:
@@ -266,9 +238,7 @@ class energy_error:
         }
         if self.metric != "none":
             found["scale"] = state.scale
-        if self.metric == "low_rank":
-            found |= {"basis": state.basis, "spread": state.spread}
-        return found
+        return found | dict(state.low_rank.controls)
 
     def update(
         self, state: State, position: Tensor, info: Any, progress: Progress, world: World
@@ -279,7 +249,7 @@ class energy_error:
         target = self.target if settled else max(self.target, _SETTLING_ERROR)
         law = follow(state.law, info.energy_error, size, target, world)
         error, scale, length, moments = state.error, state.scale, state.length, state.moments
-        basis, spread, window, filled = state.basis, state.spread, state.window, state.filled
+        low_rank = state.low_rank
         finite = torch.isfinite(info.energy_error)
         square = torch.where(finite, info.energy_error, 0.0).square()
         error = running_mean(error, world.mean(square) / size)
@@ -287,7 +257,7 @@ class energy_error:
             length = torch.full_like(length, self.decoherence * math.sqrt(size))
         elif progress.step > progress.num_warmup // 10:
             moments = add(moments, position, torch.isfinite(info.potential), world)
-            window, filled = held(state, position, progress, world)
+            low_rank = hold(low_rank, position, progress, ends, world)
         if progress.step in ends:
             if self.metric != "none":
                 before, scale = scale, regularised(moments, scale)
@@ -297,13 +267,11 @@ class energy_error:
                 reach = torch.full_like(length, math.sqrt(size))
             else:
                 reach = moments.covariance.sum().sqrt()
-            if self.metric == "low_rank":
-                basis, spread = directions(window[: int(filled)], scale)
+            low_rank = renew(low_rank, scale)
             wanted = self._decoherence(settled) * reach
             length = torch.where(reach > 0, wanted, length).to(length)
             moments, error = no_moments(position, dense=False), torch.full_like(error, math.nan)
-            filled = torch.zeros_like(filled)
-        return State(law, scale, moments, length, error, basis, spread, window, filled)
+        return State(law, scale, moments, length, error, low_rank)
 
     def _decoherence(self, settled: bool) -> float:
         """C, while chains still take up potential and after it."""
@@ -319,14 +287,5 @@ class energy_error:
             "target_energy_error": self.target,
             "implied_bias": implied_bias(error) if error > 0 else None,
             "metric": self.metric,
-            **self._directions(state),
-        }
-
-    def _directions(self, state: State) -> dict[str, JSON]:
-        """How many directions the metric has beside the scales, and the largest spread."""
-        if self.metric != "low_rank":
-            return {}
-        return {
-            "directions": int((state.spread > 1).sum()),
-            "largest_spread": float(state.spread.max()),
+            **state.low_rank.report,
         }

@@ -15,10 +15,26 @@ by minimizing Fisher divergence", 2024, for low-rank metrics.
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-__all__ = ["RANK", "directions", "most_rows"]
+from particlevi.typing import JSON, Controls, Progress, World
+
+__all__ = [
+    "RANK",
+    "LowRank",
+    "directions",
+    "hold",
+    "most_rows",
+    "no_directions",
+    "renew",
+    "shown_by_both",
+]
 
 RANK = 8
 _STANDS_OUT = 1.5
@@ -34,7 +50,7 @@ def most_rows(num_params: int) -> int:
 def directions(draws: Tensor, scale: Tensor, rank: int = RANK) -> tuple[Tensor, Tensor]:
     """Orthonormal directions ``[D, rank]`` in units of the scale, and the spread along them.
 
-    Directions that do not stand out are zero, with a spread of 1.
+    Directions that do not stand out are zero, with a spread of 1. Draws that repeat count once.
 
     Args:
         draws: ``[n, D]``.
@@ -50,7 +66,7 @@ def directions(draws: Tensor, scale: Tensor, rank: int = RANK) -> tuple[Tensor, 
     """
     basis = scale.new_zeros(len(scale), rank)
     spread = scale.new_ones(rank)
-    finite = draws[torch.isfinite(draws).all(1)]
+    finite = torch.unique(draws[torch.isfinite(draws).all(1)], dim=0)
     if len(finite) < 2 * rank:
         return basis, spread
     z = ((finite - finite.mean(0)) / scale).double()
@@ -65,3 +81,103 @@ def directions(draws: Tensor, scale: Tensor, rank: int = RANK) -> tuple[Tensor, 
     found = torch.nn.functional.normalize(z.mT @ vectors, dim=0)
     basis = torch.where(count, found, 0.0).to(basis)
     return basis, torch.where(count, true.clamp(min=1).sqrt(), 1.0).to(spread)
+
+
+class LowRank(NamedTuple):
+    """Directions, and the draws of a window from which the next ones come.
+
+    Attributes:
+        basis: ``[D, K]``; K = 0 where none are wanted.
+        spread: along them, ``[K]``.
+        draws: ``[N, D]`` of the window.
+        filled: how many there are, 0-d.
+    """
+
+    basis: Tensor
+    spread: Tensor
+    draws: Tensor
+    filled: Tensor
+
+    @property
+    def controls(self) -> Controls:
+        """Of a metric, beside the scale."""
+        return {"basis": self.basis, "spread": self.spread} if len(self.spread) else {}
+
+    @property
+    def report(self) -> dict[str, JSON]:
+        """How many directions the metric has beside the scales, and the largest spread."""
+        if not len(self.spread):
+            return {}
+        found, largest = int((self.spread > 1).sum()), float(self.spread.max())
+        return {"directions": found, "largest_spread": largest}
+
+
+def no_directions(like: Tensor, wanted: bool) -> LowRank:
+    """None yet, for particles ``[P, D]``."""
+    size, rank = like.shape[1], RANK if wanted else 0
+    return LowRank(
+        like.new_zeros(size, rank),
+        like.new_ones(rank),
+        like.new_zeros(most_rows(size) if wanted else 0, size),
+        torch.zeros((), dtype=torch.long),
+    )
+
+
+def hold(
+    found: LowRank, position: Tensor, progress: Progress, ends: Sequence[int], world: World
+) -> LowRank:
+    """With the draws ``[P, D]`` of this step, if it is among those of the window that are kept.
+
+    They are spread evenly over the window, of those that end after ``ends``, and end with it.
+    """
+    if not len(found.draws):
+        return found
+    spans = itertools.pairwise([progress.num_warmup // 10, *ends])
+    first, last = next((span for span in spans if progress.step <= span[1]), (0, 0))
+    if not last:
+        return found
+    chains, filled = int(world.sum(torch.ones_like(position[:, 0]))), int(found.filled)
+    every = max(1, math.ceil((last - first) * chains / len(found.draws)))
+    if (last - progress.step) % every or filled + chains > len(found.draws):
+        return found
+    draws = found.draws.clone()
+    (draws[filled : filled + chains],) = world.gather([position])
+    return found._replace(draws=draws, filled=found.filled + chains)
+
+
+def renew(found: LowRank, scale: Tensor, chains: int | None = None) -> LowRank:
+    """The directions of the window's draws in units of the scale ``[D]``; the window is empty.
+
+    With the number of chains, only as many as both halves of the chains show.
+    """
+    if not len(found.spread):
+        return found
+    draws = found.draws[: int(found.filled)]
+    basis, spread = directions(draws, scale)
+    if chains is not None:
+        seen = torch.arange(len(spread), device=spread.device) < shown_by_both(draws, scale, chains)
+        basis, spread = torch.where(seen, basis, 0.0), torch.where(seen, spread, 1.0)
+    return LowRank(basis, spread, found.draws, torch.zeros_like(found.filled))
+
+
+def shown_by_both(draws: Tensor, scale: Tensor, chains: int) -> int:
+    """How many of the widest directions of each half of the chains are wide in the other half.
+
+    They count down to the first that does not have a quarter of its variance there. Draws of a
+    chain that follow each other closely look like a wide direction, but not in other chains.
+
+    Args:
+        draws: ``[n, D]``, those of all chains after each other, again and again.
+        scale: standard deviations ``[D]``.
+        chains: how many there are.
+    """
+    first = torch.arange(len(draws), device=draws.device) % chains < chains // 2
+    known = torch.isfinite(draws).all(1)
+    z = (draws - draws[known].mean(0)) / scale
+    shown = []
+    for half in (first, ~first):
+        basis, spread = directions(draws[half & known], scale)
+        there = (z[~half & known] @ basis).square().mean(0)
+        as_wide = (spread > 1) & (there > 0.25 * spread.square())
+        shown.append(int(as_wide.long().cumprod(0).sum()))
+    return min(shown)

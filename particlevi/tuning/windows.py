@@ -25,6 +25,7 @@ from particlevi._checks import check_choice, check_flag, check_fraction, check_i
 from particlevi.samplers._metric import Metric
 from particlevi.tuning.chees import Lengths, begin_lengths, climb, turn
 from particlevi.tuning.dual_averaging import Averages, acceptance_of, advance, begin, running_mean
+from particlevi.tuning.low_rank import LowRank, hold, no_directions, renew
 from particlevi.tuning.metric import Moments, add, check_metric, mean_of, no_moments, regularised
 from particlevi.typing import JSON, Controls, Progress, Proposals, World
 
@@ -88,6 +89,7 @@ class State(NamedTuple):
         lengths: of trajectories.
         center: a running mean of the chains ``[D]``, where lengths are learned, else ``[0]``.
         turn: number of steps of the turn in which lengths are learned, 0-d; 0 in others.
+        low_rank: directions of a low-rank metric.
     """
 
     averages: Averages
@@ -99,6 +101,7 @@ class State(NamedTuple):
     lengths: Lengths
     center: Tensor
     turn: Tensor
+    low_rank: LowRank
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,14 +111,15 @@ class windows:
     For samplers that report an acceptance: ``hmc``, ``randomized_hmc``, ``mams``.
 
     Args:
-        metric: ``"dense"``, or ``"diagonal"`` for many parameters.
+        metric: ``"dense"``; for many parameters ``"diagonal"``, or ``"low_rank"``, which adds the
+            few directions, eight at most, in which draws spread much further.
         target_acceptance: of dual averaging.
         step_size: the first one, in units of the metric's coordinates.
         trajectory_length: in the same units, for samplers that take one; None for those that do
             not. ``"chees"``: learned, for ``randomized_hmc`` and ``mams`` with four chains or
             more, see ``particlevi.tuning.chees``.
-        start: the first metric: a factor ``[D, D]`` for a dense one, a scale ``[D]`` for a diagonal
-            one; the identity if absent.
+        start: the first metric: a factor ``[D, D]`` for a dense one, else a scale ``[D]``; the
+            identity if absent.
         pooled: whether windows are short, for many chains, or Stan's; by the number of chains (8 or
             more) if absent.
 
@@ -123,7 +127,7 @@ class windows:
         ValueError: an argument out of its range.
     """
 
-    metric: Literal["dense", "diagonal"] = "dense"
+    metric: Literal["dense", "diagonal", "low_rank"] = "dense"
     target_acceptance: float = 0.8
     step_size: float = 0.5
     trajectory_length: float | Literal["chees"] | None = None
@@ -132,7 +136,7 @@ class windows:
     name: str = field(default="windows", init=False)
 
     def __post_init__(self) -> None:
-        check_choice("metric", self.metric, ["dense", "diagonal"])
+        check_choice("metric", self.metric, ["dense", "diagonal", "low_rank"])
         check_fraction("target_acceptance", self.target_acceptance)
         check_positive("target_acceptance", self.target_acceptance)
         check_positive("step_size", self.step_size)
@@ -187,12 +191,14 @@ class windows:
             begin_lengths(zero + self.step_size),
             position.new_full((size if learns else 0,), math.nan),
             zero,
+            no_directions(position, self.metric == "low_rank"),
         )
 
     def controls(self, state: State) -> Controls:
         """Step size, metric, and trajectory length."""
         found = {"step_size": state.averages.log_step.exp()}
         found["factor" if state.metric.ndim == 2 else "scale"] = state.metric
+        found |= state.low_rank.controls
         if self.trajectory_length is not None:
             longest = self._most_steps(state) * found["step_size"]
             found["trajectory_length"] = torch.minimum(self._length(state).to(longest), longest)
@@ -235,6 +241,7 @@ class windows:
         ends = self._ends(progress, position[:, 0], world)
         moments, metric, renewed = state.moments, state.metric, state.renewed
         lengths, center, next_turn = state.lengths, state.center, state.turn
+        low_rank = state.low_rank
         if self.trajectory_length == "chees":
             center = running_mean(center, mean_of(position, torch.isfinite(info.potential), world))
             coming = turn(progress.step + 1, ends, progress.num_warmup)
@@ -247,17 +254,32 @@ class windows:
             tested = getattr(info, "tested", torch.ones_like(info.acceptance))
             sound = torch.isfinite(info.potential)
             moments = add(moments, position, tested * sound, world)
+            known = torch.where(sound.unsqueeze(1), position, math.nan)
+            low_rank = hold(low_rank, known, progress, ends, world)
         if progress.step in ends:
             metric, renewed = regularised(moments, metric), renewed + 1
             moments = no_moments(position, metric.ndim == 2)
+            chains = int(world.sum(torch.ones_like(position[:, 0])))
+            low_rank = renew(low_rank, metric, chains)
             averages = begin(averages.log_average.exp(), 2.0)
             lengths = begin_lengths(lengths.log_length.exp())
         if progress.step >= progress.num_warmup:
             averages = averages._replace(log_step=averages.log_average)
             lengths = lengths._replace(log_length=lengths.log_average)
-        seen = running_mean(state.acceptance, acceptance)
+        reached = running_mean(state.acceptance, acceptance)
         ended = torch.full_like(renewed, float(progress.step >= progress.num_warmup))
-        return State(averages, metric, moments, seen, renewed, ended, lengths, center, next_turn)
+        return State(
+            averages,
+            metric,
+            moments,
+            reached,
+            renewed,
+            ended,
+            lengths,
+            center,
+            next_turn,
+            low_rank,
+        )
 
     def report(self, state: State) -> Mapping[str, JSON]:
         """Step size, acceptance, and how the metric was found."""
@@ -268,6 +290,7 @@ class windows:
             "trajectory_length": self._reported(state),
             "metric": self.metric,
             "metric_renewed": int(state.renewed),
+            **state.low_rank.report,
         }
 
     def _reported(self, state: State) -> float | None:

@@ -72,7 +72,7 @@ def runs() -> dict[str, Callable[[], pvi.Draws]]:
         "hmc_chees": run(
             pvi.randomized_hmc(potential),
             **tuned,
-            tuner=pvi.tuning.windows(trajectory_length="chees"),
+            tuner=pvi.tuning.windows("low_rank", trajectory_length="chees"),
         ),
         "mclmc_tuned": run(pvi.mclmc(potential), **tuned, tuner=pvi.tuning.energy_error()),
         "mclmc_low_rank": run(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
 import particlevi as pvi
 from particlevi.diagnostics import arviz
-from particlevi.tuning.low_rank import RANK, directions, most_rows
+from particlevi.tuning.low_rank import RANK, directions, most_rows, shown_by_both
+from tests.tuning.world import drive
 
 F64 = torch.float64
 SIZE, ROWS = 400, 200
@@ -41,6 +43,33 @@ def test_the_direction_is_that_of_the_law_as_far_as_so_few_draws_tell():
         draws, along = spiked(eigenvalue, seed)
         cosines.append((directions(draws, SCALE)[0][:, 0] @ along).square())
     assert float(torch.stack(cosines).mean()) == pytest.approx(expected, abs=0.01)
+
+
+CHAINS = 8
+
+
+def wandering(eigenvalue, seed=0):
+    """Ten draws of each of ``CHAINS`` chains that hardly move, with one direction of all."""
+    starts, along = spiked(eigenvalue, seed, CHAINS)
+    return (starts + 0.3 * SCALE * normal(10, CHAINS, SIZE, seed=seed + 1)).flatten(0, 1), along
+
+
+def test_directions_of_single_chains_are_not_those_of_the_law():
+    alone = [wandering(1.0, seed)[0] for seed in range(10)]
+    assert all(bool((directions(draws, SCALE)[1] > 3).any()) for draws in alone)
+    assert [shown_by_both(draws, SCALE, CHAINS) for draws in alone] == [0] * 10
+
+
+def test_a_direction_of_the_law_is_shown_by_both_halves_of_the_chains():
+    found = [shown_by_both(wandering(400.0, seed)[0], SCALE, CHAINS) for seed in range(10)]
+    assert found.count(1) >= 8
+
+
+@pytest.mark.parametrize("rows", [20, 64, 512])
+def test_draws_that_repeat_show_no_direction(rows):
+    draws = spiked(1.0, rows=rows)[0]
+    repeated = torch.cat([draws, draws[:3], draws[:3]])
+    assert (directions(repeated, SCALE)[1] == 1).all()
 
 
 @pytest.mark.parametrize("rows", [20, 64, 512])
@@ -79,17 +108,48 @@ def effects(x):
     return -0.5 * (x - mean).square().sum(1) - 0.5 * SIZE * (mean[:, 0] / COMMON).square()
 
 
-@pytest.fixture(scope="module")
-def runs():
+SAMPLERS = {
+    "mclmc": (pvi.mclmc, 4, partial(pvi.tuning.energy_error, 1e-5)),
+    "randomized_hmc": (pvi.randomized_hmc, 8, partial(pvi.tuning.windows, trajectory_length=1.6)),
+}
+
+
+@pytest.fixture(scope="module", params=SAMPLERS)
+def runs(request):
     target = pvi.from_log_density(effects, SIZE, vectorized=True, dtype=F64)
+    sampler, chains, tuner = SAMPLERS[request.param]
 
     def run(metric):
         return pvi.sample(
-            pvi.mclmc(target), initial=normal(4, SIZE), num_warmup=800, num_draws=1500, thin=2,
-            tuner=pvi.tuning.energy_error(1e-5, metric=metric), progress=False,
+            sampler(target), initial=normal(chains, SIZE), num_warmup=800, num_draws=1500, thin=2,
+            tuner=tuner(metric=metric), progress=False,
         )  # fmt: skip
 
     return {metric: run(metric) for metric in ("diagonal", "low_rank")}
+
+
+def test_windows_find_no_direction_where_there_is_none():
+    target = pvi.from_log_density(
+        lambda x: -0.5 * x.square().sum(1), SIZE, vectorized=True, dtype=F64
+    )
+    draws = pvi.sample(
+        pvi.randomized_hmc(target), initial=normal(8, SIZE), num_warmup=300, num_draws=1,
+        tuner=pvi.tuning.windows("low_rank", trajectory_length=1.6), progress=False,
+    )  # fmt: skip
+    assert draws.attrs["tuning"]["directions"] == 0
+
+
+def test_a_chain_that_is_lost_is_no_direction():
+    def log_density(x):
+        value = -0.5 * x.square().sum(1)
+        return torch.where(x[:, 0] > 50, torch.nan, value)
+
+    target = pvi.from_log_density(log_density, 40, vectorized=True, dtype=F64)
+    start = normal(16, 40)
+    start[0, 0] = 51.0
+    tuner = pvi.tuning.windows("low_rank", trajectory_length=1.6)
+    _, _, state = drive(pvi.randomized_hmc(target), tuner, start, 200, 1)
+    assert not state.low_rank.basis.any()
 
 
 def test_a_wide_direction_is_in_the_record(runs):
@@ -120,15 +180,17 @@ def test_the_summary_tells_of_a_direction(runs):
 
 
 @pytest.mark.parametrize("stop", [70, 350])
-def test_a_run_that_is_gone_on_with_has_the_same_draws(tmp_path, stop):
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_run_that_is_gone_on_with_has_the_same_draws(tmp_path, stop, name):
     """In a window of the warm-up, and after the last."""
     target = pvi.from_log_density(effects, SIZE, vectorized=True, dtype=F64)
+    sampler, chains, tuner = SAMPLERS[name]
     options = {
-        "initial": normal(4, SIZE), "num_warmup": 300, "num_draws": 60, "progress": False,
-        "tuner": pvi.tuning.energy_error(1e-4, metric="low_rank"),
+        "initial": normal(chains, SIZE), "num_warmup": 300, "num_draws": 60, "progress": False,
+        "tuner": tuner(metric="low_rank"),
     }  # fmt: skip
-    whole = pvi.sample(pvi.mclmc(target), **options)
+    whole = pvi.sample(sampler(target), **options)
     end = pvi.running.Every(1, lambda look: "the test" if look.step >= stop else None)
-    pvi.sample(pvi.mclmc(target), **options, checkpoint=tmp_path / "run", monitor=end)
-    again = pvi.resume(tmp_path / "run", pvi.mclmc(target), tuner=options["tuner"], progress=False)
+    pvi.sample(sampler(target), **options, checkpoint=tmp_path / "run", monitor=end)
+    again = pvi.resume(tmp_path / "run", sampler(target), tuner=options["tuner"], progress=False)
     assert torch.equal(again.particles, whole.particles)
