@@ -117,6 +117,27 @@ def test_step_sizes_show_their_reason():
     assert "Largest curvature" in shown(pvi.suggest_step_size(bowl, verbose=False))
 
 
+BOWL = pvi.from_log_density(lambda x: -x.square().sum(), 2)
+
+
+@pytest.mark.parametrize(
+    "tell",
+    [
+        lambda: pvi.Draws.from_tensor(torch.randn(8, 50, 2) / 2**0.5, BOWL).diagnose(),
+        lambda: pvi.Draws.from_tensor(torch.randn(8, 50, 2) / 2**0.5, BOWL).check_invariance(),
+        lambda: pvi.suggest_step_size(BOWL),
+    ],
+)
+def test_a_terminal_that_echoes_a_result_does_not_repeat_what_was_printed(tell, capsys):
+    found = tell()
+    assert len(repr(found)) < 80 < len(capsys.readouterr().out)
+
+
+def test_gradient_noise_of_a_loop_is_a_sentence():
+    noise = pvi.record.Noise(9.29, 3.1, -1.0, float("inf"))
+    assert "9.29 +- 3.1" in shown(noise)
+
+
 class ZMQInteractiveShell:
     pass
 

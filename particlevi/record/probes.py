@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from particlevi import _html
 from particlevi._checks import check_positive, check_positive_int
 from particlevi.curvature import top_eigenpairs
 
@@ -50,6 +51,18 @@ class Noise(NamedTuple):
     error: float
     gradient: float
     scale: float
+
+    def __str__(self) -> str:
+        return (
+            f"Gradient noise: trace {self.trace:.3g} +- {self.error:.2g}, as large as the gradient "
+            f"in batches of {self.scale:.3g} data."
+        )
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        return _html.block("Gradient noise", _html.notes([("", str(self))]))
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:

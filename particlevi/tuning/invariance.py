@@ -53,7 +53,7 @@ _MOST_FLIPS = 4096
 _PROBES = 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Invariance:
     """What an exact kernel did to the draws.
 
@@ -95,6 +95,9 @@ class Invariance:
 
     def _worst(self) -> float:
         return max(abs(shift) for shift, _ in self.shifts.values())
+
+    def __repr__(self) -> str:
+        return f"Invariance(p = {self.p_value:.2g}, {'ok' if self.ok else 'moved'})"
 
     def _repr_html_(self) -> str:
         rows = [(name, f"{s:+.3g}", f"{e:.2g}") for name, (s, e) in self.shifts.items()]

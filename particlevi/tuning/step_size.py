@@ -68,6 +68,9 @@ class StepSize(NamedTuple):
     reason: str
     friction: float
 
+    def __repr__(self) -> str:
+        return f"StepSize(overdamped={self.overdamped:.3g}, momentum={self.momentum:.3g})"
+
     def _repr_html_(self) -> str:
         values = {name: f"{getattr(self, name):.4g}" for name in _NUMBERS}
         return _html.block("Step sizes", _html.notes([("", self.reason)]), _html.pairs(values))
