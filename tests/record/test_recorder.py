@@ -52,6 +52,7 @@ def test_a_training_is_bit_for_bit_that_without_a_recorder():
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.filterwarnings("ignore:The buffers:particlevi.ParticleviWarning")
 def test_draws_are_the_weights_after_every_third_step():
     net = make_net()
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
