@@ -1,6 +1,7 @@
 """Is what SGD minimises the loss? Slices of Phi through nets of 1e5 parameters, from SGD's draws.
 
     python benchmarks/potential_at_scale.py --figure FILE     # 8 minutes of a busy core
+    python benchmarks/potential_at_scale.py --net convolutional --window 40
 
 A tanh net 196-484-10 (D = 100 198) and a net of two convolutions (D = 100 490) on 4000 MNIST images
 of 14 x 14 pixels, with weight decay 0.005. From a trained point, chains of SGD at a constant rate,
@@ -71,6 +72,16 @@ class Line(NamedTuple):
     variance: float
 
 
+class Run(NamedTuple):
+    """Draws along directions through a centre, the last points, and where lines go through."""
+
+    center: Tensor
+    directions: Tensor
+    draws: Tensor
+    ends: Tensor
+    through: Tensor
+
+
 def trained(model: Any, data: tuple[Tensor, Tensor], steps: int, rate: float) -> Tensor:
     """Where SGD is after ``steps`` from a fresh net."""
     run = pvi.sample(
@@ -109,24 +120,49 @@ def lines(
         parts.append(run.particles.double() - center.double() @ directions)
         ends.append(place)
     tell("run")
-    draws = torch.cat(parts, 1)
-    middle = torch.cat(ends).mean(0)
+    whole = Run(center, directions, torch.cat(parts, 1), place, torch.cat(ends).mean(0)[None])
+    seen = about_floors(whole, args.window) if args.window else whole
+    found = slices(model, data, here, seen, args.rate)
+    tell("slices")
+    return found, sgdvi.is_stationary(seen.draws)
+
+
+def about_floors(run: Run, window: int) -> Run:
+    """The motion about a running mean of ``window`` draws, and lines through the last of these."""
+    size = run.draws.shape[2]
+    weights = run.draws.new_full((size, 1, window), 1 / window)
+    slow = nn.functional.conv1d(run.draws.mT, weights, groups=size).mT
+    left = (window - 1) // 2
+    fast = run.draws[:, left : left + slow.shape[1]] - slow
+    last = run.draws[:, -1] - slow[:, -1]
+    gram = run.directions.T @ run.directions
+    away = torch.linalg.solve(gram, last.T).T @ run.directions.T
+    return run._replace(draws=fast, through=run.ends - away.to(run.ends))
+
+
+def slices(model: Any, data: tuple[Tensor, Tensor], here: Any, run: Run, rate: float) -> list[Line]:
+    """Phi and the loss along each direction; the loss is the mean over lines through points."""
+    center, draws = run.center.double(), run.draws
     variance = torch.cat(
-        [noise.average(here, place, v).matrix.diagonal() for v in directions.split(TOP, 1)]
+        [noise.average(here, run.ends, v).matrix.diagonal() for v in run.directions.split(TOP, 1)]
     )
-    tell("noise along the run")
-    loss = sgdvi.mean_loss(model, data, chunk_size=1)
-    temperature = noise.temperature(args.rate, BATCH)
+    single = sgdvi.mean_loss(model, data, chunk_size=1)
+    temperature = noise.temperature(rate, BATCH)
     spread, mean = draws.std((0, 1)), draws.mean((0, 1))
     at = torch.linspace(-REACH, REACH, GRID, dtype=torch.float64)
     found = []
-    for k in range(2 * TOP):
+    for k, v in enumerate(run.directions.T):
         family = range(TOP) if k < TOP else range(TOP, 2 * TOP)
         rest = [j for j in family if j != k]
         phi = sgdvi.fit_potential(draws[..., [k]], temperature, given=draws[..., rest])
-        v = directions[:, k]
-        away = middle.double() + v * (mean[k] - (middle - center).double() @ v)
-        points = away + (at * spread[k])[:, None] * v
+        start, through = center + mean[k] * v, run.through.double()
+        if len(through) == 1:
+            through = through + (start - through) @ v[:, None] * v
+
+        def loss(points: Tensor, start: Tensor = start, through: Tensor = through) -> Tensor:
+            return torch.stack([single(point + points - start) for point in through]).mean(0)
+
+        points = start + (at * spread[k])[:, None] * v
         cut = sgdvi.compare_potentials(points, phi, loss, directions=v[:, None], origin=center)
         # Of f = a + b t + c t^2: the curvature is 2 c.
         powers = torch.stack([torch.ones_like(at), at * spread[k], (at * spread[k]) ** 2], 1)
@@ -138,8 +174,7 @@ def lines(
                 float(variance[k]),
             )
         )  # fmt: skip
-    tell("slices")
-    return found, sgdvi.is_stationary(draws)
+    return found
 
 
 def table(net: str, found: list[Line], rate: float) -> list[list[str]]:
@@ -197,6 +232,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8000, help="of training, and of warm-up")
     parser.add_argument("--draws", type=int, default=4000, help="of each chain, every fifth step")
     parser.add_argument("--net", choices=["dense", "convolutional"], nargs="+")
+    parser.add_argument("--window", type=int, help="draws of the running mean that is taken off")
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args()
     data = mnist(args.data)
