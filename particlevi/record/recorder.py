@@ -34,6 +34,7 @@ _WATCHED = 256
 _PAIR_BYTES = 10**8
 _FIRST_PROBE = 45.0  # of both probes, in steps, before they have been timed
 _LOOKS = 20
+_SHARE = 0.3  # of the budget, each for points and for probes; the rest is what no clock inside sees
 
 
 class Status(NamedTuple):
@@ -226,7 +227,7 @@ class Recorder:
             self.series[name].append(float(value))
         if self.paced and len(self.series["step"]) % _LOOKS == 0:
             spent = self.spent - self.spent_on_probes
-            if spent > 0.5 * self.budget * (now - self.began):
+            if spent > _SHARE * self.budget * (now - self.began - self.spent):
                 self.iterates.coarsen(2 * self.iterates.every)
         if self.pairs.every < self.iterates.every:
             self.pairs.coarsen(self.iterates.every)
@@ -256,7 +257,8 @@ class Recorder:
         count, elapsed = len(self.probes["step"]), now - self.began
         typical = elapsed * _FIRST_PROBE / self.num_steps
         next_one = self.spent_on_probes / count if count else typical
-        return self.spent_on_probes + next_one <= 0.5 * self.budget * elapsed
+        own = elapsed - self.spent
+        return self.spent_on_probes + next_one <= _SHARE * self.budget * own
 
     def _point(self) -> Tensor:
         return torch.cat([p.detach().reshape(-1) for p in self.parameters.values()])
