@@ -41,6 +41,8 @@ class ControlRoom:
         self.looks_at_proposals: bool = fewest_proposing(tuner) > 0
         self.tuner_state: Any = None
         self._scheduled: dict[str, float] = {}
+        self._first: int = 0
+        self._since: dict[str, list[float]] = {}
         self._controls: dict[str, Tensor] = {}
         self._chosen: dict[str, Tensor] = {}
         self._rows: dict[str, Tensor] = {}
@@ -76,11 +78,13 @@ class ControlRoom:
     def of_block(self, step: int, steps: int, size: int, like: Tensor) -> dict[str, Tensor]:
         """The scheduled controls ``[size]`` of steps from ``step`` on; the first rows count."""
         rows = {}
+        self._first = step
         for name, schedule in self.schedules.items():
             if type(schedule) is constant:
                 values = [self._value(name, schedule, step, like)]
             else:
                 values = [self._value(name, schedule, step + k, like) for k in range(steps)]
+            self._since[name] = values
             if name in self._chosen:
                 continue
             if len(values) > 1 or self._constants.get(name) != values[0]:
@@ -95,9 +99,10 @@ class ControlRoom:
         """What the tuner chose."""
         return self._chosen
 
-    def scalars(self, step: int, like: Tensor) -> Mapping[str, float]:
-        """The 0-d controls of a step, counted from 0, as numbers, for the record of a draw."""
-        scheduled = {k: self._value(k, each, step, like) for k, each in self.schedules.items()}
+    def scalars(self, step: int) -> Mapping[str, float]:
+        """The 0-d controls of a step of those last asked for, as numbers, for a draw's record."""
+        k = step - self._first
+        scheduled = {name: each[min(k, len(each) - 1)] for name, each in self._since.items()}
         chosen = {k: float(value) for k, value in self._chosen.items() if not value.ndim}
         return {**scheduled, **chosen}
 
@@ -133,8 +138,10 @@ class ControlRoom:
             self._chosen = dict(self.tuner.controls(self.tuner_state))
 
     def _from_schedules(self, step: int, like: Tensor) -> Controls:
+        self._first = step
         for name, schedule in self.schedules.items():
             value = self._value(name, schedule, step, like)
+            self._since[name] = [value]
             if self._made.get(name) != value:
                 self._made[name] = value
                 self._controls[name] = torch.tensor(value, dtype=like.dtype, device=like.device)

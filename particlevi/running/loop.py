@@ -291,7 +291,7 @@ class Loop:
         if sampler.energy_error is not None:
             found["diverging"] = self.divergence.take_divergent()
         stats = {name: value[rows] for name, value in found.items()}
-        scalars = {"step": step + 1.0, **self.control_room.scalars(step, state.position)}
+        scalars = {"step": step + 1.0, **self.control_room.scalars(step)}
         self.store.append(self.plan.recorder(state.position[rows]), {**stats, **scalars})
         if self.moments is not None and step >= self.plan.settings.num_warmup:
             self.moments.update(state.position[rows])

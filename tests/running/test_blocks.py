@@ -83,6 +83,21 @@ def test_schedules_of_every_control(seen):
     assert max(seen) > 1
 
 
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_schedule_is_asked_once_for_a_step_with_a_draw(compile, seen):
+    asked = []
+
+    def step_size(k):
+        asked.append(k)
+        return 1e-3
+
+    sampler = pvi.sgld(MODULE.potential)
+    options = {**OPTIONS, "thin": 1, "num_draws": 30}
+    draws = pvi.sample(sampler, MODULE.data, step_size=step_size, compile=compile, **options)
+    assert asked.count(20) == 1
+    assert float(draws.stats["step_size"][20]) == 1e-3
+
+
 def test_cycles_that_keep_some_steps_only(seen):
     cycle = pvi.schedules.cyclical(1e-3, 20)
     assert_same(*both(pvi.sghmc(MODULE.potential), step_size=cycle, thin=3, num_draws=12))
