@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from particlevi._checks import check_positive_int
+from particlevi._tracing import is_compiling
 from particlevi.drawset import DrawSet
 from particlevi.potentials.layout import Layout
 from particlevi.potentials.likelihoods import Likelihood
@@ -65,7 +66,7 @@ class Ensemble(nn.Module):
             return found
 
         rows = self.particles[:, : self.inner.num_params]
-        if torch.compiler.is_compiling():
+        if is_compiling():
             # vmap over batch normalisation fixes the batch size in what is exported.
             return torch.stack([one(row, inputs) for row in rows.unbind(0)])
         randomness = "different" if self.random else "error"

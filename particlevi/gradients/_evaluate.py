@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from particlevi._tracing import is_compiling
 from particlevi.gradients.sharing import current_crew
 from particlevi.potentials.arithmetic import pinned
 from particlevi.potentials.chunks import chunks
@@ -25,7 +26,7 @@ def value_and_grad(
         parts = chunks(points, data, chunk_size)
         return joined([values_and_grads([(energy, *part)])[0] for part in parts])
 
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return evaluate(particles, batch)
     crew = current_crew()
     return evaluate(particles, batch) if crew is None else crew(evaluate, particles, batch)
@@ -40,7 +41,7 @@ def joined(parts: Sequence[Gradient]) -> Gradient:
 
 def values_and_grads(terms: Sequence[tuple[Energy, Tensor, Batch | None]]) -> list[Gradient]:
     """The same for several energies, each at particles of its own, by one backward pass."""
-    if torch.compiler.is_compiling():
+    if is_compiling():
 
         def total(*points: Tensor) -> tuple[Tensor, list[Tensor]]:
             values = [

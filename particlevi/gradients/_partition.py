@@ -8,6 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from particlevi._tracing import is_compiling
+
 __all__ = ["Partition"]
 
 _MOST_RUNS = 64
@@ -47,7 +49,7 @@ class Partition:
             ``[S, D]``.
         """
         index = index.to(rows.device)
-        if torch.compiler.is_compiling():
+        if is_compiling():
             by_runs = len(self.runs) <= _MOST_RUNS
         else:
             by_runs = len(self.runs) * _ELEMENTS_PER_RUN <= len(index) * rows.shape[1]
@@ -63,6 +65,6 @@ def _stored(lookup: Callable[[Tensor], Tensor], index: Tensor) -> Tensor:
     What ``cat`` joins is stored; anything else would be looked up anew by every operation that
     reads it, such as the addition of a bias to each row of a batch.
     """
-    if not torch.compiler.is_compiling():
+    if not is_compiling():
         return lookup(index)
     return torch.cat([lookup(part) for part in index.chunk(2)])

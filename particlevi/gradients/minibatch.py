@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
-import torch
 from torch import Tensor
 
 from particlevi._checks import check_is
+from particlevi._tracing import is_compiling
 from particlevi.gradients._evaluate import value_and_grad
 from particlevi.potentials.potential import ModelPotential
 from particlevi.potentials.protocol import as_potential, is_potential
@@ -70,7 +70,7 @@ class minibatch:
     def __call__(self, state: Any, particles: Tensor, batch: Batch | None, noise: Any) -> Gradient:
         """The gradient at ``particles [P, D]``."""
         potential = self.potential
-        if potential.random and not torch.compiler.is_compiling():
+        if potential.random and not is_compiling():
             with seeded(int(noise)):
                 return value_and_grad(potential, particles, batch, potential.chunk_size)
         return value_and_grad(potential, particles, batch, potential.chunk_size)

@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor
 
+from particlevi._tracing import is_compiling
 from particlevi.kernels.kernels import Kernel
 
 __all__ = [
@@ -88,7 +89,7 @@ def exchanged_by(exchange: Exchange | None) -> Iterator[None]:
 
 def stein_direction(kernel: Kernel, x: Tensor, scores: Tensor) -> Direction:
     """The direction on particles ``[P, D]`` with scores ``[P, D]``, wherever the others are."""
-    exchange = None if torch.compiler.is_compiling() else _EXCHANGE.get()
+    exchange = None if is_compiling() else _EXCHANGE.get()
     if exchange is None:
         attraction, repulsion = kernel.direction(x, scores)
         norms = [torch.linalg.vector_norm(part, dim=-1) for part in (attraction, repulsion)]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from particlevi._checks import check_positive_int
+from particlevi._tracing import is_compiling
 from particlevi.typing import Streams
 
 __all__ = ["Witness", "stein_loss", "value_and_gradient"]
@@ -122,7 +123,7 @@ def stein_loss(
         probes: e, ``[P, D]``, independent +-1.
         regularisation: above 0.
     """
-    if torch.compiler.is_compiling():
+    if is_compiling():
         values, pullback = torch.func.vjp(witness, x)[:2]
         (turned,) = pullback(probes)
     else:
@@ -139,7 +140,7 @@ def value_and_gradient(
     loss: Callable[[Tensor], Tensor], parameters: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The loss and its gradient ``[W]``, eager and compiled."""
-    if torch.compiler.is_compiling():
+    if is_compiling():
         gradient, value = torch.func.grad_and_value(loss)(parameters)
         return value, gradient
     leaf = parameters.detach().requires_grad_()

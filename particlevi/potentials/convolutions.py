@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from particlevi._tracing import is_compiling
+
 __all__ = ["one_by_one"]
 
 _CACHE = 6 << 20
@@ -23,4 +25,4 @@ def one_by_one(num_bytes: int, device: torch.device) -> bool:
         num_bytes: of a convolution's largest output for all particles and data of a batch.
         device: where it runs.
     """
-    return device.type == "cpu" and num_bytes > _CACHE and not torch.compiler.is_compiling()
+    return device.type == "cpu" and num_bytes > _CACHE and not is_compiling()

@@ -17,6 +17,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.utils import _pytree as pytree
 
 from particlevi._checks import check_choice, check_positive_int
+from particlevi._tracing import is_compiling
 from particlevi.potentials._module_modes import set_batch_norm, set_dropout, set_plain_paths
 from particlevi.potentials._module_starts import module_starts
 from particlevi.potentials.convolutions import one_by_one
@@ -202,7 +203,7 @@ class _Forward:
 
     def __call__(self, particles: Tensor, batch: Batch) -> Tensor:
         """Outputs ``[P, B, ...]``."""
-        if self.habits is None and not torch.compiler.is_compiling() and _is_plain(particles):
+        if self.habits is None and not is_compiling() and _is_plain(particles):
             self.habits = self._probed(particles, batch)
             if self.habits is not None and self.habits.convolved and self.autocast is not None:
                 # vmap hides convolutions from autocast.
@@ -214,7 +215,7 @@ class _Forward:
 
     def _lifted(self, particles: Tensor, batch: Batch) -> Tensor:
         loop = self._loops(particles, batch)
-        if self.random and not torch.compiler.is_compiling():
+        if self.random and not is_compiling():
             with alone():
                 return self.lifted(particles, batch, loop)
         return self.lifted(particles, batch, loop)
@@ -231,7 +232,7 @@ class _Forward:
         weights = self.layout.unravel(particle[: self.layout.num_params])
         if self.habits is not None and self.habits.writes_inputs:
             inputs = pytree.tree_map(torch.clone, inputs)
-        module = self.traced if torch.compiler.is_compiling() else self.shells.here()
+        module = self.traced if is_compiling() else self.shells.here()
         return self.run(module, weights, inputs)
 
     def run(self, module: nn.Module, weights: dict[str, Tensor], inputs: Any) -> Tensor:

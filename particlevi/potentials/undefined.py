@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.overrides import TorchFunctionMode
 
+from particlevi._tracing import is_compiling
 from particlevi._warning import warn
 from particlevi.potentials.chunks import chunks
 from particlevi.typing import Batch
@@ -66,7 +67,7 @@ def where_defined(energy: Energies, particles: Tensor, batch: Batch | None) -> T
     try:
         return energy(particles, batch)
     except LinAlgError as error:
-        if torch.compiler.is_compiling():
+        if is_compiling():
             raise
         why = str(error)
     try:

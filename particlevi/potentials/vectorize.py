@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from particlevi._tracing import is_compiling
 from particlevi._warning import warn
 from particlevi.potentials.undefined import LinAlgError
 from particlevi.typing import Batch
@@ -55,7 +56,7 @@ class Vectorized:
 
     def __call__(self, particles: Tensor, batch: Batch | None, one_by_one: bool = False) -> Tensor:
         """Values ``[P, ...]``; by a loop if ``one_by_one``, though ``vmap`` may work."""
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return (self._loop if self.looping else self._vmap)(particles, batch)
         if self.looping or one_by_one:
             return self._looped(particles, batch)

@@ -10,8 +10,7 @@ What is told of the steps the loop writes into tensors that it is given, a row a
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +20,7 @@ from torch._higher_order_ops.while_loop import while_loop
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from particlevi._tracing import tracing
 from particlevi.data.batches import Indexed
 from particlevi.running.compiling import compiled_as, kind_of_batch
 from particlevi.running.controls import ControlRoom
@@ -255,22 +255,11 @@ def as_graph(
     """
     k = torch.zeros((), dtype=torch.long, device=leaves[0].device)
     trace = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)
-    with _compiling():
+    with tracing():
         try:
             return trace(k, leaves, inputs)
         except Exception as error:
             raise Untraceable from error
-
-
-@contextmanager
-def _compiling() -> Iterator[None]:
-    """Code that asks whether it is compiled is told that it is."""
-    before = torch.compiler._is_compiling_flag
-    torch.compiler._is_compiling_flag = True
-    try:
-        yield
-    finally:
-        torch.compiler._is_compiling_flag = before
 
 
 def many_steps(step: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:

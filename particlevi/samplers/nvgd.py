@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from particlevi._checks import check_fraction, check_positive, check_positive_int
+from particlevi._tracing import is_compiling
 from particlevi.gradients.minibatch import as_estimator
 from particlevi.kernels.adam import Moments, adam
 from particlevi.kernels.witness import Witness, stein_loss, value_and_gradient
@@ -145,7 +146,7 @@ def nvgd(
                 stale = torch.where(check < best, 0, stale + 1)
                 best = torch.minimum(best, check)
                 active = active & (stale <= patience)
-                if not torch.compiler.is_compiling() and not bool(active):
+                if not is_compiling() and not bool(active):
                     break
         f = witness(network, position)
         info = Info(

@@ -10,6 +10,7 @@ import dataclasses
 import os
 import signal
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torch._dynamo.exc import Unsupported
 from torch._dynamo.utils import counters
 
 import particlevi as pvi
+from particlevi._tracing import is_compiling, tracing
 from particlevi.data import Minibatches
 from particlevi.running import Every, blocks, compiling
 from particlevi.running.feeds import Direct, Joined, Stacked, feed_of
@@ -153,6 +155,12 @@ def test_a_draw_ends_a_block_where_the_states_after_every_step_would_be_large(se
     monkeypatch.setattr(blocks, "_MOST_NUMBERS", 1)
     assert_same(*both(pvi.sghmc(MODULE.potential)))
     assert max(seen) == OPTIONS["thin"]
+
+
+def test_other_threads_are_not_told_that_they_are_compiled():
+    with tracing(), ThreadPoolExecutor(1) as pool:
+        assert is_compiling()
+        assert not pool.submit(is_compiling).result()
 
 
 def test_a_step_that_looks_at_numbers_is_not_traced_past_them():
