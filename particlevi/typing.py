@@ -28,6 +28,7 @@ __all__ = [
     "Gradient",
     "GradientEstimator",
     "Grouped",
+    "Landscape",
     "Potential",
     "Progress",
     "ProposalTuner",
@@ -385,6 +386,33 @@ class SamplerState(NamedTuple):
     estimator: Any
 
 
+class Landscape(Protocol):
+    """The potential on all its data where particles start, for a sampler's ``step_rule``.
+
+    Attributes:
+        points: starting points ``[P, D]``.
+    """
+
+    points: Tensor
+
+    @property
+    def noise(self) -> Tensor:
+        """Variance of the gradient estimate over minibatches ``[D]``, 0 with all data."""
+        ...
+
+    def gradient_at(self, points: Tensor) -> Tensor:
+        """The gradient ``[P, D]`` at points ``[P, D]``."""
+        ...
+
+    def curvature(self, scale: Tensor | None = None) -> float:
+        """The largest eigenvalue of the Hessian in the coordinates ``theta / scale [D]``."""
+        ...
+
+    def rate(self, direction: Callable[[Tensor], Tensor]) -> float:
+        """The spectral radius of the Jacobian of ``direction``, ``[P, D] -> [P, D]``."""
+        ...
+
+
 def _potential(info: Any, controls: Controls) -> Tensor:
     potential: Tensor = info.potential
     return potential
@@ -426,6 +454,9 @@ class Sampler:
         gradients_per_step: gradients of the potential on a batch that a step takes per particle.
         max_step_size: beyond which it is unstable on a Gaussian, as a function of the largest
             curvature; None where that is not known.
+        step_rule: ``Landscape -> (step size, reason)``, of a method whose stable range is not a
+            function of the curvature alone; where no rule can be right it raises a ValueError that
+            says why. None where ``max_step_size`` tells, or nothing does.
         warning: ``(info, controls) -> str | None``, what is wrong with a step, if something is; the
             loop asks now and then after the warm-up, and warns once.
         facts: what its draws are.
@@ -453,6 +484,7 @@ class Sampler:
     proposals: Callable[[Tensor, SamplerState, Any, Controls], Proposals] | None = None
     gradients_per_step: int = 1
     max_step_size: Callable[[float], float] | None = None
+    step_rule: Callable[[Landscape], tuple[float, str]] | None = None
     warning: Callable[[Any, Controls], str | None] | None = None
     facts: Facts = Facts()
     most_spread: int = 0

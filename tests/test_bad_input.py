@@ -69,9 +69,9 @@ CASES = {
     "step size boolean": (lambda: run(step_size=True), ValueError, "step_size .* got True"),
     "step size text": (lambda: run(step_size="1e-3"), ValueError, "step_size .* got '1e-3'"),
     "step size missing, and no rule for one": (
-        lambda: pvi.sample(pvi.psgld(NORMAL), num_particles=2),
+        lambda: pvi.sample(pvi.optimizer(NORMAL, torch.optim.SGD), num_particles=2),
         ValueError,
-        "No rule is known for the step size of psgld: give step_size",
+        "no rule can be right for all: give step_size",
     ),
     "schedule gives NaN": (
         lambda: run(step_size=lambda k: NAN if k == 1 else 0.1),

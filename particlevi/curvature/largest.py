@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor
 
-from particlevi._checks import check_positive
+from particlevi._checks import check_is, check_positive
 from particlevi.curvature.hessian import hessian_product, potential_energy
 from particlevi.curvature.lanczos import top_eigenpairs
 from particlevi.data import DataLike, as_data, as_particles
@@ -23,6 +24,7 @@ def largest_curvature(
     *,
     chunk_size: int = 1024,
     tolerance: float = 1e-2,
+    scale: Tensor | None = None,
 ) -> float:
     """The largest eigenvalue of the Hessian of the potential on all the data, by Lanczos.
 
@@ -32,10 +34,11 @@ def largest_curvature(
         data: as given to ``sample``.
         chunk_size: data evaluated at once.
         tolerance: relative error of the eigenvalue.
+        scale: ``[D]``, if absent ones; the Hessian is that in the coordinates ``theta / scale``.
 
     Raises:
-        ValueError: data that do not fit, a curvature that is not finite, or a model with an
-            operation that has no second derivative.
+        ValueError: a scale of another shape, data that do not fit, a curvature that is not finite,
+            or a model with an operation that has no second derivative.
 
     Examples:
         >>> import torch
@@ -48,10 +51,22 @@ def largest_curvature(
     held = as_data(data, model).held()
     points = as_particles(particles, model, model.num_params)
     check_positive("tolerance", tolerance)
+    if scale is not None:
+        check_is("scale", scale, Tensor, f"a tensor [{model.num_params}]")
+        if scale.shape != (model.num_params,):
+            raise ValueError(
+                f"scale must have shape [{model.num_params}], got {list(scale.shape)}."
+            )
     found = []
     for particle in points:
         energy = potential_energy(model, particle, held, chunk_size)
         product = partial(hessian_product, energy)
+        if scale is not None:
+            product = partial(_scaled, product, scale.double())
         top = top_eigenpairs(product, model.num_params, 1, tolerance=tolerance)
         found.append(float(top.values[0]))
     return max(found)
+
+
+def _scaled(product: Callable[[Tensor], Tensor], scale: Tensor, vector: Tensor) -> Tensor:
+    return scale * product(scale * vector.to(scale))

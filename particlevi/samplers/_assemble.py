@@ -21,6 +21,7 @@ from particlevi.typing import (
     Batch,
     Controls,
     Facts,
+    Landscape,
     Progress,
     Proposals,
     Requirements,
@@ -123,6 +124,7 @@ class Declared(TypedDict, total=False):
     energy_error: Callable[[Any], Tensor] | None
     work_bytes: Callable[[int], int]
     max_step_size: Callable[[float], float]
+    step_rule: Callable[[Landscape], tuple[float, str]]
     warning: Callable[[Any, Controls], str | None] | None
     facts: Facts
     most_spread: int

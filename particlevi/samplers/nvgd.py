@@ -33,7 +33,16 @@ from particlevi.gradients.minibatch import as_estimator
 from particlevi.kernels.adam import Moments, adam
 from particlevi.kernels.witness import Witness, stein_loss, value_and_gradient
 from particlevi.samplers._assemble import GradientAt, Target, assemble
-from particlevi.typing import Controls, Facts, Sampler, SamplerState, Schedule, Streams
+from particlevi.samplers._rules import LESS_WHERE_HOT, flow_step
+from particlevi.typing import (
+    Controls,
+    Facts,
+    Landscape,
+    Sampler,
+    SamplerState,
+    Schedule,
+    Streams,
+)
 
 __all__ = ["Info", "Memory", "nvgd"]
 
@@ -158,6 +167,15 @@ def nvgd(
         )
         return position + controls["step_size"] * f, Memory(network, moments), info
 
+    def step_rule(around: Landscape) -> tuple[float, str]:
+        curvature = around.curvature()
+        rate = curvature / regularisation
+        return flow_step(rate, float(around.noise.mean()) / (4 * regularisation**2)), (
+            "The step size is a quarter of the stable range h l / r < 2 of the flow with the best "
+            f"witness, at the largest curvature where particles start, {curvature:.4g}"
+            f"{LESS_WHERE_HOT}"
+        )
+
     return assemble(
         "nvgd",
         target,
@@ -172,5 +190,6 @@ def nvgd(
         schedules={"network_step_size": network_step_size},
         memory=memory,
         noise=noise,
+        step_rule=step_rule,
         facts=Facts(kind="particles"),
     )

@@ -33,7 +33,7 @@ from particlevi.samplers._assemble import (
     assemble,
     configurational_temperature,
 )
-from particlevi.typing import Controls, Sampler, Streams
+from particlevi.typing import Controls, Landscape, Sampler, Streams
 
 __all__ = ["Memory", "optimizer"]
 
@@ -241,11 +241,20 @@ def optimizer(target: Target, make: Make, loss: Literal["mean", "total"] = "mean
         info = Info(energy, configurational_temperature(position, g))
         return moved, Memory(stepper.names(*tensors), torch.ones_like(memory.begun)), info
 
+    def step_rule(around: Landscape) -> tuple[float, str]:
+        raise ValueError(
+            f"What {type(stepper.optimizer).__name__} makes of a step size is its own: of one "
+            "torch optimiser it multiplies gradients, of another it bounds steps, and the law of "
+            "the iterates is known of few. So no rule can be right for all: give step_size, its "
+            "learning rate."
+        )
+
     return assemble(
         "optimizer",
         target,
         transition,
         settings={"optimizer": type(stepper.optimizer).__name__, "loss": loss},
         memory=memory,
+        step_rule=step_rule,
         shown=SHOWN,
     )

@@ -44,7 +44,9 @@ from particlevi.samplers._assemble import (
     gaussian,
     momenta,
 )
-from particlevi.typing import Controls, Progress, Sampler, Schedule, Streams
+from particlevi.samplers._rules import LESS_WHERE_HOT, momentum_step
+from particlevi.schedules import as_schedule
+from particlevi.typing import Controls, Landscape, Progress, Sampler, Schedule, Streams
 
 __all__ = ["Memory", "psghmc"]
 
@@ -101,6 +103,7 @@ def psghmc(
     check_flag("freeze", freeze)
     potential = as_estimator(target).potential
     num_data = potential.num_data or 1
+    temperature_at = as_schedule("temperature", temperature)
     groups = potential.groups("tensor")
     sizes = torch.bincount(groups).to(potential.dtype)
 
@@ -139,6 +142,19 @@ def psghmc(
         info = MomentumInfo(energy, configurational, q.square().mean(-1))
         return position, Memory(q, second_moment, mass, a), info
 
+    def step_rule(around: Landscape) -> tuple[float, str]:
+        squares = (around.gradient_at(around.points) / num_data).square().mean(0)
+        squares = squares + around.noise / num_data**2
+        second_moment = torch.zeros_like(sizes).index_add(0, groups, squares) / sizes
+        scale = masses(second_moment).rsqrt().index_select(0, groups)
+        curvature = around.curvature(scale)
+        noise = float((scale.square() * around.noise).mean()) / (temperature_at(0) or 1.0)
+        step = momentum_step(curvature, noise, friction)
+        return step, (
+            "The step size is a quarter of the stable range h^2 l < 4, with the masses of the "
+            f"gradients where chains start and l / M = {curvature:.4g}{LESS_WHERE_HOT}"
+        )
+
     return assemble(
         "psghmc",
         target,
@@ -154,5 +170,6 @@ def psghmc(
         memory=memory,
         noise=gaussian,
         remember=remember,
+        step_rule=step_rule,
         shown=MOMENTUM_SHOWN,
     )

@@ -44,7 +44,17 @@ from particlevi.samplers._assemble import (
     configurational_temperature,
     gaussian,
 )
-from particlevi.typing import Controls, Progress, Sampler, SamplerState, Schedule, Streams
+from particlevi.samplers._rules import LESS_WHERE_HOT, overdamped_step
+from particlevi.schedules import as_schedule
+from particlevi.typing import (
+    Controls,
+    Landscape,
+    Progress,
+    Sampler,
+    SamplerState,
+    Schedule,
+    Streams,
+)
 
 __all__ = ["Memory", "psgld"]
 
@@ -96,6 +106,7 @@ def psgld(
     check_flag("divergence", divergence)
     potential = as_estimator(target).potential
     num_data = potential.num_data or 1
+    temperature_at = as_schedule("temperature", temperature)
 
     def randomness(state: SamplerState, streams: Streams) -> Any:
         xi = gaussian(state, streams)
@@ -136,6 +147,17 @@ def psgld(
         info = Info(energy, configurational_temperature(position, g))
         return position - drift + diffusion, Memory(second_moment, a), info
 
+    def step_rule(around: Landscape) -> tuple[float, str]:
+        squares = around.gradient_at(around.points).square().mean(0) + around.noise
+        preconditioner = 1 / (regularisation + squares.sqrt() / num_data)
+        curvature = around.curvature(preconditioner.sqrt())
+        noise = float((preconditioner * around.noise).mean()) / (temperature_at(0) or 1.0)
+        step = overdamped_step(curvature, noise)
+        return step, (
+            "The step size is a tenth of the stable range h G l < 2, with the preconditioner of "
+            f"the gradients where chains start and G l = {curvature:.4g}{LESS_WHERE_HOT}"
+        )
+
     return assemble(
         "psgld",
         target,
@@ -151,5 +173,6 @@ def psgld(
         noise=randomness,
         gradients=3 if divergence else 1,
         remember=remember,
+        step_rule=step_rule,
         shown=SHOWN,
     )

@@ -24,8 +24,10 @@ from torch import Tensor
 from particlevi._checks import check_nonnegative
 from particlevi.kernels.kernels import Radial, as_radial
 from particlevi.samplers._assemble import GradientAt, Target, assemble, gaussian
+from particlevi.samplers._rules import LESS_WHERE_HOT, overdamped_step
 from particlevi.samplers.svgd import Info
-from particlevi.typing import Controls, Facts, Sampler, Schedule, Streams
+from particlevi.schedules import as_schedule
+from particlevi.typing import Controls, Facts, Landscape, Sampler, Schedule, Streams
 
 __all__ = ["Info", "Memory", "repulsive_langevin"]
 
@@ -68,6 +70,7 @@ def repulsive_langevin(
     """
     check_nonnegative("jitter", jitter)
     chosen = as_radial(kernel)
+    temperature_at = as_schedule("temperature", temperature)
 
     def memory(position: Tensor, streams: Streams) -> Memory:
         return Memory(chosen.width(position))
@@ -90,6 +93,21 @@ def repulsive_langevin(
         position = position + h * (attraction + temperature * repulsion) + diffusion
         return position, memory, info
 
+    def step_rule(around: Landscape) -> tuple[float, str]:
+        width, warm = chosen.width(around.points), temperature_at(0)
+
+        def drift(position: Tensor) -> Tensor:
+            g = around.gradient_at(position)
+            attraction, repulsion = chosen.direction(position, -g, width)
+            return attraction - jitter / len(position) * g + warm * repulsion
+
+        rate = around.rate(drift)
+        step = overdamped_step(rate, float(around.noise.mean()) / (warm or 1.0))
+        return step, (
+            "The step size is a tenth of the stable range h r < 2, with r the rate of the drift of "
+            f"all particles together where they start, {rate:.4g}{LESS_WHERE_HOT}"
+        )
+
     return assemble(
         "repulsive_langevin",
         target,
@@ -98,5 +116,6 @@ def repulsive_langevin(
         schedules={"temperature": temperature},
         memory=memory,
         noise=gaussian,
+        step_rule=step_rule,
         facts=Facts(kind="ensemble"),
     )

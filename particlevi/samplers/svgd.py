@@ -27,7 +27,9 @@ from particlevi.kernels.exchange import MOST_COLUMNWISE, Columnwise, stein_direc
 from particlevi.kernels.grouped import graphical
 from particlevi.kernels.kernels import Kernel, Radial, as_kernel, as_radial
 from particlevi.samplers._assemble import GradientAt, Target, assemble
-from particlevi.typing import Controls, Facts, Sampler, Schedule, Streams
+from particlevi.samplers._rules import LESS_WHERE_HOT, flow_step, narrowest_width
+from particlevi.schedules import as_schedule
+from particlevi.typing import Controls, Facts, Landscape, Sampler, Schedule, Streams
 
 __all__ = ["Info", "message_passing_svgd", "svgd"]
 
@@ -84,6 +86,7 @@ def svgd(
     check_choice("optimizer", optimizer, ["plain", "adagrad", "rmsprop", "adam"])
     potential = as_estimator(target).potential
     chosen = as_kernel(kernel).bind(potential)
+    weight_at = as_schedule("annealing", annealing)
     item = torch.finfo(potential.dtype).bits // 8
 
     def memory(position: Tensor, streams: Streams) -> Moments:
@@ -99,6 +102,28 @@ def svgd(
         direction, memory = _preconditioned(phi, memory, optimizer)
         return position + controls["step_size"] * direction, memory, Info(potential, *norms)
 
+    def step_rule(around: Landscape) -> tuple[float, str]:
+        if optimizer != "plain":
+            curvature = around.curvature()
+            share = 0.5 if optimizer == "adagrad" else 0.05
+            return share * narrowest_width(curvature), (
+                f"A step of {optimizer} moves a parameter by {'at first ' * (share == 0.5)}about h "
+                f"whatever its gradient, so that h is {share:g} of the narrowest width where "
+                f"particles start, at a curvature of {curvature:.4g}."
+            )
+        weight = max(1.0, weight_at(0))
+
+        def flow(position: Tensor) -> Tensor:
+            g = around.gradient_at(position)
+            return stein_direction(chosen, position, -weight * g)[0]
+
+        rate = around.rate(flow)
+        step = flow_step(rate, weight**2 * float(around.noise.mean()))
+        return step, (
+            "The step size is a quarter of the stable range h r < 2, with r the rate of the flow "
+            f"of all particles together where they start, {rate:.4g}{LESS_WHERE_HOT}"
+        )
+
     return assemble(
         "svgd",
         target,
@@ -106,6 +131,7 @@ def svgd(
         settings={"kernel": str(chosen), "optimizer": optimizer},
         schedules={"annealing": annealing},
         memory=memory,
+        step_rule=step_rule,
         facts=Facts(kind="particles"),
         most_spread=MOST_COLUMNWISE if isinstance(chosen, Columnwise) else 0,
         work_bytes=lambda num: 5 * min(num**2, 2**21) * item,

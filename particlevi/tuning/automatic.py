@@ -41,6 +41,7 @@ from particlevi.tuning.bounded_heat import bounded_for
 from particlevi.tuning.chosen import because, constant
 from particlevi.tuning.energy_error import energy_error, harmless
 from particlevi.tuning.ensemble import approach
+from particlevi.tuning.landscape import Surroundings
 from particlevi.tuning.objective import Objective
 from particlevi.tuning.pilot import taken
 from particlevi.tuning.start import Start, find_start
@@ -230,9 +231,15 @@ def _tuner_of(
             "begins earlier (history=pvi.gradients.history(after=...)), and look at "
             "draws.diagnose(data)."
         )
+    if sampler.step_rule is not None:
+        around = Surroundings(objective, estimator, start.points, batch_size)
+        step, reason = sampler.step_rule(around)
+        reasons.append(reason)
+        return constant({"step_size": start.points.new_tensor(step)}), 400, 5
     if sampler.max_step_size is None:
         raise ValueError(
-            f"No rule is known for the step size of {sampler.name}: give step_size "
+            f"No rule is known for the step size of {sampler.name}"
+            f"{'' if batch_size is None else ' on minibatches'}: give step_size "
             "(pvi.suggest_step_size proposes one), or pass the potential in place of the sampler."
         )
     bounded = bounded_for(sampler, start.metric, objective.data, batch_size)
