@@ -18,7 +18,6 @@ from particlevi._checks import (
     check_positive_int,
     is_integer,
 )
-from particlevi._warning import warn
 from particlevi.drawset.moments import Moments
 from particlevi.drawset.page import html_of
 from particlevi.drawset.parts import (
@@ -29,6 +28,7 @@ from particlevi.drawset.parts import (
     joined,
     places,
     raveled,
+    warn_of_others,
     what_is_missing,
 )
 from particlevi.potentials.potential import ModelPotential
@@ -451,8 +451,10 @@ class DrawSet:
             potential: from ``from_module``; or from ``from_pyro``, and then values of the model's
                 latent sites, on their own supports, take the place of weights.
             state_dicts: iterates of one chain, in their order, or a list of them for each chain.
-                Tensors that are not sampled (buffers, frozen weights) are those of the potential's
-                module for all draws; a warning names buffers that differ.
+                Running statistics of each are kept in the scale and shift of their layer, so that
+                the draw is the same function of the inputs; other tensors that are not sampled are
+                those of the potential's module for all draws, and a warning names those that
+                differ.
             kind: as in ``from_tensor``; ``"independent"`` for an ensemble of trained nets.
             seconds: that they took, for ESS per second.
 
@@ -482,24 +484,11 @@ class DrawSet:
         if len(counts) > 1 or not counts[0]:
             raise ValueError(f"Every chain needs as many state_dicts, and one or more: {counts}.")
         model = as_potential(potential)
-        rows = [torch.stack([raveled(model, state) for state in chain]) for chain in chains]
-        _warn_of_buffers(model, chains)
-        return cls.from_tensor(torch.stack(rows), model, kind=kind, seconds=seconds)
-
-
-def _warn_of_buffers(
-    potential: ModelPotential, chains: Sequence[Sequence[Mapping[str, Tensor]]]
-) -> None:
-    changed = getattr(potential.model and potential.model.function, "changed_buffers", None)
-    if changed is None:
-        return
-    differing = sorted({name for chain in chains for state in chain for name in changed(state)})
-    if differing:
-        warn(
-            f"The buffers {differing} of these weights are not those of the potential's module, "
-            "which are used for all of them. For predictions of one of them with its own running "
-            "statistics, make its potential from the module with that state_dict loaded; "
-            'batch_norm="batch" needs none.',
+        flat = [state for chain in chains for state in chain]
+        rows = torch.stack([raveled(model, state) for state in flat])
+        warn_of_others(model, flat)
+        return cls.from_tensor(
+            rows.view(len(chains), -1, rows.shape[1]), model, kind=kind, seconds=seconds
         )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import check_is, is_integer
+from particlevi._warning import warn
 from particlevi.potentials.potential import ModelPotential
 from particlevi.streams import ParticleStreams
 
@@ -21,6 +22,7 @@ __all__ = [
     "joined",
     "places",
     "raveled",
+    "warn_of_others",
     "what_is_missing",
 ]
 
@@ -116,7 +118,10 @@ def what_is_missing(coordinates: Tensor, shapes: Mapping[str, tuple[int, ...]]) 
 
 
 def raveled(potential: ModelPotential, state: Mapping[str, Tensor]) -> Tensor:
-    """The parameters ``[D]`` of a module's state, or of values of a Pyro model's sites."""
+    """The parameters ``[D]`` of a module's state, or of values of a Pyro model's sites.
+
+    Of a module's state with other running statistics, those of the same function.
+    """
     check_is("each of state_dicts", state, Mapping, "a state_dict: tensors by name")
     names = potential.layout.shapes
     missing = [name for name in names if name not in state]
@@ -131,7 +136,25 @@ def raveled(potential: ModelPotential, state: Mapping[str, Tensor]) -> Tensor:
     if potential.predictive_fn is not None and potential.starts.named is not None:
         values = {name: state[name] for name in names}
         return potential.starts.named(values, 1, ParticleStreams(0))[0]
-    return potential.ravel({name: state[name].detach().to(potential.dtype) for name in names})
+    carried_over = getattr(potential.model and potential.model.function, "carried_over", dict)
+    tensors = {name: each.detach() for name, each in state.items() if isinstance(each, Tensor)}
+    weights = carried_over(tensors)
+    return potential.ravel({name: weights[name].to(potential.dtype) for name in names})
+
+
+def warn_of_others(potential: ModelPotential, states: Sequence[Mapping[str, Tensor]]) -> None:
+    """Tell which tensors of the nets that were saved are not used."""
+    passed_over = getattr(potential.model and potential.model.function, "passed_over", None)
+    if passed_over is None:
+        return
+    differing = sorted({name for state in states for name in passed_over(state)})
+    if differing:
+        warn(
+            f"{differing} of these state_dicts are not sampled and differ from those of the "
+            "potential's module, which are used for all draws: predictions are not those of the "
+            "nets that were saved. Load a state_dict into the module before from_module to use its "
+            "own. Running statistics are kept where scale and shift of their layer are sampled."
+        )
 
 
 def check_agree(

@@ -20,6 +20,7 @@ from particlevi._checks import check_choice, check_positive_int
 from particlevi._tracing import is_compiling
 from particlevi.potentials._module_modes import set_batch_norm, set_dropout, set_plain_paths
 from particlevi.potentials._module_starts import module_starts
+from particlevi.potentials._module_statistics import STATISTICS, absorbing_layers, carried_over
 from particlevi.potentials.convolutions import one_by_one
 from particlevi.potentials.layout import Layout
 from particlevi.potentials.likelihoods import Likelihood, log_prob
@@ -198,6 +199,7 @@ class _Forward:
         self.traced = shell_of(module)
         self.habits: Habits | None = None
         self.held = _padding_rows(module, layout)
+        self.absorbing = absorbing_layers(module, layout.shapes)
         name = f"The module {type(module).__name__}"
         self.lifted = Vectorized(self.one, name, "different" if random else "error")
 
@@ -257,14 +259,24 @@ class _Forward:
         """A copy of the module as it is evaluated, none of whose parameters is to be trained."""
         return copy.deepcopy(self.module).requires_grad_(False)
 
-    def changed_buffers(self, state: Mapping[str, Tensor]) -> list[str]:
-        """Names of buffers whose values in a ``state_dict`` are not those of the module."""
+    def carried_over(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A ``state_dict`` as weights under the module's running statistics: the same function."""
+        return carried_over(self.absorbing, state)
+
+    def passed_over(self, state: Mapping[str, Tensor]) -> list[str]:
+        """Names of tensors in a ``state_dict`` that differ from the module's, which are used."""
+        absorbed = {f"{prefix}{name}" for prefix in self.absorbing for name in STATISTICS}
+        fixed = {
+            **dict(self.module.named_buffers()),
+            **{name: p for name, p in self.module.named_parameters() if not p.requires_grad},
+        }
         return [
             name
-            for name, buffer in self.module.named_buffers()
-            if buffer.is_floating_point()
+            for name, tensor in fixed.items()
+            if tensor.is_floating_point()
             and name in state
-            and not torch.allclose(state[name].to(buffer), buffer, rtol=1e-4, atol=1e-6)
+            and name not in absorbed
+            and not _alike(state[name].detach(), tensor)
         ]
 
     def _probed(self, particles: Tensor, batch: Batch) -> Habits | None:
@@ -280,6 +292,11 @@ class _Forward:
         return probe(
             self.module, weights, inputs, self.run, random=self.random, whole_batches=whole
         )
+
+
+def _alike(given: Tensor, own: Tensor) -> bool:
+    """Whether values agree as far as single precision tells."""
+    return given.shape == own.shape and torch.allclose(given.to(own), own, rtol=1e-4, atol=1e-6)
 
 
 def _padding_rows(module: nn.Module, layout: Layout) -> dict[str, tuple[int, Tensor]]:

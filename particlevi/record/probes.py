@@ -24,13 +24,22 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
 from particlevi import _html
 from particlevi._checks import check_positive, check_positive_int
 from particlevi.curvature import top_eigenpairs
 
-__all__ = ["Loss", "Noise", "edge_of_stability", "gradient_noise", "top_curvature", "trainable"]
+__all__ = [
+    "Loss",
+    "Noise",
+    "edge_of_stability",
+    "gradient_noise",
+    "running_statistics",
+    "top_curvature",
+    "trainable",
+]
 
 Loss: TypeAlias = Callable[[Any], Tensor]
 """From a batch to the mean training loss of the module on it, one number."""
@@ -75,6 +84,16 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     if not found:
         raise ValueError(f"{type(module).__name__} has no parameters with requires_grad=True.")
     return found
+
+
+def running_statistics(module: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """Running means and variances of normalisation layers: layer and attribute, by name."""
+    return {
+        f"{name}.{which}".lstrip("."): (layer, which)
+        for name, layer in module.named_modules()
+        if isinstance(layer, _NormBase) and layer.running_mean is not None
+        for which in ("running_mean", "running_var")
+    }
 
 
 @contextmanager

@@ -17,6 +17,8 @@ from particlevi._checks import check_fraction, check_positive_int
 from particlevi.diagnostics import arviz
 from particlevi.diagnostics.temperatures import Temperature
 from particlevi.draws import Draws
+from particlevi.drawset.parts import raveled, warn_of_others
+from particlevi.potentials.layout import Layout
 from particlevi.potentials.potential import ModelPotential
 from particlevi.record.iterates import Iterates
 from particlevi.record.probes import (
@@ -24,6 +26,7 @@ from particlevi.record.probes import (
     Noise,
     edge_of_stability,
     gradient_noise,
+    running_statistics,
     top_curvature,
     trainable,
 )
@@ -153,6 +156,10 @@ class Recorder:
         self.probe_every: int | None = probe_every
         self.budget: float = float(budget)
         self.paced: bool = every is None
+        self.shapes: dict[str, tuple[int, ...]] = {
+            name: tuple(p.shape) for name, p in self.parameters.items()
+        }
+        self.statistics: dict[str, tuple[nn.Module, str]] = running_statistics(module)
         size = sum(p.numel() for p in self.parameters.values())
         generator = torch.Generator().manual_seed(0)
         order = torch.randperm(size, generator=generator)
@@ -217,7 +224,10 @@ class Recorder:
     def _record(self, point: Tensor, slope: Tensor, now: float) -> None:
         assert self.began is not None
         after = self._point()
-        kept = after if self.coordinates is None else after[self.coordinates.to(after.device)]
+        if self.coordinates is None:
+            kept = torch.cat([after, *self._statistics(after)])
+        else:
+            kept = after[self.coordinates.to(after.device)]
         watched = self.watched.to(point.device)
         self.iterates.add(self.num_steps, kept.cpu())
         self.pairs.add(self.num_steps, torch.stack([point[watched], slope[watched]]).cpu())
@@ -262,6 +272,10 @@ class Recorder:
 
     def _point(self) -> Tensor:
         return torch.cat([p.detach().reshape(-1) for p in self.parameters.values()])
+
+    def _statistics(self, like: Tensor) -> list[Tensor]:
+        found = (getattr(layer, name) for layer, name in self.statistics.values())
+        return [each.detach().reshape(-1).to(like) for each in found]
 
     def _slope(self) -> Tensor:
         zero = torch.zeros_like
@@ -363,10 +377,11 @@ class Recorder:
         """
         check_positive_int("num_warmup", num_warmup, minimum=0)
         rows = self.iterates.stacked()
-        shapes = {name: tuple(p.shape) for name, p in self.parameters.items()}
         if potential is not None:
-            _check_same(potential, shapes, self.coordinates)
-            rows = rows.to(potential.dtype)
+            _check_same(potential, self.shapes, self.coordinates)
+            rows = self._under(potential, rows)
+        elif self.coordinates is None:
+            rows = rows[:, : Layout(self.shapes).num_params]
         where = {int(step): k for k, step in enumerate(self.series["step"])}
         picks = [where[step] for step in self.iterates.steps]
         stats = {
@@ -378,7 +393,7 @@ class Recorder:
         kept = replace(
             made,
             stats=stats,
-            shapes=shapes,
+            shapes=self.shapes,
             coordinates=self.coordinates,
             minibatch=True,
             num_steps=self.num_steps,
@@ -386,6 +401,18 @@ class Recorder:
             attrs={"sampler": type(self.optimizer).__name__, "sampler_settings": settings},
         )
         return kept[:, torch.tensor(self.iterates.steps) > num_warmup]
+
+    def _under(self, potential: ModelPotential, rows: Tensor) -> Tensor:
+        """Rows as points of the potential, ``[T, D]``: the same functions of the inputs."""
+        sizes = {
+            name: tuple(getattr(layer, which).shape)
+            for name, (layer, which) in self.statistics.items()
+        }
+        tensors = Layout({**self.shapes, **sizes}).unravel(rows)
+        warn_of_others(
+            potential, [{name: each[k] for name, each in tensors.items()} for k in (0, -1)]
+        )
+        return raveled(potential, tensors)
 
 
 _STATS = {"step": "step", "step_size": "rate", "gradient_norm": "gradient_norm"}

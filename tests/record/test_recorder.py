@@ -52,7 +52,6 @@ def test_a_training_is_bit_for_bit_that_without_a_recorder():
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.filterwarnings("ignore:The buffers:particlevi.ParticleviWarning")
 def test_draws_are_the_weights_after_every_third_step():
     net = make_net()
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
@@ -67,6 +66,18 @@ def test_draws_are_the_weights_after_every_third_step():
     assert torch.equal(draws.particles, expected.particles)
     assert draws.stats["step"].tolist() == list(range(3, 41, 3))
     assert recorder.draws(num_warmup=30).stats["step"].tolist() == [33, 36, 39]
+
+
+def test_a_point_predicts_with_the_running_statistics_that_it_had():
+    net = make_net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    with Recorder(net, optimizer, every=4) as recorder:
+        states = train(net, optimizer, 12)[3::4]
+    model = pvi.from_module(net, pvi.Gaussian(1.0), pvi.Normal(1.0), 64, dropout="off")
+    found = recorder.draws(model).outputs(X)[0]
+    for state, outputs in zip(states, found, strict=True):
+        net.load_state_dict(state)
+        torch.testing.assert_close(outputs, net.eval()(X).detach())
 
 
 def test_norms_are_those_of_the_step():
