@@ -171,7 +171,7 @@ class Requirements:
         all_data: every step sees every datum once, since the method accepts or rejects by the
             energy.
         energy: the value of the potential is used and not only its gradient, so that the gradient
-            must be that of the value.
+            must be that of the value, and the value the same at every evaluation.
         independent_data: the batches of different steps are independent, since the method takes
             the noise of the gradient for independent from step to step.
         own_batches: particles do not share a minibatch, since the method takes the noise of their

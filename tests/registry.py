@@ -80,8 +80,10 @@ SAMPLERS = {
         pvi.obabo, 1e-2, {"metropolis_every": 2}, all_data=True, energy=True
     ),
     "hmc": SamplerCase(pvi.hmc, 1e-2, {"num_leapfrog": 3}, all_data=True, energy=True),
-    "mclmc": SamplerCase(pvi.mclmc, 1e-2),
-    "mclmc_leapfrog": SamplerCase(pvi.mclmc, 1e-2, {"integrator": "leapfrog"}),
+    "mclmc": SamplerCase(pvi.mclmc, 1e-2, all_data=True, energy=True),
+    "mclmc_leapfrog": SamplerCase(
+        pvi.mclmc, 1e-2, {"integrator": "leapfrog"}, all_data=True, energy=True
+    ),
     "mams": SamplerCase(pvi.mams, 1e-2, {"trajectory_length": 2e-2}, all_data=True, energy=True),
     "randomized_hmc": SamplerCase(
         pvi.randomized_hmc, 1e-2, {"trajectory_length": 2e-2}, all_data=True, energy=True

@@ -63,8 +63,8 @@ def is_indexed(loader: Any) -> bool:
 def inspect_loader(loader: DataLoader[Any]) -> Epoch:
     """What an epoch of an indexed loader holds, from its samplers; no data are read.
 
-    Samplers of torch are known. Of others two epochs of numbers are drawn; torch's generators are
-    left as they were.
+    Samplers of torch are known. Of others, those made from them included, two epochs of numbers are
+    drawn; torch's generators are left as they were.
 
     Raises:
         ValueError: a sampler that gives some data more weight than others or leaves some out for
@@ -85,14 +85,14 @@ def inspect_loader(loader: DataLoader[Any]) -> Epoch:
             "A DistributedSampler gives a process only its part of the data: use shuffle=True on "
             "all the data; every process then runs particles of its own."
         )
-    if isinstance(sampler, SequentialSampler):
+    if type(sampler) is SequentialSampler:
         total = len(sampler.data_source)
         if drop and total % size:
             raise ValueError(_never_seen(total % size, total))
         return _even(total, total, size, drop)
-    if isinstance(sampler, RandomSampler):
+    if type(sampler) is RandomSampler:
         return _even(len(sampler.data_source), sampler.num_samples, size, drop)
-    if isinstance(sampler, SubsetRandomSampler):
+    if type(sampler) is SubsetRandomSampler:
         rows = sorted(int(row) for row in sampler.indices)
         if len(set(rows)) < len(rows):
             raise ValueError(_unequal("the indices of its SubsetRandomSampler"))

@@ -59,7 +59,7 @@ class LoaderBatches:
         single = self.epoch.num_batches == 1 and self.batch_size == epoch.num_data
         sampler = getattr(loader, "sampler", None)
         self.batch_law: BatchLaw = "all" if single else "loader"
-        if isinstance(sampler, RandomSampler) and sampler.replacement:
+        if type(sampler) is RandomSampler and sampler.replacement:
             self.batch_law = "independent"
         self.law: Law = self.batch_law
         device = pytree.tree_leaves(first)[0].device

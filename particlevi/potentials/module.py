@@ -78,7 +78,8 @@ def from_module(
         dropout: what to do with dropout layers; must be given if there are any. ``"off"`` samples
             the posterior of the net without dropout. ``"sample"`` keeps the masks, drawn from
             torch's global generator (which ``sample`` seeds) at every evaluation: the energy is
-            then random, and its expectation over masks is what is sampled.
+            then random, and its expectation over masks is what is sampled, by samplers that use
+            gradients only.
         batch_norm: ``"frozen"`` normalises with the layers' running statistics, which stay fixed,
             so that a datum's likelihood does not depend on the others in its batch; the module
             must have seen data in training mode. ``"batch"`` normalises with the statistics of

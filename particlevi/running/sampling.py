@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from particlevi._checks import as_path, check_choice, check_has, check_positive_int, check_seed
-from particlevi.data import Batching, DataLike, Minibatches, as_data, as_particles
+from particlevi.data import Batching, Data, DataLike, Minibatches, as_data, as_particles
 from particlevi.data.minibatches import as_minibatches
 from particlevi.distributed import Processes, are_several
 from particlevi.draws import Draws
@@ -93,7 +93,8 @@ def sample(
     Args:
         sampler: from ``pvi.sgld(potential)`` and its like; or a potential, and then sampler, start,
             step size, warm-up and number of draws are chosen (``docs/tuning.md``), all data are
-            taken at every step, and the run ends when ESS is 400 and R-hat 1.01 at worst.
+            read into memory and taken at every step, and the run ends when ESS is 400 and R-hat
+            1.01 at worst.
         data: tensors or arrays with first dimension N, such as ``(x, y)``, from which minibatches
             are drawn here; or an iterable of batches that can be read many times, such as a
             ``DataLoader``, whose batches all particles share. Absent for a density without data.
@@ -182,6 +183,8 @@ def sample(
     what, storage = _sampled(sampler), as_storage(store)
     if not are_several(processes):  # Several find out together, when the store is opened.
         storage.check()
+    if isinstance(what, ModelPotential):
+        data = _held(what, data)
     if isinstance(what, ModelPotential) or (step_size is None and tuner is None):
         fewest = 2 if until_converged else 1
         setup = _prepared(
@@ -300,6 +303,8 @@ def resume(
     folder = as_path("checkpoint", checkpoint)
     if not (folder / STATE_FILE).is_file():
         raise FileNotFoundError(f"There is no file {folder / STATE_FILE}.")
+    if isinstance(what, ModelPotential):
+        data = _held(what, data)
     saved = Saved.read(folder)
     storage = as_storage(_place(saved) if store is None else store)
     runs, tuner, chosen = _as_it_was(folder, saved, what, data, tuner)
@@ -402,6 +407,24 @@ def _sampled(what: Sampler | Potential, caller: str = "sample") -> Sampler | Mod
             f"{type(what).__name__}."
         )
     return as_potential(what)
+
+
+def _held(potential: ModelPotential, data: DataLike) -> Data:
+    """The data in memory: where the sampler is chosen, every step may take them all."""
+    if potential.random:
+        raise ValueError(
+            "The energy of this potential is drawn anew at every evaluation (dropout='sample'), "
+            "and what is chosen here uses its value: give a sampler that uses gradients only, such "
+            "as pvi.sghmc(potential), and a step_size; or take dropout='off'."
+        )
+    held = as_data(data, potential).held()
+    if held.loader is not None:
+        raise ValueError(
+            "The data of the loader take more than 1 GiB, and where the sampler is chosen every "
+            "step may take them all: pass tensors, or give a sampler for minibatches, such as "
+            "pvi.sghmc(potential)."
+        )
+    return held
 
 
 def _prepared(

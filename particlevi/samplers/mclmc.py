@@ -15,7 +15,8 @@ in 50 dimensions, the minimal-norm integrator has a variance over D of 1.5e-4 an
 A step that ends where potential or gradient is not finite is taken back and the direction drawn
 anew; its energy change is infinite, so that a tuner sees it. So is a step whose energy changes by
 more than ``1000 + D`` nats, far beyond any that is of use: it would leave the particle where
-rounding is all that a tuner sees.
+rounding is all that a tuner sees. So the energies must be exact: those of two minibatches differ by
+more than a step changes them.
 
 Step size: h is a length, about ``sqrt(D)`` times a standard deviation or less. L is of the order of
 ``sqrt(D)`` times a standard deviation.
@@ -49,7 +50,14 @@ from particlevi.samplers._microcanonical import (
     flow,
     refresh,
 )
-from particlevi.typing import Controls, Sampler, SamplerState, Schedule, Streams
+from particlevi.typing import (
+    Controls,
+    Requirements,
+    Sampler,
+    SamplerState,
+    Schedule,
+    Streams,
+)
 
 __all__ = ["Info", "Memory", "check_dimensions", "mclmc"]
 
@@ -95,6 +103,8 @@ def mclmc(
 ) -> Sampler:
     """Microcanonical Langevin Monte Carlo: unadjusted, biased by a known measure of the step.
 
+    On all the data: what tells the bias is the change of the energy.
+
     A step costs 1 gradient with ``"leapfrog"``, 2 with ``"minimal_norm"``, 5 with ``"omelyan"``
     (which is of fourth order). Its energy change is in the draws' statistics as ``energy_error``:
     keep its variance over D below about 1e-3 for second moments within 4 %, or below 1e-4 for 1 %
@@ -110,7 +120,8 @@ def mclmc(
         integrator: how a step is made.
 
     Raises:
-        ValueError: fewer than two parameters, or an unknown integrator.
+        ValueError: fewer than two parameters, an unknown integrator, an estimator whose gradient is
+            not that of the potential it reports; at the first step, a minibatch.
 
     Examples:
         >>> import particlevi as pvi
@@ -171,4 +182,5 @@ def mclmc(
         memory=memory,
         noise=noise,
         gradients=len(INTEGRATORS[integrator].drifts),
+        requires=Requirements(all_data=True, energy=True),
     )

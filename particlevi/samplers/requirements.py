@@ -11,9 +11,16 @@ def check_estimator(name: str, requires: Requirements, estimator: GradientEstima
     """Refuse an estimator that breaks the law of a method.
 
     Raises:
-        ValueError: the gradient is not that of the potential which comes with it, and the method
-            uses both; or particles see each other in the estimator, and the method needs chains.
+        ValueError: the gradient is not that of the potential which comes with it, or that potential
+            is drawn anew at every evaluation, and the method uses its value; or particles see each
+            other in the estimator, and the method needs chains.
     """
+    if requires.energy and estimator.potential.random:
+        raise ValueError(
+            f"{name} accepts moves by the value of the potential, but this one is drawn anew at "
+            "every evaluation (dropout='sample'), so that another law would be sampled. Take a "
+            "sampler that uses gradients only, such as pvi.sghmc, or dropout='off'."
+        )
     if requires.energy and not estimator.conservative:
         raise ValueError(
             f"{name} accepts moves by the value of the potential, but the gradient of "
@@ -42,7 +49,7 @@ def check_batch(
         how = " drawn with replacement" if batch.law == "independent" else ""
         raise ValueError(
             f"{name} accepts or rejects by the energy of all {num_data} data, got a batch of "
-            f"{batch.size}{how}: leave batch_size out."
+            f"{batch.size}{how}: pass the data as tensors and leave batch_size out."
         )
     if requires.independent_data and batch.law in ("epoch", "loader"):
         raise ValueError(

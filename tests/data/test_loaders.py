@@ -12,6 +12,7 @@ from torch.utils.data import (
     DistributedSampler,
     IterableDataset,
     RandomSampler,
+    SequentialSampler,
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
@@ -231,6 +232,22 @@ def test_loaders_that_give_data_unequal_weight_are_refused_at_once():
             return iter([k] for k in endless)
 
     refused(DataLoader(X, batch_sampler=Endless()), "more than once")
+
+
+@pytest.mark.parametrize("given", [RandomSampler, SequentialSampler, SubsetRandomSampler])
+def test_a_sampler_made_from_one_of_torchs_is_judged_by_the_numbers_it_gives(given):
+    class Own(given):
+        def __iter__(self):
+            return iter(self.numbers)
+
+    def loader(numbers):
+        made = Own(range(N))
+        made.numbers = numbers
+        return DataLoader(X, batch_size=4, sampler=made)
+
+    refused(loader([0] * N), "more than once")
+    refused(loader(range(20)), "num_data")
+    assert as_data(loader(range(N - 1, -1, -1)), mean_model()).num_data == N
 
 
 def test_loaders_that_never_show_some_data_are_refused_at_once():

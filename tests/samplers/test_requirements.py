@@ -21,9 +21,10 @@ ENERGY = {
     "obabo": lambda target: pvi.obabo(target, metropolis_every=2),
     "parallel_tempering": pvi.parallel_tempering,
     "mams": pvi.mams,
+    "mclmc": pvi.mclmc,
     "randomized_hmc": pvi.randomized_hmc,
 }
-TESTED = [name for name in ENERGY if name != "parallel_tempering"]
+TESTED = [name for name in ENERGY if name not in ("mclmc", "parallel_tempering")]
 ESTIMATORS = {
     "structured": lambda: pvi.structured(TARGET, "parameter"),
     "structured_dropout": lambda: pvi.structured_dropout(TARGET, "parameter", keep=0.5),
@@ -39,6 +40,15 @@ PLAIN = {
 def test_an_energy_that_is_not_the_gradients_is_refused(name, kind):
     with pytest.raises(ValueError, match=f"{name} accepts .* the gradient of {kind} is not that"):
         ENERGY[name](ESTIMATORS[kind]())
+
+
+@pytest.mark.parametrize("name", list(ENERGY))
+def test_an_energy_that_is_drawn_anew_is_refused(name):
+    net = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(3, 1))
+    masked = pvi.from_module(net, pvi.Gaussian(0.5), pvi.Normal(1.0), N, dropout="sample")
+    with pytest.raises(ValueError, match=f"{name} accepts .* drawn anew at every evaluation"):
+        ENERGY[name](masked)
+    assert pvi.sghmc(masked).potential is masked
 
 
 @pytest.mark.parametrize("name", list(ENERGY))
@@ -100,6 +110,14 @@ def test_a_bootstrap_of_all_data_is_no_exact_energy(name, shared):
     with pytest.raises(ValueError, match=f"all {N} data, got a batch of {N} drawn with replace"):
         run(sampler, batch_size=N, batching=Minibatches(shared=shared))
     run(sampler, batch_size=N, batching="subset")
+
+
+def test_changes_of_the_energy_between_minibatches_are_those_of_no_step():
+    target = pvi.from_log_likelihood(
+        lambda theta: -0.5 * theta.square().sum(), lambda theta, x: -0.5 * (x - theta[0]) ** 2, 2, N
+    )
+    with pytest.raises(ValueError, match=f"mclmc .* energy of all {N} data, got a batch of {B}"):
+        run(pvi.mclmc(target), batch_size=B)
 
 
 def test_noise_of_a_shared_bootstrap_is_seen():

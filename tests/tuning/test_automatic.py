@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 import particlevi as pvi
+from particlevi.data.loaders import LoaderData
 from particlevi.tuning.bounded_heat import bounded_heat
 from particlevi.tuning.chosen import because
 from tests.registry import SAMPLERS
@@ -266,6 +268,51 @@ def test_a_mode_that_no_chain_found_is_found_and_told():
     there = draws.particles[:, -1, 0] > 4.5
     assert 0 < int(there.sum()) < 8
     assert "by a search from far outside" in draws.attrs["tuning"]["reasons"][0]
+
+
+def small_net(dropout="off"):
+    """A net and 48 data."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(48, 2, generator=generator)
+    y = x.sum(1, keepdim=True).tanh() + 0.3 * torch.randn(48, 1, generator=generator)
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Linear(2, 3), torch.nn.Dropout(0.5), torch.nn.Tanh(), torch.nn.Linear(3, 1)
+    )
+    return pvi.from_module(net, pvi.Gaussian(0.3), pvi.Normal(1.0), 48, dropout=dropout), (x, y)
+
+
+SHORT = {"num_particles": 3, "num_warmup": 40, "num_draws": 8, "progress": False}
+
+
+def test_where_the_sampler_is_chosen_a_loader_is_read_into_memory():
+    target, data = small_net()
+    loader = DataLoader(TensorDataset(*data), batch_size=16, shuffle=True)
+    read, given = (pvi.sample(target, each, **SHORT) for each in (loader, data))
+    assert read.attrs["sampler"] == "mclmc" and not read.minibatch
+    assert torch.equal(read.particles, given.particles)
+
+
+def test_an_automatic_run_on_a_loader_resumes_with_it(tmp_path):
+    target, data = small_net()
+    loader = DataLoader(TensorDataset(*data), batch_size=16, shuffle=True)
+    whole = pvi.sample(target, loader, **SHORT)
+    pvi.sample(target, loader, **SHORT, monitor=stopped_at(43), checkpoint=tmp_path)
+    resumed = pvi.resume(tmp_path, target, loader, progress=False)
+    assert torch.equal(resumed.particles, whole.particles)
+
+
+def test_a_loader_beyond_memory_is_refused_where_the_sampler_is_chosen(monkeypatch):
+    target, data = small_net()
+    monkeypatch.setattr(LoaderData, "held", lambda self: self)
+    with pytest.raises(ValueError, match=r"more than 1 GiB.*pvi\.sghmc\(potential\)"):
+        pvi.sample(target, DataLoader(TensorDataset(*data), batch_size=16), **SHORT)
+
+
+def test_nothing_is_chosen_for_an_energy_that_is_drawn_anew():
+    target, data = small_net("sample")
+    with pytest.raises(ValueError, match=r"drawn anew at every evaluation.*pvi\.sghmc"):
+        pvi.sample(target, data, **SHORT)
 
 
 def test_a_potential_alone_gets_eight_chains():
