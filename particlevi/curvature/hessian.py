@@ -21,6 +21,7 @@ from particlevi.typing import Batch, Potential
 __all__ = ["Energy", "dense_hessian", "hessian_product", "potential_energy"]
 
 Term = Callable[[Tensor], Tensor]
+_ROWS = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +87,20 @@ def _along(slope: Tensor, leaf: Tensor, direction: Tensor) -> Tensor | None:
     return found[0]
 
 
+def _rows(slope: Tensor, leaf: Tensor, units: Tensor) -> Tensor:
+    """Rows ``[K, D]`` of the derivative of a slope, at once where its operations allow that."""
+    found: tuple[Tensor | None, ...]
+    try:
+        found = torch.autograd.grad(
+            slope, leaf, grad_outputs=units, retain_graph=True, allow_unused=True,
+            is_grads_batched=True,
+        )  # fmt: skip
+    except RuntimeError:
+        rows = [_along(slope, leaf, unit) for unit in units]
+        return torch.stack([torch.zeros_like(leaf) if row is None else row for row in rows])
+    return torch.zeros_like(units) if found[0] is None else found[0]
+
+
 def _check_curvature(values: Tensor) -> None:
     if not values.is_meta and not torch.isfinite(values).all():
         raise ValueError(
@@ -141,9 +156,8 @@ def dense_hessian(energy: Energy) -> Tensor:
             slope = _slope(term, leaf)
             if slope is None:
                 continue
-            for k, unit in enumerate(torch.eye(len(leaf)).to(leaf)):
-                product = _along(slope, leaf, unit)
-                if product is not None:
-                    total[k] += product.detach()
+            units = torch.eye(len(leaf)).to(leaf)
+            for rows, some in zip(total.split(_ROWS), units.split(_ROWS), strict=True):
+                rows.add_(_rows(slope, leaf, some).detach())
     _check_curvature(total)
     return energy.scale * (total + total.T) / 2

@@ -16,11 +16,13 @@ from torch.utils import _pytree as pytree
 
 from particlevi._checks import check_choice
 from particlevi.curvature.factors import Factors, gradient_factors
+from particlevi.curvature.operators import losses_of
 from particlevi.curvature.second_order import second_order
 from particlevi.curvature.squares import GradientSquares, gradient_squares
 from particlevi.data import DataLike, Place, as_pairs
 from particlevi.data.tensors import as_tensors
 from particlevi.noise.reductions import check_reduction
+from particlevi.potentials._module_modes import set_plain_paths
 from particlevi.potentials.layout import Layout
 from particlevi.potentials.potential import ModelPotential
 from particlevi.potentials.random import seeded
@@ -28,7 +30,7 @@ from particlevi.typing import Batch
 
 __all__ = ["Linearised", "PerSample", "of_module", "of_potential"]
 
-_CHECKED = 1024
+_CHECKED, _COMPARED = 1024, 4
 
 Loss = Callable[[Tensor, Any], Tensor]
 
@@ -58,7 +60,7 @@ class PerSample:
         random: whether a loss draws random numbers (dropout masks); each datum then has masks of
             its own, the same at every evaluation.
         looping: whether gradients are taken one datum at a time, because an operation of the model
-            (LSTM, GRU) cannot be vectorised over data.
+            cannot be vectorised over data.
         squares: ``theta`` and some data to the sums of their gradients and of the squares of these,
             at about the cost of one gradient; None where that is not known.
         factors: ``theta``, some data and names of parameters to the factors of their gradients;
@@ -204,10 +206,13 @@ def of_module(
 
     Raises:
         ValueError: an unknown mode, batch normalisation in training mode, no trainable
-            parameters, data of unequal lengths, or a loss that is not made of its data's.
+            parameters, data of unequal lengths, a loss that is not made of its data's, or outputs
+            of a datum that depend on the others in its batch.
     """
     check_choice("mode", mode, ["eval", "train"])
     module = copy.deepcopy(module).train(mode == "train")
+    if mode == "eval":
+        set_plain_paths(module)
     names = [name for name, layer in module.named_modules() if isinstance(layer, _BatchNorm)]
     if mode == "train" and names:
         raise ValueError(
@@ -221,6 +226,11 @@ def of_module(
     layout = Layout({name: tuple(p.shape) for name, p in trainable.items()})
     tensors = as_pairs(data, Place(like.device, like.dtype))
 
+    def many(theta: Tensor, piece: Any) -> Tensor:
+        *inputs, targets = piece
+        outputs = torch.func.functional_call(module, layout.unravel(theta), tuple(inputs))
+        return losses_of(loss_fn, outputs, targets)
+
     def one(theta: Tensor, datum: Any) -> Tensor:
         inputs = [leaf.unsqueeze(0) for leaf in datum]
         outputs = torch.func.functional_call(module, layout.unravel(theta), tuple(inputs[:-1]))
@@ -228,7 +238,7 @@ def of_module(
 
     found = PerSample(
         one=one,
-        many=_lifted(one),
+        many=_lifted(one) if mode == "train" else many,
         data=tensors,
         layout=layout,
         dtype=like.dtype,
@@ -248,9 +258,26 @@ def of_module(
                 )
             check_reduction(loss_fn, outputs, targets)
     point = layout.ravel(trainable)
+    if mode == "eval":
+        _check_unmixed(found, point)
     if _vectorises(found, point):
         return found
-    return replace(found, looping=True, many=partial(_stacked, one))
+    return replace(found, looping=True, many=partial(_stacked, one) if found.random else many)
+
+
+def _check_unmixed(samples: PerSample, theta: Tensor) -> None:
+    """The losses of some data at once are those of each alone."""
+    some = samples.piece(0, _COMPARED)
+    with torch.no_grad():
+        together = samples.many(theta, some)
+        alone = _stacked(samples.one, theta, some)
+    away = (together - alone).abs().max()
+    if away > torch.finfo(alone.dtype).eps ** 0.5 * (1 + alone.abs().max()):
+        raise ValueError(
+            "The outputs of a datum depend on the others in its batch (losses differ by "
+            f"{float(away):.3g}), so there are no per-sample gradients. Normalise by statistics "
+            "that are fixed (BatchNorm with running statistics), or datum by datum (LayerNorm)."
+        )
 
 
 def _pulled(values: Tensor, point: Tensor, by: Tensor) -> Tensor:

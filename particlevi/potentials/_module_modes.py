@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
+
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -71,11 +73,35 @@ def set_plain_paths(module: nn.Module) -> None:
 
     Attention layers take a fused kernel in evaluation mode that knows neither ``vmap`` nor
     gradients. In training mode they do not, and without dropout the two modes are the same.
+    Recurrent layers write into the states that they start from: where ``vmap`` lifts the inputs, it
+    has to lift these too.
     """
     for layer in module.modules():
+        if isinstance(layer, (nn.RNNBase, nn.RNNCellBase)):
+            layer.register_forward_pre_hook(_with_states, with_kwargs=True)
         if isinstance(layer, _WITH_FAST_PATH):
             if isinstance(layer, nn.MultiheadAttention) and not layer.training:
                 layer.dropout = 0.0
             layer.training = True
         if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
             layer.sparse = False
+
+
+def _with_states(
+    layer: nn.RNNBase | nn.RNNCellBase, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """A recurrent layer's arguments with the zeros that it starts from, made from its inputs."""
+    inputs, *states = (*args, *kwargs.values())
+    given = [each for each in states if each is not None]
+    if given or not isinstance(inputs, Tensor) or inputs.ndim > 3:
+        return None
+    hidden = layer.hidden_size
+    if isinstance(layer, nn.RNNCellBase):
+        first = second = inputs.new_zeros(*inputs.shape[:-1], hidden)
+    else:
+        count = layer.num_layers * (2 if layer.bidirectional else 1)
+        batch = [] if inputs.ndim < 3 else [inputs.shape[0 if layer.batch_first else 1]]
+        first = inputs.new_zeros(count, *batch, layer.proj_size or hidden)
+        second = inputs.new_zeros(count, *batch, hidden)
+    pair = isinstance(layer, (nn.LSTM, nn.LSTMCell))
+    return (inputs, (first, second) if pair else first), {}

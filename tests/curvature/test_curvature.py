@@ -51,6 +51,41 @@ def test_constant_and_linear_terms_have_no_curvature():
     assert hessian_product(energy, torch.ones(2)).tolist() == [0, 2]
 
 
+def test_a_hessian_of_more_rows_than_are_taken_at_once():
+    matrix = torch.randn(70, 70, generator=torch.Generator().manual_seed(0), dtype=F64)
+    energy = Energy(lambda: [lambda x: x @ matrix @ x / 2], torch.ones(70, dtype=F64))
+    assert torch.allclose(dense_hessian(energy), (matrix + matrix.T) / 2)
+
+
+class Squared(torch.autograd.Function):
+    """A square whose slope looks at numbers, which ``vmap`` does not let it do."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, slope):
+        (x,) = ctx.saved_tensors
+        return Looked.apply(2 * slope * x)
+
+
+class Looked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, slope):
+        return slope * float(bool(slope.isfinite().all()))
+
+
+def test_a_hessian_row_by_row_where_rows_cannot_be_taken_at_once():
+    energy = Energy(lambda: [lambda x: Squared.apply(x).sum()], torch.ones(3, dtype=F64))
+    assert torch.allclose(dense_hessian(energy), 2 * torch.eye(3, dtype=F64))
+
+
 @pytest.mark.parametrize("num", [1, 3, 8, 9])
 def test_top_eigenpairs_of_a_matrix(num):
     a = torch.randn(9, 9, generator=torch.Generator().manual_seed(0), dtype=F64)

@@ -83,29 +83,98 @@ def test_smoothing_is_a_mean_of_the_data():
     assert torch.allclose(noise.gradient, wanted, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
-def test_recurrent_modules_go_one_datum_at_a_time(kind):
+class Recurrent(nn.Module):
+    def __init__(self, body: nn.Module):
+        super().__init__()
+        self.body, self.head = body, nn.Linear(3, 1)
+
+    def forward(self, x):
+        return self.head(self.body(x)[0][:, -1])
+
+
+class Cells(nn.Module):
+    """A cell in a loop over steps."""
+
+    def __init__(self, kind: type[nn.RNNCellBase]):
+        super().__init__()
+        self.cell, self.head = kind(2, 3), nn.Linear(3, 1)
+
+    def forward(self, x):
+        states = None
+        for step in x.unbind(1):
+            states = self.cell(step, states)
+        return self.head(states[0] if isinstance(states, tuple) else states)
+
+
+class Branching(Recurrent):
+    """Looks at its inputs, which ``vmap`` does not let it do."""
+
+    def forward(self, x):
+        return super().forward(x) if bool(x.isfinite().all()) else super().forward(0 * x)
+
+
+def sequences(module: nn.Module):
+    """The noise of a module on five sequences, and its gradients ``[5, D]`` one by one."""
     torch.manual_seed(0)
-
-    class Recurrent(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body, self.head = kind(2, 3, batch_first=True), nn.Linear(3, 1)
-
-        def forward(self, x):
-            return self.head(self.body(x)[0][:, -1])
-
-    module = Recurrent().double()
+    module = module.double()
     x, y = torch.randn(5, 4, 2).double(), torch.randn(5, 1).double()
+    rows = [
+        full_gradient(nn.functional.mse_loss(module(x[k : k + 1]), y[k : k + 1]), module)
+        for k in range(5)
+    ]
     noise = pvi.noise.measure(module, (x, y), loss_fn=nn.functional.mse_loss)
-    assert noise.samples.looping
-    rows = torch.stack(
-        [full_gradient(nn.functional.mse_loss(module(x[k : k + 1]), y[k : k + 1]), module)
-         for k in range(5)]
-    )  # fmt: skip
-    assert torch.allclose(noise.dense(), torch.cov(rows.T, correction=0), atol=1e-12)
+    return noise, torch.stack(rows)
+
+
+RECURRENT = {
+    "rnn": lambda: Recurrent(nn.RNN(2, 3, batch_first=True)),
+    "lstm": lambda: Recurrent(nn.LSTM(2, 5, proj_size=3, batch_first=True)),
+    "gru of two layers": lambda: Recurrent(nn.GRU(2, 3, 2, batch_first=True)),
+    "gru cell": lambda: Cells(nn.GRUCell),
+    "lstm cell": lambda: Cells(nn.LSTMCell),
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_recurrent_modules_are_vectorised_over_data(name):
+    noise, rows = sequences(RECURRENT[name]())
+    assert not noise.samples.looping
+    assert torch.allclose(torch.cat(list(noise.per_sample())), rows, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "make", [*RECURRENT.values(), lambda: Branching(nn.GRU(2, 3, batch_first=True))]
+)
+def test_products_with_the_noise_of_sequences(make):
+    noise, rows = sequences(make())
     v = torch.randn(noise.num_params).double()
     assert torch.allclose(noise.slopes(v), rows @ v, atol=1e-10)
+
+
+def test_modules_that_vmap_does_not_know_go_one_datum_at_a_time():
+    noise, rows = sequences(Branching(nn.GRU(2, 3, batch_first=True)))
+    assert noise.samples.looping
+    assert torch.allclose(noise.dense(), torch.cov(rows.T, correction=0), atol=1e-12)
+
+
+def test_recurrent_modules_with_masks_go_one_datum_at_a_time():
+    torch.manual_seed(0)
+    module = Recurrent(nn.GRU(2, 3, 2, dropout=0.5, batch_first=True)).double()
+    x, y = torch.randn(5, 4, 2).double(), torch.randn(5, 1).double()
+    noise = pvi.noise.measure(module, (x, y), loss_fn=nn.functional.mse_loss, mode="train")
+    rows = torch.cat(list(noise.per_sample()))
+    v = torch.randn(noise.num_params).double()
+    assert torch.allclose(noise.slopes(v), rows @ v, atol=1e-10)
+
+
+def test_modules_that_mix_their_data_are_refused():
+    class Mixing(nn.Linear):
+        def forward(self, x):
+            return super().forward(x - x.mean(0))
+
+    x, y = data()
+    with pytest.raises(ValueError, match="depend on the others"):
+        pvi.noise.measure(Mixing(4, 3).double(), (x, y), loss_fn=nn.functional.cross_entropy)
 
 
 def test_modules_without_one_output_per_datum():
