@@ -40,10 +40,12 @@ class Factors(NamedTuple):
     Attributes:
         left: ``[n, O]``, or None for gradients that are kept as they are.
         right: ``[n, I]``.
+        names: of the tensors whose columns, or numbers, stand side by side in the I coordinates.
     """
 
     left: Tensor | None
     right: Tensor
+    names: tuple[str, ...] = ()
 
     @property
     def width(self) -> int:
@@ -81,20 +83,25 @@ def gradient_factors(
     found = backward(module, layout, loss_fn, theta, data)
     wanted = set(layout.shapes if names is None else names)
     factors: list[Factors] = []
-    rows: list[Tensor] = []
+    rows: dict[str, Tensor] = {}
     for name, use in found.uses.items():
-        own = {p for p in ("weight", "bias") if found.of_layer(name, p) in wanted}
+        full = {p: found.of_layer(name, p) for p in ("weight", "bias")}
+        own = {p: each for p, each in full.items() if each is not None and each in wanted}
         if isinstance(use.layer, nn.Linear) and use.slope.ndim == 2 and "weight" in own:
             ones = [use.inputs.new_ones(len(use.inputs), 1)] if "bias" in own else []
-            factors.append(Factors(use.slope, torch.cat([use.inputs, *ones], 1)))
+            right = torch.cat([use.inputs, *ones], 1)
+            factors.append(Factors(use.slope, right, tuple(own.values())))
         elif own:
-            each = _rows(use, own)
-            rows += [each[p].flatten(1) for p in sorted(own)]
+            each = _rows(use, set(own))
+            rows |= {name: each[p] for p, name in own.items()}
     rest = [name for name in found.rest if name in wanted]
     if rest:
         each = per_datum(found.one, data)
-        rows += [each[name].flatten(1) for name in rest]
-    return [*factors, Factors(None, torch.cat(rows, 1))] if rows else factors
+        rows |= {name: each[name] for name in rest}
+    if rows:
+        flat = [row.reshape(len(data[-1]), -1) for row in rows.values()]
+        factors.append(Factors(None, torch.cat(flat, 1), tuple(rows)))
+    return factors
 
 
 def _rows(use: Use, own: set[str]) -> dict[str, Tensor]:
@@ -132,7 +139,7 @@ def gram_matrix(factors: Sequence[Factors]) -> Tensor:
 def _tile(factor: Factors, start: int) -> Factors:
     stop = start + _ROWS
     left = None if factor.left is None else factor.left[start:stop].double()
-    return Factors(left, factor.right[start:stop].double())
+    return Factors(left, factor.right[start:stop].double(), factor.names)
 
 
 def _inner(x: Factors, y: Factors) -> Tensor:
@@ -143,7 +150,7 @@ def _inner(x: Factors, y: Factors) -> Tensor:
 def squared_norms(factors: Sequence[Factors]) -> Tensor:
     """``|g_k|^2 [n]`` in float64."""
     total = torch.zeros(len(factors[0].right), dtype=torch.float64, device=factors[0].right.device)
-    for left, right in factors:
+    for left, right, _ in factors:
         found = right.double().square().sum(1)
         total += found if left is None else found * left.double().square().sum(1)
     return total

@@ -27,7 +27,9 @@ from torch import Tensor
 
 from particlevi._checks import check_has, check_particles, check_positive, check_positive_int
 from particlevi._shown import Shown
+from particlevi.curvature.factors import Factors
 from particlevi.noise.scalings import FreshBatching, batch_factor
+from particlevi.noise.torques import torques
 
 if TYPE_CHECKING:
     from particlevi.noise.covariance import GradientNoise
@@ -208,17 +210,19 @@ def _contrast(first: Tensor, second: Tensor) -> float:
 
 
 def _pairs(noise: GradientNoise, found: list[_Symmetry]) -> Iterator[Pair]:
-    theta = noise.position.double()
+    theta, layout = noise.position.double(), noise.samples.layout
     diagonal, mean = noise.diagonal().double(), noise.gradient.double()
     worst = [0.0] * len(found)
-    for rows in noise.per_sample():
-        torque = rows.double() * theta
-        size = torque.abs()
+    names = tuple(layout.shapes)
+    shifted = bool(noise._shift.any())
+    rows = ([Factors(None, each, names)] for each in noise.per_sample())
+    for factors in rows if shifted else noise._factors():
         for i, s in enumerate(found):
-            left, right = _sum(torque, s.u), _sum(torque, s.w)
-            scale = _sum(size, s.u) + _sum(size, s.w)
-            gap = (left - right).abs() / scale.clamp(min=torch.finfo(torch.float64).tiny)
-            worst[i] = max(worst[i], float(gap.max()))
+            (left, size), (right, more) = (
+                torques(factors, layout, theta, groups) for groups in (s.u, s.w)
+            )
+            scale = (size + more).clamp(min=torch.finfo(torch.float64).tiny)
+            worst[i] = max(worst[i], float(((left - right).abs() / scale).max()))
     for s, error in zip(found, worst, strict=True):
         yield Pair(
             first=s.first,

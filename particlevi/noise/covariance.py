@@ -144,14 +144,20 @@ class GradientNoise(Shown):
         piece, names = self.samples.piece(0, 1), tuple(self.samples.layout.shapes)
         return sum(found.width for found in self.samples.factors(self.position, piece, names))
 
+    @cached_property
+    def _shift(self) -> Tensor:
+        """What factors leave out of the gradient of every datum ``[D]``."""
+        shift = self.samples.shift
+        return torch.zeros_like(self.position) if shift is None else shift(self.position)
+
     def _factors(self) -> Iterator[list[Factors]]:
         """Of the per-sample gradients in order, some data at a time."""
+        names = tuple(self.samples.layout.shapes)
         if self.samples.factors is None:
             for rows in self.per_sample():
-                yield [Factors(None, rows)]
+                yield [Factors(None, rows, names)]
             return
-        names = tuple(self.samples.layout.shapes)
-        size = max(1, min(self.chunk_size, _MOST_NUMBERS // self._kept_numbers))
+        size = max(1, min(self.chunk_size, _MOST_NUMBERS // max(1, self._kept_numbers)))
         for start, stop in self._ranges(size, "factors of gradients"):
             yield self.samples.factors(self.position, self.samples.piece(start, stop), names)
 
@@ -283,11 +289,10 @@ class GradientNoise(Shown):
             mean = self.gradient if centered else torch.zeros_like(self.position)
             return torch.cat([(rows - mean).double().square().sum(1) for rows in self.per_sample()])
         squared = torch.cat([squared_norms(factors) for factors in self._factors()])
-        if not centered:
-            return squared
-        mean = self.gradient
-        along = self.slopes(mean).double()
-        return (squared - 2 * along + mean.double().square().sum()).clamp(min=0)
+        shift = self._shift
+        away = self.gradient - shift if centered else -shift
+        along = self.slopes(away).double() - (shift @ away).double()
+        return (squared - 2 * along + away.double().square().sum()).clamp(min=0)
 
     def diagonal(self, centered: bool = True) -> Tensor:
         """The diagonal ``[D]`` of ``C``, or of ``F``; for modules by a few gradients."""

@@ -122,11 +122,15 @@ def _matrix(noise: GradientNoise, centered: bool) -> Tensor:
     if noise.samples.factors is None:
         return gram_matrix([Factors(None, noise._held(centered))]).div_(n)
     pieces = zip(*noise._factors(), strict=True)
-    gram = gram_matrix([_joined(each) for each in pieces]).div_(n)
+    gram = gram_matrix([_joined(each) for each in pieces])
     if centered:
         mean = gram.mean(0)
         gram.sub_(mean).sub_(mean[:, None]).add_(mean.mean())
-    return gram
+    elif noise.samples.shift is not None:
+        shift = noise._shift
+        along = noise.slopes(shift).double().cpu() - 0.5 * shift.double().square().sum().cpu()
+        gram.add_(along).add_(along[:, None])
+    return gram.div_(n)
 
 
 def _joined(pieces: tuple[Factors, ...]) -> Factors:

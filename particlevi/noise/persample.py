@@ -21,6 +21,7 @@ from particlevi.curvature.second_order import second_order
 from particlevi.curvature.squares import GradientSquares, gradient_squares
 from particlevi.data import DataLike, Place, as_pairs
 from particlevi.data.tensors import as_tensors
+from particlevi.noise.layered import layered
 from particlevi.noise.reductions import check_reduction
 from particlevi.potentials._module_modes import set_plain_paths
 from particlevi.potentials.layout import Layout
@@ -63,8 +64,10 @@ class PerSample:
             cannot be vectorised over data.
         squares: ``theta`` and some data to the sums of their gradients and of the squares of these,
             at about the cost of one gradient; None where that is not known.
-        factors: ``theta``, some data and names of parameters to the factors of their gradients;
-            None where these are not known.
+        factors: ``theta``, some data and names of parameters to the factors of their gradients,
+            less ``shift``; None where these are not known.
+        shift: ``theta`` to what the gradients of all data have in common ``[D]``, that of the
+            prior; None for none.
     """
 
     one: Loss
@@ -77,6 +80,7 @@ class PerSample:
     looping: bool = False
     squares: Callable[[Tensor, Any], GradientSquares] | None = None
     factors: Callable[[Tensor, Any, tuple[str, ...]], list[Factors]] | None = None
+    shift: Callable[[Tensor], Tensor] | None = None
 
     @property
     def num_data(self) -> int:
@@ -127,7 +131,7 @@ class PerSample:
         def whole(part: Tensor) -> Tensor:
             return theta.index_copy(0, columns, part)
 
-        squares, factors = self.squares, self.factors
+        squares, factors, shift = self.squares, self.factors, self.shift
 
         def some(part: Tensor, data: Any) -> GradientSquares:
             assert squares is not None
@@ -138,6 +142,7 @@ class PerSample:
             self,
             squares=None if squares is None else some,
             factors=None if factors is None else lambda part, *rest: factors(whole(part), *rest),
+            shift=None if shift is None else lambda part: shift(whole(part))[columns],
             one=lambda part, datum: self.one(whole(part), datum),
             many=lambda part, data: self.many(whole(part), data),
             layout=layout,
@@ -183,6 +188,9 @@ def of_potential(potential: ModelPotential, data: DataLike) -> PerSample:
     # Outside of torch.func's transforms, a function that cannot be vectorised finds that out.
     with torch.no_grad(), seeded(0):
         many(start, found.piece(0, 2))
+    layers = layered(potential, tensors)
+    if layers is not None:
+        found = replace(found, squares=layers.squares, factors=layers.factors, shift=layers.shift)
     return found if _vectorises(found, start) else replace(found, looping=True)
 
 

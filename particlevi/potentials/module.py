@@ -260,6 +260,17 @@ class _Forward:
         """A copy of the module as it is evaluated, none of whose parameters is to be trained."""
         return copy.deepcopy(self.module).requires_grad_(False)
 
+    def plain(self) -> tuple[nn.Module, Layout] | None:
+        """A copy of the module, which runs as it is, and the layout of its weights.
+
+        None where it is more than that: random, of whole batches, under autocast, with rows that
+        are held, or writing into its inputs.
+        """
+        writes = self.habits is None or self.habits.writes_inputs
+        if self.random or self.whole_batches or self.autocast is not None or self.held or writes:
+            return None
+        return self.fresh_copy(), self.layout
+
     def carried_over(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """A ``state_dict`` as weights under the module's running statistics: the same function."""
         return carried_over(self.absorbing, state)

@@ -66,6 +66,17 @@ class Tied(nn.Module):
         return self.head(self.inner(torch.tanh(self.inner(x))))
 
 
+class Scaled(nn.Module):
+    """With a parameter that is a single number."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.head = nn.Parameter(torch.tensor(1.5)), nn.Linear(4, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.scale * x)
+
+
 def problem(name: str):
     torch.manual_seed(0)
     if name == "perceptron":
@@ -82,8 +93,8 @@ def problem(name: str):
         net, x = Attention(), torch.randn(N, 3, 4)
     elif name == "words":
         net, x = Words(), torch.randint(5, (N, 6))
-    elif name == "tied":
-        net, x = Tied(), torch.randn(N, 4)
+    elif name in ("tied", "scaled"):
+        net, x = Tied() if name == "tied" else Scaled(), torch.randn(N, 4)
     else:
         net, x = Recurrent(nn.LSTM if name == "lstm" else nn.GRU), torch.randn(N, 4, 3)
     net = net.double().eval()
@@ -165,7 +176,7 @@ def test_top_eigenpairs_are_those_of_the_matrix():
     assert torch.allclose(operator.top_eigenpairs(3).values, values[:3], atol=1e-10)
 
 
-SQUARED = ["perceptron", "convolution", "attention", "lstm", "words", "tied"]
+SQUARED = ["perceptron", "convolution", "attention", "lstm", "words", "tied", "scaled"]
 
 
 def one_by_one(name: str):

@@ -79,6 +79,12 @@ def test_pairs_are_found_unit_by_unit(name):
     assert all(pair.identity_error < 1e-10 for pair in found)
 
 
+def test_balance_without_per_sample_gradients(monkeypatch):
+    noise = measured("relu")
+    monkeypatch.delattr(type(noise.samples), "gradients")
+    assert len(noise.balance().pairs) == 2
+
+
 @pytest.mark.parametrize("name", ["relu", "linear", "convolution", "attention"])
 def test_every_step_of_sgd_obeys_the_identity(name):
     noise = measured(name)
