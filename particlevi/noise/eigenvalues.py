@@ -8,7 +8,8 @@
 * Products computed anew, one pass over the data for each block of columns.
 
 Costs are counted in multiplications, with weights that were measured on nets of 1e2 to 1e6
-parameters; the last two are of a space of about 250 columns.
+parameters. A space has about 2.5 times the columns that it cannot do without; where the matrix has
+few rows for so many, all its eigenvalues cost less than the largest few.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from particlevi.curvature.factors import Factors, gram_matrix
 from particlevi.noise.spectrum import (
     Spectrum,
     least_columns,
+    most_columns,
     spectrum_of_matrix,
     sum_of_squares,
     top_of_matrix,
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["spectrum_of"]
 
 _SMALL = 700
-_PASS, _IN_MATRIX, _IN_SPACE, _ORTHOGONAL = 250, 1500, 2000, 2e5
+_PASS, _IN_MATRIX, _IN_SPACE, _ORTHOGONAL = 250, 15, 20, 20
 
 
 class _Size(NamedTuple):
@@ -57,15 +59,16 @@ class _Size(NamedTuple):
         """Bytes of what the smaller matrix is made from."""
         return float(self.n * self.kept * self.item) if self.n < self.d else 0.0
 
-    @property
-    def matrix_is_cheaper(self) -> bool:
-        """Than products with gradients."""
-        n, d = self.n, self.d
-        if min(n, d) <= _SMALL:
+    def matrix_is_cheaper(self, top: int) -> bool:
+        """Than products with gradients, for the largest few."""
+        n, d, columns = self.n, self.d, least_columns(top)
+        small = min(n, d)
+        if small <= _SMALL:
             return True
         made = 2 * n**2 * self.kept if n < d else 4 * n * d**2
         rows = _PASS * n * d if self.kept == d or n >= d else 0
-        return made + rows + _IN_MATRIX * min(n, d) ** 2 < _IN_SPACE * n * d + _ORTHOGONAL * d
+        inside = _IN_MATRIX * small**2 * min(columns, most_columns(small))
+        return made + rows + inside < (_IN_SPACE * n + _ORTHOGONAL * columns) * columns * d
 
 
 def spectrum_of(
@@ -87,7 +90,7 @@ def spectrum_of(
     top = min(top, d)
     rank = min(d, n - 1 if centered else n)
     vectors = 4.0 * min(top, n) * d * size.item
-    if size.square + size.held + vectors <= max_bytes and size.matrix_is_cheaper:
+    if size.square + size.held + vectors <= max_bytes and size.matrix_is_cheaper(top):
         return _from_matrix(noise, min(top, n), centered, seed, rank)
     least = float(least_columns(top) * d * size.item)
     if least > max_bytes:

@@ -15,7 +15,7 @@ singular value decomposition", 2015.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +27,7 @@ from particlevi._shown import Shown
 __all__ = [
     "Spectrum",
     "least_columns",
+    "most_columns",
     "spectrum_of_matrix",
     "sum_of_squares",
     "top_of_matrix",
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 _PIECE = 2**24
-_DENSE = 1000
+_DENSE, _TINY = 10, 200
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -120,14 +121,8 @@ def sum_of_squares(rows: Tensor) -> float:
 
 
 def spectrum_of_matrix(matrix: Tensor, num_params: int, num_data: int) -> Spectrum:
-    """All eigenvalues of a matrix in float64, which is overwritten."""
-    from scipy.linalg import eigvalsh
-
-    # Only the lower triangle is read. The transpose is column-major, so LAPACK works in place.
-    values = eigvalsh(
-        matrix.cpu().numpy().T, lower=False, overwrite_a=True, check_finite=False, driver="ev"
-    )
-    found = torch.from_numpy(values.copy()).flip(0)
+    """All eigenvalues of a matrix in float64, whose lower half is overwritten."""
+    found = _eigenvalues(matrix, len(matrix))
     size = torch.finfo(torch.float64).eps * len(found) * found[0]
     return Spectrum(
         eigenvalues=found.clamp(min=0),
@@ -139,26 +134,46 @@ def spectrum_of_matrix(matrix: Tensor, num_params: int, num_data: int) -> Spectr
     )
 
 
-def top_of_matrix(matrix: Tensor, top: int, seed: int) -> Spectrum:
-    """The largest eigenvalues of a positive matrix in float64."""
+def _eigenvalues(matrix: Tensor, top: int) -> Tensor:
+    """The largest, by LAPACK in the lower half of the matrix; some cost less than all."""
+    from scipy.linalg import eigvalsh
+
     size = len(matrix)
-    if size > _DENSE:
+    some: dict[str, Any] = {"driver": "ev"}
+    if top < size and size > _TINY:
+        some = {"driver": "evr", "subset_by_index": [size - top, size - 1]}
+    # The transpose is column-major, so LAPACK works in place.
+    values = eigvalsh(
+        matrix.cpu().numpy().T, lower=False, overwrite_a=True, check_finite=False, **some
+    )
+    return torch.from_numpy(values[-top:].copy()).flip(0)
+
+
+def top_of_matrix(matrix: Tensor, top: int, seed: int) -> Spectrum:
+    """The largest eigenvalues of a positive matrix in float64, whose lower half is overwritten."""
+    size, trace = len(matrix), float(matrix.trace())
+    if least_columns(top) < most_columns(size):
         return top_spectrum(
-            matrix.__matmul__, top, float(matrix.trace()), num_params=size, num_data=size,
-            like=matrix, seed=seed, tolerance=1e-4,
+            matrix.__matmul__, top, trace, num_params=size, num_data=size, like=matrix, seed=seed,
+            tolerance=1e-4,
         )  # fmt: skip
-    found = spectrum_of_matrix(matrix.clone(), size, size)
+    diagonal = matrix.diagonal().clone()
+    values = _eigenvalues(matrix, top)
 
     def vectors() -> Tensor:
         from scipy.linalg import eigh
 
-        kept = eigh(matrix.cpu().numpy(), subset_by_index=[size - top, size - 1])[1]
+        matrix.diagonal().copy_(diagonal)
+        upper = matrix.cpu().numpy().T
+        kept = eigh(upper, lower=True, subset_by_index=[size - top, size - 1])[1]
         return torch.from_numpy(kept[:, ::-1].copy())
 
-    return replace(
-        found,
-        eigenvalues=found.eigenvalues[:top],
-        error=found.error[:top],
+    return Spectrum(
+        eigenvalues=values.clamp(min=0),
+        error=torch.full_like(values, torch.finfo(torch.float64).eps * size * float(values[0])),
+        trace=trace,
+        num_params=size,
+        num_data=size,
         complete=top >= size,
         _find_vectors=vectors,
     )
@@ -167,6 +182,11 @@ def top_of_matrix(matrix: Tensor, top: int, seed: int) -> Spectrum:
 def least_columns(top: int) -> int:
     """Vectors ``[D]`` that ``top_spectrum`` cannot do without."""
     return 3 * top + 9 * _width(top)
+
+
+def most_columns(size: int) -> int:
+    """With so many, ``top_spectrum`` costs as much as all eigenvalues of a matrix of that size."""
+    return size // _DENSE
 
 
 def _width(top: int) -> int:
@@ -211,7 +231,7 @@ def top_spectrum(
     # Blocks, never joined: a joined copy would hold the whole basis twice.
     basis = [torch.linalg.qr(block)[0]]
     bearable = int(basis_bytes / (num_params * block.element_size()))
-    most_columns = max(bearable, 2 * top + 4 * width)
+    allowed = max(bearable, 2 * top + 4 * width)
     del block
     projected = torch.zeros(0, 0, dtype=like.dtype, device=like.device)
     floor = 10 * torch.finfo(like.dtype).eps
@@ -237,7 +257,7 @@ def top_spectrum(
             break
         added = torch.linalg.qr(rest)[0][:, : limit - size]
         del rest
-        if size + added.shape[1] > most_columns:
+        if size + added.shape[1] > allowed:
             best = slice(-min(top + width, size), None)
             basis = [_combined(basis, inner[:, best].to(like.dtype))]
             projected = values[best].diag().to(like.dtype)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import particlevi as pvi
+from particlevi.noise.eigenvalues import _Size
 from particlevi.noise.spectrum import top_spectrum
 from particlevi.typing import Batch
 
@@ -154,7 +155,9 @@ def wide(count: int = 200) -> pvi.noise.GradientNoise:
 def test_every_road_gives_the_largest_eigenvalues(road, centered, count, monkeypatch):
     noise = wide(count)
     if road != "matrix":
-        monkeypatch.setattr("particlevi.noise.eigenvalues._Size.matrix_is_cheaper", False)
+        monkeypatch.setattr(
+            "particlevi.noise.eigenvalues._Size.matrix_is_cheaper", lambda size, top: False
+        )
     found = noise.spectrum(top=5, centered=centered, max_bytes=2.4e5 if road == "anew" else 2e9)
     matrix = noise.dense(centered)
     values, vectors = torch.linalg.eigh(matrix)
@@ -162,6 +165,21 @@ def test_every_road_gives_the_largest_eigenvalues(road, centered, count, monkeyp
     assert found.trace == pytest.approx(float(matrix.trace()))
     overlap = torch.linalg.svdvals(found.vectors.T @ vectors[:, -5:])
     assert torch.allclose(overlap, torch.ones(5, dtype=torch.float64), atol=1e-3)
+
+
+def test_many_eigenvalues_come_from_all_of_them(monkeypatch):
+    """A space for so many would cost more than all eigenvalues of the matrix."""
+    monkeypatch.setattr("particlevi.noise.eigenvalues._SMALL", 0)
+    monkeypatch.delattr("particlevi.noise.eigenvalues.top_spectrum")
+    monkeypatch.delattr("particlevi.noise.spectrum.top_spectrum")
+    noise = wide()
+    wanted = torch.linalg.eigvalsh(noise.dense()).flip(0)[:150]
+    assert torch.allclose(noise.spectrum(top=150).eigenvalues, wanted, atol=1e-14)
+
+
+def test_a_matrix_costs_no_more_than_all_its_eigenvalues():
+    """For 134 of 3000 a space inside the matrix would, and one of gradients costs as much."""
+    assert _Size(3000, 3000, 3000, 4).matrix_is_cheaper(134)
 
 
 def test_all_eigenvalues_without_per_sample_gradients(monkeypatch):
