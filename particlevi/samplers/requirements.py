@@ -56,7 +56,8 @@ def check_batch(
             f"{name} takes the noise of the gradient for independent from step to step, but the "
             "batches of an epoch balance each other, so that too much would be taken out: use "
             'batching="replacement" or "subset" in place of "epoch" or of a DataLoader (or give '
-            "that a RandomSampler with replacement=True), or leave the compensation out."
+            "that a RandomSampler with replacement=True), or a method that takes nothing out, such "
+            "as pvi.sghmc without gradient_noise."
         )
     if requires.own_batches and not batch.per_particle:
         raise ValueError(

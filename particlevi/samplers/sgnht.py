@@ -19,12 +19,14 @@ One step of length ``h`` is B A D O D A, the O step exact under the present ``x`
     theta <- theta + h p / 2
 
 Target: ``exp(-U/T)``, if the gradient noise is Gaussian, equally strong in all directions and
-everywhere. As D grows the thermostat comes to rest; then, on a Gaussian with curvature ``l`` and
-gradient noise of variance ``s^2``, it rests where
-``A / x = 1 - 2 h^2 s^2 (1 + c^2) / (T (1 - c^2) (4 - h^2 l))``, that is at ``A + h s^2 / (2 T)``
-to leading order, and ``Var theta = T/l - h^2 s^2 (1 - c) / (l (1 + c) (4 - h^2 l))``, a bias of
-third order in ``h``; the kinetic temperature is T in the mean of the two halves of the step, and at
-the end of it ``T - 2 h^2 s^2 / (4 - h^2 l)``. Stable for ``h^2 l < 4``.
+everywhere, and independent from step to step. (Batches of an epoch take back what earlier ones did,
+so that the friction which holds the kinetic temperature is too much.) As D grows the thermostat
+comes to rest; then, on a Gaussian with curvature ``l`` and gradient noise of variance ``s^2``, it
+rests where ``A / x = 1 - 2 h^2 s^2 (1 + c^2) / (T (1 - c^2) (4 - h^2 l))``, that is at
+``A + h s^2 / (2 T)`` to leading order, and
+``Var theta = T/l - h^2 s^2 (1 - c) / (l (1 + c) (4 - h^2 l))``, a bias of third order in ``h``; the
+kinetic temperature is T in the mean of the two halves of the step, and at the end of it
+``T - 2 h^2 s^2 / (4 - h^2 l)``. Stable for ``h^2 l < 4``.
 
 Step size: ``h`` is the time step; a learning rate on the mean loss is about ``h^2 N``.
 
@@ -50,7 +52,7 @@ from particlevi.samplers._assemble import (
     gaussian,
     momenta,
 )
-from particlevi.typing import Controls, Facts, Sampler, Schedule, Streams
+from particlevi.typing import Controls, Facts, Requirements, Sampler, Schedule, Streams
 
 __all__ = ["Info", "Memory", "sgnht"]
 
@@ -93,7 +95,7 @@ def sgnht(target: Target, diffusion: float = 1.0, temperature: float | Schedule 
 
     Raises:
         ValueError: a diffusion that is not positive or beyond the particles' dtype, a negative
-            temperature.
+            temperature; at the first step, a batch of an epoch or of a ``DataLoader``.
     """
     check_positive("diffusion", diffusion)
     dtype = as_estimator(target).potential.dtype
@@ -130,6 +132,7 @@ def sgnht(target: Target, diffusion: float = 1.0, temperature: float | Schedule 
         noise=gaussian,
         shown=MOMENTUM_SHOWN | {"thermostat": "x"},
         max_step_size=lambda curvature: 2 / curvature**0.5,
+        requires=Requirements(independent_data=True),
         facts=Facts(kinetic="held", thermostat=float(diffusion)),
     )
 

@@ -144,6 +144,17 @@ def test_compensation_needs_independent_batches(factory, noise):
     run(sampler, replaced, num_draws=1)
 
 
+def test_a_thermostat_needs_independent_batches():
+    sampler = pvi.sgnht(conjugate(N))
+    for data, options in (
+        (X, {"batch_size": B, "batching": "epoch"}),
+        (DataLoader(Rows(X), B), {}),
+    ):
+        with pytest.raises(ValueError, match="batches of an epoch balance each other"):
+            run(sampler, data, **options)
+    run(sampler, batch_size=B, batching="subset")
+
+
 def test_exchanges_need_minibatches_of_their_own():
     sampler = pvi.parallel_tempering(conjugate(N))
     with pytest.raises(ValueError, match="they share a minibatch"):
