@@ -115,12 +115,13 @@ def parallel_tempering(
         energy_noise: variance ``v`` of the potential's estimate on a minibatch, in nats squared,
             for replicas with minibatches of their own (the default).
             ``"online"`` estimates it at every temperature, as a moving average over a thousand
-            steps of what the two halves of each batch tell; on all the data it is 0.
+            steps of what the two halves of each batch tell; on all the data it is 0. Given as 0, it
+            says that there is none, and minibatches are refused.
 
     Raises:
         ValueError: an argument out of its range; an estimator whose gradient is not that of the
             potential it reports, such as ``structured``; at the first step, a minibatch that
-            the replicas share.
+            the replicas share, or any if ``energy_noise`` is 0.
     """
     given = as_list("temperatures", temperatures, "a list of increasing numbers")
     for t in given:
@@ -228,7 +229,7 @@ def parallel_tempering(
         },
         memory=memory,
         noise=noise,
-        requires=Requirements(energy=True, own_batches=True),
+        requires=Requirements(all_data=energy_noise == 0, energy=True, own_batches=True),
         shown=MOMENTUM_SHOWN | {"swap_acceptance": "swapped"},
         draws=slice(None, None, rungs),
         max_step_size=lambda curvature: 2 / curvature**0.5,

@@ -165,6 +165,13 @@ def test_exchanges_need_minibatches_of_their_own():
     run(sampler, batching=Minibatches(shared=True))
 
 
+def test_energies_that_are_said_to_be_exact_need_all_the_data():
+    sampler = pvi.parallel_tempering(conjugate(N), energy_noise=0)
+    with pytest.raises(ValueError, match=f"parallel_tempering .* energy of all {N} data"):
+        run(sampler, batch_size=B)
+    run(sampler)
+
+
 def test_a_loader_that_replaces_is_never_complete():
     data = Rows(X)
     loader = DataLoader(data, N, sampler=RandomSampler(data, replacement=True))
