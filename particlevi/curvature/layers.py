@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from particlevi.curvature.operators import losses_of
+from particlevi.curvature.reductions import losses_of
 from particlevi.curvature.second_order import second_order
 from particlevi.potentials.layout import Layout
 

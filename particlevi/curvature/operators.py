@@ -38,12 +38,13 @@ from particlevi._checks import (
 )
 from particlevi.curvature.density import SpectralDensity, spectral_density
 from particlevi.curvature.lanczos import Eigenpairs, top_eigenpairs
+from particlevi.curvature.reductions import check_losses, losses_of
 from particlevi.curvature.second_order import second_order
 from particlevi.curvature.traces import TraceEstimate, TraceMethod, estimate_trace
 from particlevi.data import DataLike, Place, as_pairs, place
 from particlevi.potentials.layout import Layout
 
-__all__ = ["CurvatureOperator", "Kind", "curvature_operator", "losses_of"]
+__all__ = ["CurvatureOperator", "Kind", "curvature_operator"]
 
 Kind = Literal["hessian", "gauss_newton", "empirical_fisher"]
 """The matrices."""
@@ -239,16 +240,18 @@ def curvature_operator(
     Args:
         module: its parameters with ``requires_grad`` are the D coordinates; it is copied.
         data: ``(inputs, ..., targets)`` in any form that ``sample`` takes, a loader included.
-        loss_fn: outputs ``[n, ...]`` and targets to a loss. That of a single datum counts, so that
-            any reduction gives the mean over the data.
+        loss_fn: outputs ``[n, ...]`` and targets to a loss: one value per datum, or their mean or
+            sum; ``f`` is the mean in any case. The loss of a batch must be made of those of its
+            data, which is checked in one pass: weights and ignored targets take
+            ``reduction="none"`` or ``"sum"``.
         kind: see the table above.
         weight_decay: ``w``.
         position: ``theta [D]``; the module's parameters if absent.
         chunk_size: data evaluated at once.
 
     Raises:
-        ValueError: data that do not fit, a module without trainable parameters, or an operation
-            without second derivatives.
+        ValueError: data that do not fit, a module without trainable parameters, an operation
+            without second derivatives, or a loss that is not made of its data's.
 
     Examples:
         >>> _ = torch.manual_seed(0)
@@ -273,25 +276,13 @@ def curvature_operator(
     first = next(module.parameters())
     where = Place(first.device, first.dtype)
     leaves = place(as_pairs(data, where), where)
+    check_losses(
+        module, loss_fn, zip(*(leaf.split(int(chunk_size)) for leaf in leaves), strict=True)
+    )
     made = CurvatureOperator(
         kind, module, leaves, loss_fn, float(weight_decay), int(chunk_size), names
     )
     return made if position is None else made.at(position)
-
-
-def losses_of(
-    loss_fn: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor
-) -> Tensor:
-    """The loss of each datum, ``[n]``, from outputs ``[n, ...]``; differentiable."""
-
-    def one(output: Tensor, target: Tensor) -> Tensor:
-        return loss_fn(output[None], target[None]).sum()
-
-    try:
-        found: Tensor = torch.func.vmap(one)(outputs, targets)
-    except RuntimeError:
-        found = torch.stack([one(o, t) for o, t in zip(outputs, targets, strict=True)])
-    return found
 
 
 def _pulled(values: Tensor, leaf: Tensor, weights: Tensor, many: bool) -> Tensor:

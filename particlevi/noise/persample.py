@@ -16,13 +16,12 @@ from torch.utils import _pytree as pytree
 
 from particlevi._checks import check_choice
 from particlevi.curvature.factors import Factors, gradient_factors
-from particlevi.curvature.operators import losses_of
+from particlevi.curvature.reductions import check_losses, losses_of
 from particlevi.curvature.second_order import second_order
 from particlevi.curvature.squares import GradientSquares, gradient_squares
 from particlevi.data import DataLike, Place, as_pairs
 from particlevi.data.tensors import as_tensors
 from particlevi.noise.layered import layered
-from particlevi.noise.reductions import check_reduction
 from particlevi.potentials._module_modes import set_plain_paths
 from particlevi.potentials.layout import Layout
 from particlevi.potentials.potential import ModelPotential
@@ -255,16 +254,9 @@ def of_module(
         squares=None if mode == "train" else partial(_squares, module, layout, loss_fn),
         factors=None if mode == "train" else partial(gradient_factors, module, layout, loss_fn),
     )
-    with torch.no_grad(), seeded(0):
-        for start in range(0, len(tensors[0]), _CHECKED):
-            *inputs, targets = found.piece(start, start + _CHECKED)
-            outputs = module(*inputs)
-            if not isinstance(outputs, Tensor) or len(outputs) != len(targets):
-                got = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-                raise ValueError(
-                    f"The module must give one output per datum: {got} for {len(targets)} data."
-                )
-            check_reduction(loss_fn, outputs, targets)
+    starts = range(0, len(tensors[0]), _CHECKED)
+    with seeded(0):
+        check_losses(module, loss_fn, (found.piece(k, k + _CHECKED) for k in starts))
     point = layout.ravel(trainable)
     if mode == "eval":
         _check_unmixed(found, point)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from particlevi.curvature.operators import losses_of
+from particlevi.curvature.reductions import losses_of
 from particlevi.data import DataLike, Place, as_pairs
 from particlevi.potentials._module_modes import set_plain_paths
 from particlevi.potentials.layout import Layout
@@ -35,6 +35,10 @@ def module_losses(
     return losses
 
 
-def doubled(data: DataLike, module: nn.Module) -> tuple[Tensor, ...]:
-    """``(inputs, ..., targets)`` as tensors, floating-point ones in float64."""
-    return as_pairs(data, Place(next(module.parameters()).device, torch.float64))
+def doubled(
+    module: nn.Module, data: DataLike, loss_fn: Any
+) -> tuple[nn.Module, tuple[Tensor, ...], Any]:
+    """A copy of the module, ``(inputs, ..., targets)`` and a loss's own weights in float64."""
+    module = copy.deepcopy(module).double()
+    own = copy.deepcopy(loss_fn).double() if isinstance(loss_fn, nn.Module) else loss_fn
+    return module, as_pairs(data, Place(next(module.parameters()).device, torch.float64)), own

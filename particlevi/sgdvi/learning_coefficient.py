@@ -27,7 +27,6 @@ complexity measure", 2023; Watanabe, "A widely applicable Bayesian information c
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Callable
@@ -223,8 +222,7 @@ def local_learning_coefficient(
         raise TypeError(f"module must be a torch module, got {type(module).__name__}.")
     if scheme == "hmc" and batch_size is not None:
         raise ValueError('scheme="hmc" takes all the data at every step: leave batch_size out.')
-    module = copy.deepcopy(module).double()
-    data = doubled(data, module)
+    module, data, loss_fn = doubled(module, data, loss_fn)
     noise = measure(module, data, loss_fn)
     count = noise.num_data
     beta = 1 / math.log(max(count, 3)) if inverse_temperature is None else inverse_temperature

@@ -21,7 +21,6 @@ Reference: Mandt, Hoffman and Blei, "Stochastic gradient descent as approximate 
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -348,8 +347,7 @@ def _problem(
 ) -> tuple[GradientNoise, Callable[[Tensor], Energy], ModelPotential, Any]:
     """The noise, the mean loss as an energy at any point, its potential and the data."""
     if isinstance(model, nn.Module):
-        model = copy.deepcopy(model).double()
-        data = doubled(data, model)
+        model, data, loss_fn = doubled(model, data, loss_fn)
     noise = measure(model, data, loss_fn, position=position)
     if noise.samples.random:
         raise ValueError("The loss draws random masks: plan in eval mode, without dropout.")

@@ -144,6 +144,27 @@ def test_any_reduction_gives_the_mean(reduction):
     assert torch.allclose(found, wanted(net, data, "hessian"), atol=1e-12)
 
 
+W = torch.tensor([1.0, 5.0, 0.2], dtype=F64)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mean_over_weights_is_refused(kind):
+    """In batches of one datum they cancel."""
+    net, data = problem("perceptron")
+    with pytest.raises(ValueError, match='reduction="none"'):
+        curvature_operator(net, data, nn.CrossEntropyLoss(weight=W), kind=kind)
+
+
+def test_weights_count_with_the_data():
+    net, (x, y) = problem("perceptron")
+    found = curvature_operator(net, (x, y), nn.CrossEntropyLoss(weight=W, reduction="none"))
+    parts = [
+        W[k] * (y == k).sum() / N * wanted(net, (x[y == k], y[y == k]), "hessian")
+        for k in range(CLASSES)
+    ]
+    assert torch.allclose(found.dense(), sum(parts), atol=1e-12)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_layers_are_diagonal_blocks(kind):
     net, data = problem("perceptron")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from particlevi import sgdvi
 from particlevi.potentials.layout import Layout
 from particlevi.sgdvi._losses import module_losses
 
@@ -26,6 +27,16 @@ def test_they_are_those_of_evaluation_mode_and_the_module_keeps_its_own():
     found = losses(theta)
     assert net.training
     torch.testing.assert_close(found, net.eval()(x).square().mean((1, 2)).detach())
+
+
+def test_the_weights_of_a_loss_go_to_float64_with_the_module():
+    net, x, y = nn.Linear(2, 3), torch.randn(30, 2), torch.arange(30) % 3
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]), reduction="none")
+    sgdvi.plan(net, (x, y), loss, weight_decay=0.1, batch_size=4)
+    sgdvi.local_learning_coefficient(
+        net, (x, y), loss, num_chains=2, num_draws=20, thin=1, step_size=1e-3
+    )
+    assert loss.weight.dtype == torch.float32
 
 
 def test_attention_has_gradients_for_many_parameters_at_once():

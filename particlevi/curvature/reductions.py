@@ -1,18 +1,19 @@
 """Whether the loss of a batch is made of losses of its data, one each.
 
-The noise of a gradient needs ``f = (1/N) sum_k f_k``. A loss that divides by something in the
-batch, as ``CrossEntropyLoss(weight=w)`` and ``ignore_index`` do with ``reduction="mean"``, is no
-such sum: of a batch of one datum the weight cancels.
+The noise of a gradient and the curvature of a mean loss need ``f = (1/N) sum_k f_k``. A loss that
+divides by something in the batch, as ``CrossEntropyLoss(weight=w)`` and ``ignore_index`` do with
+``reduction="mean"``, is no such sum: of a batch of one datum the weight cancels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["check_reduction"]
+__all__ = ["check_losses", "check_reduction", "losses_of"]
 
 _WAY_OUT = (
     'Pass a loss with reduction="none" (or "sum"), such as '
@@ -36,7 +37,7 @@ def check_reduction(
         ValueError: another loss, with the way out; or losses that are not finite.
     """
     whole = loss_fn(outputs, targets).detach().double()
-    single = _one_at_a_time(loss_fn, outputs, targets).detach().double()
+    single = losses_of(loss_fn, outputs, targets).detach().double()
     if not torch.isfinite(single).all():
         bad = int((~torch.isfinite(single)).sum())
         raise ValueError(
@@ -54,9 +55,35 @@ def check_reduction(
         )
 
 
-def _one_at_a_time(
+def check_losses(
+    module: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], pieces: Iterable[Any]
+) -> None:
+    """The module gives one output per datum, and the loss of a batch is made of its data's.
+
+    Args:
+        module: in the mode in which it is looked at.
+        loss_fn: outputs ``[n, ...]`` and targets ``[n, ...]`` to a loss.
+        pieces: of the data, ``(inputs, ..., targets)`` each.
+
+    Raises:
+        ValueError: if not.
+    """
+    with torch.no_grad():
+        for *inputs, targets in pieces:
+            outputs = module(*inputs)
+            if not isinstance(outputs, Tensor) or len(outputs) != len(targets):
+                got = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+                raise ValueError(
+                    f"The module must give one output per datum: {got} for {len(targets)} data."
+                )
+            check_reduction(loss_fn, outputs, targets)
+
+
+def losses_of(
     loss_fn: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor
 ) -> Tensor:
+    """The loss of each datum, ``[n]``, from outputs ``[n, ...]``; differentiable."""
+
     def one(output: Tensor, target: Tensor) -> Tensor:
         return loss_fn(output[None], target[None]).sum()
 
