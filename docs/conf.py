@@ -13,6 +13,7 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import families
+from sphinx.errors import ExtensionError
 
 import particlevi
 
@@ -68,4 +69,9 @@ copybutton_prompt_is_regexp = True
 
 def setup(app: Any) -> None:
     """Write one page of the API per family before the sources are read."""
+    missing = families.undocumented()
+    if missing:
+        raise ExtensionError(
+            f"Public names without a docstring, or without a page in docs/families.py: {missing}."
+        )
     families.write_pages(Path(__file__).parent / "api")

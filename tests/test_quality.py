@@ -6,13 +6,9 @@ import os
 import subprocess
 import sys
 import sysconfig
-from inspect import ismodule
 from pathlib import Path
-from types import FunctionType
 
 import pytest
-
-import particlevi
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = Path(sysconfig.get_path("scripts"))
@@ -109,17 +105,3 @@ def test_readme_and_ci_have_the_same_test_command() -> None:
 def test_import_is_lazy() -> None:
     code = "import sys, particlevi; print(*sys.modules)"
     assert not HEAVY & set(run(sys.executable, "-c", code).split())
-
-
-def test_public_names_are_documented() -> None:
-    # A dataclass or NamedTuple without a docstring is given its signature for one.
-    values = [particlevi]
-    values += [room for name in particlevi.__all__ if ismodule(room := getattr(particlevi, name))]
-    missing = [
-        f"{room.__name__}.{name}"
-        for room in values
-        for name in room.__all__
-        if isinstance(value := getattr(room, name), type | FunctionType)
-        and (not value.__doc__ or value.__doc__.startswith(f"{name}("))
-    ]
-    assert missing == []

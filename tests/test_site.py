@@ -10,6 +10,7 @@ import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -41,15 +42,31 @@ def site(tmp_path_factory):
     return folder
 
 
-def test_every_public_name_is_on_a_page(site):
-    import families
+def nothing():
+    pass
 
-    assert set(particlevi.__all__) <= families.names()
+
+def test_every_public_name_has_a_page_and_a_docstring():
+    assert import_module("families").undocumented() == []
+
+
+def test_a_public_name_without_a_docstring_fails_the_build(monkeypatch):
+    sphinx_errors = pytest.importorskip("sphinx.errors", reason="the docs extra is not installed")
+    monkeypatch.setattr(particlevi.tuning, "nothing", nothing, raising=False)
+    monkeypatch.setattr(particlevi.tuning, "__all__", [*particlevi.tuning.__all__, "nothing"])
+    with pytest.raises(sphinx_errors.ExtensionError, match=r"tuning\.nothing"):
+        import_module("conf").setup(None)
+
+
+def test_a_public_name_without_a_page_fails_the_build(monkeypatch):
+    sphinx_errors = pytest.importorskip("sphinx.errors", reason="the docs extra is not installed")
+    monkeypatch.setattr(particlevi, "__all__", [*particlevi.__all__, "errors"])
+    with pytest.raises(sphinx_errors.ExtensionError, match=r"particlevi\.errors"):
+        import_module("conf").setup(None)
 
 
 def test_every_sampler_has_a_paper_to_cite():
-    import families
-
+    families = import_module("families")
     page = (ROOT / "docs" / "citing.md").read_text()
     samplers = [*families.FAMILIES["langevin"][1], *families.FAMILIES["stein"][1]]
     assert [name for name in samplers if f"`{name}" not in page] == ["check_collapse"]
