@@ -26,6 +26,7 @@ sys.path.append(str(ROOT / "docs"))  # families
 def site(tmp_path_factory):
     """The built site; any warning of the build fails."""
     pytest.importorskip("furo", reason="the docs extra is not installed")
+    pytest.importorskip("math_core", reason="the docs extra is not installed")
     pytest.importorskip("myst_nb", reason="the docs extra is not installed")
     pytest.importorskip("sphinx_copybutton", reason="the docs extra is not installed")
     folder = tmp_path_factory.mktemp("site")
@@ -77,6 +78,13 @@ def test_examples_are_code_and_not_quotes(site):
     pages = "\n".join(page.read_text() for page in (site / "api").glob("*.html"))
     assert "&gt;&gt;&gt;" in pages
     assert not re.search(r"<blockquote>\s*<div><p>\s*&gt;&gt;&gt;", pages)
+
+
+def test_formulas_are_set_and_nothing_is_loaded_from_elsewhere(site):
+    assert "<math" in (site / "theory" / "target.html").read_text()
+    loaded = re.compile(r'<(?:script|link|img)[^>]* (?:src|href)="(?:https?:)?//[^"]*"')
+    for page in site.rglob("*.html"):
+        assert loaded.findall(page.read_text()) == [], page
 
 
 class Quiet(SimpleHTTPRequestHandler):
