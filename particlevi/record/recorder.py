@@ -26,6 +26,7 @@ from particlevi.record.probes import (
     Noise,
     edge_of_stability,
     gradient_noise,
+    load_probes,
     running_statistics,
     top_curvature,
     trainable,
@@ -180,6 +181,8 @@ class Recorder:
         self.spent_on_probes: float = 0.0
         self.began: float | None = None
         self.before: tuple[Tensor, Tensor] | None = None
+        if loss is not None:
+            load_probes()
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -190,3 +192,17 @@ def test_rows_stay_evenly_spaced_when_coarsened():
         kept.add(step, torch.tensor([float(step)]))
     kept.coarsen(4)
     assert kept.stacked().flatten().tolist() == [4.0, 8.0]
+
+
+def test_a_probe_loads_nothing_in_the_middle_of_a_training():
+    code = """
+import sys, torch, particlevi as pvi
+net, x = torch.nn.Linear(4, 1), torch.randn(32, 4)
+optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+recorder = pvi.record.Recorder(net, optimizer, loss=lambda b: net(b).square().mean(), probe=x)
+before = set(sys.modules)
+recorder.measure()
+print(*set(sys.modules) - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
