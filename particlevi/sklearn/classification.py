@@ -14,7 +14,7 @@ from sklearn.utils.validation import validate_data
 
 from particlevi._checks import check_positive_int
 from particlevi.potentials.likelihoods import Categorical
-from particlevi.sklearn.estimator import Array, BayesianMLP, weighted_rows
+from particlevi.sklearn.estimator import Array, BayesianMLP, merged_rows
 from particlevi.sklearn.net import Activation
 
 __all__ = ["BayesianMLPClassifier"]
@@ -103,7 +103,7 @@ class BayesianMLPClassifier(ClassifierMixin, BayesianMLP):  # type: ignore[misc,
         self._check_parameters()
         X, y = validate_data(self, X, y, dtype=np.float64)
         check_classification_targets(y)
-        X, y, weight = weighted_rows(X, y, sample_weight)
+        X, y, weight = merged_rows(X, y, sample_weight)
         self.classes_, numbers = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(

@@ -181,18 +181,21 @@ class BayesianMLP(BaseEstimator):  # type: ignore[misc,unused-ignore]
     def _judge(self) -> None:
         """Warn where the posterior was not reached."""
         self.ended_by_: Any = self.draws_.attrs.get("ended_by", "")
-        found = [f for f in self.verdict_.findings if f.severity in ("wrong", "uncertain")]
         if self.draws_.facts.kind == "independent":
-            text = "The time was over before the first draw: predictions are those of the starts."
-        elif found:
-            text = "The posterior was not reached:\n" + "\n".join(map(str, found))
-        else:
-            return
-        warn(
-            f"{text}\nA larger max_seconds, or fewer hidden units, is the way on; draws_ and "
-            "verdict_ hold the rest.",
-            PosteriorWarning,
-        )
+            self.verdict_.add(
+                "few draws",
+                "wrong",
+                "The time was over before the first draw: predictions are those of the starts.",
+                "Raise max_seconds, or take fewer hidden units.",
+            )
+        found = [f for f in self.verdict_.findings if f.severity in ("wrong", "uncertain")]
+        if found:
+            listed = "\n".join(map(str, found))
+            warn(
+                f"The posterior was not reached:\n{listed}\nA larger max_seconds, or fewer hidden "
+                "units, is the way on; draws_ and verdict_ hold the rest.",
+                PosteriorWarning,
+            )
 
     def _potential(self) -> ModelPotential:
         widths, outputs = self._widths(), self._num_outputs
@@ -232,16 +235,20 @@ def moments(values: Array, weight: Array | None) -> tuple[Array, Array]:
     return mean, np.where(negligible, 1.0, spread)
 
 
-def weighted_rows(X: Array, y: Array, sample_weight: Any) -> tuple[Array, Array, Array | None]:
-    """Data without the rows that count nothing, and the weights of the others.
+def merged_rows(X: Array, y: Array, sample_weight: Any) -> tuple[Array, Array, Array | None]:
+    """Every row once, in an order of its own, and how much it counts; None where that is 1.
+
+    So rows that stand there twice are one of weight 2, to the last bit, and the order in which rows
+    are given does not matter.
 
     Raises:
         ValueError: negative weights, or none above zero.
     """
-    if sample_weight is None:
-        return X, y, None
     weight: Array = _check_sample_weight(sample_weight, X, dtype=np.float64)
     if (weight < 0).any() or not (weight > 0).any():
         raise ValueError("sample_weight must be of at least 0, and some above it.")
-    kept = weight > 0
-    return X[kept], y[kept], weight[kept]
+    X, y, weight = X[weight > 0], y[weight > 0], weight[weight > 0]
+    rows = np.column_stack([X, np.unique(y, return_inverse=True)[1]])
+    _, first, which = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    total = np.bincount(which.reshape(-1), weight)
+    return X[first], y[first], None if (total == 1).all() else total

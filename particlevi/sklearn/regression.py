@@ -15,7 +15,7 @@ from torch import Tensor
 
 from particlevi._checks import check_fraction, check_positive_int, is_number
 from particlevi.potentials.likelihoods import MeanScaleGaussian
-from particlevi.sklearn.estimator import Array, BayesianMLP, moments, weighted_rows
+from particlevi.sklearn.estimator import Array, BayesianMLP, merged_rows, moments
 from particlevi.sklearn.net import Activation
 
 __all__ = ["BayesianMLPRegressor"]
@@ -103,7 +103,7 @@ class BayesianMLPRegressor(RegressorMixin, BayesianMLP):  # type: ignore[misc,un
         """
         self._check_parameters()
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
-        X, y, weight = weighted_rows(X, y.astype(np.float64), sample_weight)
+        X, y, weight = merged_rows(X, y.astype(np.float64), sample_weight)
         (self._y_center,), (self._y_spread,) = moments(y[:, None], weight)
         scaled = torch.as_tensor((y - self._y_center) / self._y_spread, dtype=torch.float32)
         self._sampled(X, scaled[:, None], weight, MeanScaleGaussian(), 2, max_seconds)

@@ -20,6 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from particlevi.sklearn import BayesianMLPClassifier, BayesianMLPRegressor, PosteriorWarning
+from particlevi.sklearn.estimator import merged_rows
 
 QUICK = {"num_chains": 4, "num_warmup": 100, "num_draws": 10, "max_seconds": None}
 RANDOM = np.random.default_rng(0)
@@ -30,19 +31,13 @@ LABELS = np.where(X[:, 0] + 0.3 * RANDOM.standard_normal(80) > 0, "up", "down")
 pytestmark = pytest.mark.filterwarnings("ignore::particlevi.sklearn.PosteriorWarning")
 
 
-def expected_failures(estimator):
-    why = "draws under weights 2 are not those under every row twice: rounding, then chaos"
-    return {"check_sample_weight_equivalence_on_dense_data": why}
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @parametrize_with_checks(
     [
         BayesianMLPRegressor((8,), random_state=0, **QUICK),
         BayesianMLPClassifier((8,), random_state=0, **QUICK),
-    ],
-    expected_failed_checks=expected_failures,
+    ]
 )
 def test_scikit_learn_checks(estimator, check):
     check(estimator)
@@ -123,6 +118,20 @@ def test_rows_of_no_weight_do_not_count():
     assert np.array_equal(first.predict(X), second.predict(X))
 
 
+def test_rows_given_twice_are_rows_of_weight_two():
+    order = RANDOM.permutation(160)
+    twice = merged_rows(np.r_[X, X][order], np.r_[LABELS, LABELS][order], None)
+    weighted = merged_rows(X, LABELS, 2.0 * np.ones(80))
+    for one, other in zip(twice, weighted, strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_rows_given_once_have_no_weight():
+    inputs, targets, weight = merged_rows(X, Y, np.ones(80))
+    assert weight is None
+    assert sorted(zip(inputs[:, 0], targets, strict=True)) == sorted(zip(X[:, 0], Y, strict=True))
+
+
 def test_a_run_that_did_not_converge_has_its_verdict(regressor):
     assert not regressor.verdict_.ok
 
@@ -133,6 +142,7 @@ def test_no_time_gives_the_starts_and_says_so():
         fitted = net.fit(X, Y)
     assert fitted.draws_.particles.shape[:2] == (4, 1)
     assert np.isfinite(fitted.predict(X)).all()
+    assert not fitted.verdict_.ok
 
 
 @pytest.mark.parametrize(
