@@ -23,6 +23,8 @@ from particlevi.drawset import DrawSet
 from particlevi.potentials.layout import Layout
 from particlevi.potentials.likelihoods import Likelihood
 from particlevi.potentials.potential import ModelPotential
+from particlevi.potentials.vectorize import Vectorized
+from particlevi.typing import Batch
 
 __all__ = ["Ensemble", "to_module"]
 
@@ -53,6 +55,9 @@ class Ensemble(nn.Module):
         self.random: bool = potential.random
         self.run: Any = function.run
         self.inner: Any = function.layout
+        what = f"The module {type(function.module).__name__}"
+        self.lifted = Vectorized(self._member, what, "different" if self.random else "error")
+        self.lifted.looping = function.lifted.looping
         # A copy: the potential's own module stays where it is.
         self.base: Any = function.fresh_copy()
         self.register_buffer("particles", particles)
@@ -60,21 +65,17 @@ class Ensemble(nn.Module):
 
     def members(self, *inputs: Any) -> Tensor:
         """The module's outputs under every draw, ``[S, B, ...]``."""
-
-        def one(particle: Tensor, given: tuple[Any, ...]) -> Tensor:
-            found: Tensor = self.run(self.base, self.inner.unravel(particle), given)
-            return found
-
         rows = self.particles[:, : self.inner.num_params]
         if is_compiling():
             # vmap over batch normalisation fixes the batch size in what is exported.
-            return torch.stack([one(row, inputs) for row in rows.unbind(0)])
-        randomness = "different" if self.random else "error"
-        lifted = torch.vmap(
-            one, in_dims=(0, None), randomness=randomness, chunk_size=self.chunk_size
-        )
-        values: Tensor = lifted(rows, inputs)
-        return values
+            return torch.stack([self._member(row, inputs) for row in rows.unbind(0)])
+        batch = Batch(inputs)
+        parts = rows.split(self.chunk_size or len(rows))
+        return torch.cat([self.lifted(part, batch) for part in parts])
+
+    def _member(self, particle: Tensor, inputs: tuple[Any, ...]) -> Tensor:
+        found: Tensor = self.run(self.base, self.inner.unravel(particle), inputs)
+        return found
 
     def forward(self, *inputs: Any) -> dict[str, Tensor]:
         """The posterior predictive."""

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -178,6 +179,37 @@ def from_module(
     )
 
 
+@dataclass(frozen=True)
+class _Run:
+    """How a copy of the module is evaluated.
+
+    Attributes:
+        held: rows of weights that stay as they are: number and values, by the tensor's name.
+        autocast: the dtype inside the module, if it is another one.
+    """
+
+    held: Mapping[str, tuple[int, Tensor]]
+    autocast: torch.dtype | None
+
+    def __call__(self, module: nn.Module, weights: dict[str, Tensor], inputs: Any) -> Tensor:
+        """A copy of the module with these weights on these inputs."""
+        for name, (row, value) in self.held.items():
+            weight = weights[name]
+            held = torch.zeros(len(weight), 1, dtype=torch.bool, device=weight.device)
+            held[row] = True
+            weights = {**weights, name: torch.where(held, value.to(weight), weight)}
+        kwargs = dict(inputs[0]) if len(inputs) == 1 and isinstance(inputs[0], Mapping) else None
+        args = () if kwargs is not None else inputs
+        outputs: Tensor
+        if self.autocast is None:
+            outputs = torch.func.functional_call(module, weights, args, kwargs)
+            return outputs
+        like = next(iter(weights.values()))
+        with torch.autocast(like.device.type, self.autocast, cache_enabled=False):
+            outputs = torch.func.functional_call(module, weights, args, kwargs)
+        return outputs.to(like.dtype) if isinstance(outputs, Tensor) else outputs
+
+
 class _Forward:
     """The module as a function of particles ``[P, D]`` and inputs, probed at its first run."""
 
@@ -196,10 +228,10 @@ class _Forward:
         self.whole_batches = whole_batches
         self.num_data = num_data
         self.autocast = autocast
+        self.run = _Run(_padding_rows(module, layout), autocast)
         self.shells = Shells(module)
         self.traced = shell_of(module)
         self.habits: Habits | None = None
-        self.held = _padding_rows(module, layout)
         self.absorbing = absorbing_layers(module, layout.shapes)
         name = f"The module {type(module).__name__}"
         self.lifted = Vectorized(self.one, name, "different" if random else "error")
@@ -238,24 +270,6 @@ class _Forward:
         module = self.traced if is_compiling() else self.shells.here()
         return self.run(module, weights, inputs)
 
-    def run(self, module: nn.Module, weights: dict[str, Tensor], inputs: Any) -> Tensor:
-        """A copy of the module with these weights on these inputs."""
-        for name, (row, value) in self.held.items():
-            weight = weights[name]
-            held = torch.zeros(len(weight), 1, dtype=torch.bool, device=weight.device)
-            held[row] = True
-            weights = {**weights, name: torch.where(held, value.to(weight), weight)}
-        kwargs = dict(inputs[0]) if len(inputs) == 1 and isinstance(inputs[0], Mapping) else None
-        args = () if kwargs is not None else inputs
-        outputs: Tensor
-        if self.autocast is None:
-            outputs = torch.func.functional_call(module, weights, args, kwargs)
-            return outputs
-        like = next(iter(weights.values()))
-        with torch.autocast(like.device.type, self.autocast, cache_enabled=False):
-            outputs = torch.func.functional_call(module, weights, args, kwargs)
-        return outputs.to(like.dtype) if isinstance(outputs, Tensor) else outputs
-
     def fresh_copy(self) -> nn.Module:
         """A copy of the module as it is evaluated, none of whose parameters is to be trained."""
         return copy.deepcopy(self.module).requires_grad_(False)
@@ -267,7 +281,8 @@ class _Forward:
         are held, or writing into its inputs.
         """
         writes = self.habits is None or self.habits.writes_inputs
-        if self.random or self.whole_batches or self.autocast is not None or self.held or writes:
+        altered = self.autocast is not None or bool(self.run.held)
+        if self.random or self.whole_batches or altered or writes:
             return None
         return self.fresh_copy(), self.layout
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -90,3 +93,30 @@ def test_draws_of_a_density_have_no_module():
     normal = pvi.from_log_density(lambda x: -0.5 * x.square().sum(), 2)
     with pytest.raises(ValueError, match="from_module"):
         pvi.Draws.from_tensor(torch.randn(1, 3, 2), normal).to_module()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda e: pickle.loads(pickle.dumps(e))])
+def test_a_copy_predicts_the_same(copied):
+    draws, _ = draws_of(pvi.Gaussian("learned"), batch_norm=True)
+    draws.outputs(X)  # the potential has been at work
+    ensemble = draws.to_module()
+    assert torch.equal(copied(ensemble)(X)["mean"], ensemble(X)["mean"])
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell, self.head = nn.GRU(3, 4, batch_first=True), nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.head(self.cell(x)[0][:, -1])
+
+
+def test_a_module_that_does_not_lift_is_looped_over():
+    model = pvi.from_module(Recurrent(), pvi.Gaussian(1.0), pvi.Normal(1.0), num_data=11)
+    draws = pvi.Draws.from_tensor(torch.randn(2, 3, model.num_params), model)
+    x = torch.randn(5, 7, 3)
+    with pytest.warns(pvi.ParticleviWarning, match="a loop evaluates one"):
+        members = draws.to_module(chunk_size=4).members(x)
+    with pytest.warns(pvi.ParticleviWarning, match="a loop evaluates one"):
+        torch.testing.assert_close(members, draws.outputs(x).flatten(0, 1))
