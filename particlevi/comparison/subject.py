@@ -15,6 +15,7 @@ from particlevi.diagnostics import arviz
 from particlevi.diagnostics.outputs import log_predictive_density
 from particlevi.diagnostics.predictive import epistemic_series, predict
 from particlevi.drawset import DrawSet
+from particlevi.potentials.likelihoods import plain_targets
 from particlevi.potentials.potential import ModelPotential
 
 __all__ = ["Predictive", "Setting", "Subject"]
@@ -48,8 +49,7 @@ class Setting:
     @property
     def targets(self) -> Tensor:
         """Of the held-out data."""
-        targets: Tensor = self.data[-1].cpu()
-        return targets
+        return plain_targets(self.data[-1], "A comparison").cpu()
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from particlevi.potentials.likelihoods import plain_targets
+
 __all__ = ["check_losses", "check_reduction", "losses_of"]
 
 _WAY_OUT = (
@@ -69,7 +71,8 @@ def check_losses(
         ValueError: if not.
     """
     with torch.no_grad():
-        for *inputs, targets in pieces:
+        for *inputs, given in pieces:
+            targets = plain_targets(given, "The loss of a module")
             outputs = module(*inputs)
             if not isinstance(outputs, Tensor) or len(outputs) != len(targets):
                 got = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__

@@ -18,6 +18,7 @@ from particlevi.diagnostics.predictive import draw_sites
 from particlevi.drawset import DrawSet, check_draws
 from particlevi.drawset.lazy import LazyTensor
 from particlevi.potentials._pyro_terms import arguments
+from particlevi.potentials.likelihoods import split_weights
 from particlevi.potentials.prior_predictive import PriorPredictive
 
 __all__ = ["to_arviz"]
@@ -61,6 +62,8 @@ def to_arviz(
         groups["log_likelihood"] = {_target_name(draws): _array(values, False)}
     if data is not None:
         groups["observed_data"] = _observed(draws, data)
+    if log_likelihood:
+        groups["log_likelihood"] = _shaped(groups["log_likelihood"], groups["observed_data"])
     if posterior_predictive:
         groups["posterior_predictive"] = _targets(draws, data, seed)
     if prior is not None:
@@ -160,11 +163,32 @@ def _target_name(draws: DrawSet) -> str:
 
 
 def _observed(draws: DrawSet, data: DataLike) -> dict[str, np.ndarray[Any, Any]]:
-    """The targets of a module, or the arguments of a Pyro model that are its observations."""
+    """The targets of a module, or the arguments of a Pyro model that are its observations.
+
+    Numbers that a mask leaves out are NaN.
+    """
     if "observed" not in draws.fingerprint:
-        return {"y": _plain(pytree.tree_leaves(data)[-1])}
+        last = data[-1] if isinstance(data, (tuple, list)) else data
+        if draws.potential is None or draws.potential.likelihood is None:
+            return {"y": _plain(pytree.tree_leaves(last)[-1])}
+        targets, _, mask = split_weights(last)
+        values = _plain(targets)
+        if mask is None or not np.issubdtype(values.dtype, np.floating):
+            return {"y": values}
+        seen = _plain(mask).astype(bool).reshape(*mask.shape, *[1] * (values.ndim - mask.ndim))
+        return {"y": np.where(seen, values, np.nan)}
     places, given = draws.fingerprint["observed"], arguments(data)
     return {name: _plain(given[place]) for name, place in places.items() if place in given}
+
+
+def _shaped(terms: Mapping[str, Any], observed: Mapping[str, Any]) -> dict[str, Any]:
+    """Log-likelihoods in the shape of the observations, where there is one for each number."""
+    found = dict(terms)
+    for name, values in terms.items():
+        like = observed.get(name)
+        if like is not None and like.size == values[0, 0].size:
+            found[name] = values.reshape(*values.shape[:2], *like.shape)
+    return found
 
 
 def _plain(values: Any) -> np.ndarray[Any, Any]:

@@ -18,6 +18,7 @@ from particlevi.diagnostics.summary import summary
 from particlevi.diagnostics.verdict import diagnose
 from particlevi.diagnostics.views import View
 from particlevi.drawset import DrawSet
+from particlevi.potentials.likelihoods import plain_targets
 from particlevi.report.charts import Chart, Interval, Line
 from particlevi.report.page import Section, environment, figures_of, settings, write_page
 from particlevi.report.predictions import of_predictions
@@ -140,11 +141,12 @@ def _predictions(draws: DrawSet, test_data: Any, thin: int) -> str:
     model = draws.model()
     if model.likelihood is None:
         return ""
-    inputs, targets = tuple(test_data[:-1]), torch.as_tensor(test_data[-1]).cpu()
-    given = inputs if len(inputs) > 1 else inputs[0]
+    given = plain_targets(test_data[-1], "The page of test_data")
+    inputs, targets = tuple(test_data[:-1]), torch.as_tensor(given).cpu()
+    asked = inputs if len(inputs) > 1 else inputs[0]
     levels = tuple(np.linspace(0.05, 0.95, 19))
     ends = () if model.likelihood.classes or model.likelihood.binary else levels
-    prediction = predict(draws, given, quantiles=ends, thin=thin)
+    prediction = predict(draws, asked, quantiles=ends, thin=thin)
     rows, charts = of_predictions(draws, test_data, prediction, targets, levels, thin)
     table = _html.table(("score", "value", "error"), rows)
     return _html.block("Scores on held-out data", table) + _charts(charts)

@@ -5,6 +5,7 @@ from particlevi.potentials.likelihoods.base import (
     LikelihoodParameter,
     check_targets,
     log_prob,
+    plain_targets,
     split_weights,
 )
 from particlevi.potentials.likelihoods.classes import Bernoulli, Categorical, Ordinal
@@ -25,5 +26,6 @@ __all__ = [
     "StudentT",
     "check_targets",
     "log_prob",
+    "plain_targets",
     "split_weights",
 ]

@@ -101,6 +101,21 @@ def split_weights(targets: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
     return targets["target"], targets.get("weight"), targets.get("mask")
 
 
+def plain_targets(targets: Any, what: str) -> Tensor:
+    """Targets that all count alike.
+
+    Raises:
+        ValueError: there are weights or a mask, which what is named does not take.
+    """
+    values, weight, mask = split_weights(targets)
+    if weight is not None or mask is not None:
+        raise ValueError(
+            f"{what} counts all targets alike: give (inputs, ..., targets) of the data that are to "
+            "count, without weight and mask."
+        )
+    return values
+
+
 def log_prob(
     likelihood: Likelihood,
     outputs: Tensor,
