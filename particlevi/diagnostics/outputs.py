@@ -28,6 +28,7 @@ def constrained(draws: DrawSet) -> dict[str, Tensor]:
     """The draws as the model's own quantities by name, ``[P, T, *shape]``."""
     model = draws.model()
     draws.check_complete()
+    draws.check_some()
     chains, length, size = draws.particles.shape
     values = model.constrain(draws.particles.reshape(-1, size).to(model.dtype))
     return {name: v.reshape(chains, length, *v.shape[1:]) for name, v in values.items()}

@@ -297,13 +297,21 @@ class DrawSet:
     def by_chain(self, thin: int = 1) -> Tensor:
         """As ``flat``, by chain: ``[P, T, K]``."""
         check_positive_int("thin", thin)
+        self.check_some()
+        last = self.facts.kind == "particles"
+        return self.particles[:, -1:] if last else self.particles[:, :: int(thin)]
+
+    def check_some(self) -> None:
+        """There is a draw.
+
+        Raises:
+            ValueError: there is none, and how to get some.
+        """
         if not self.particles[..., :1].numel():
             raise ValueError(
                 f"There are no draws, particles are {list(self.particles.shape)}: the run ended "
-                "before the first."
+                "before the first. Run longer (max_seconds=, num_draws=)."
             )
-        last = self.facts.kind == "particles"
-        return self.particles[:, -1:] if last else self.particles[:, :: int(thin)]
 
     def last(self) -> Tensor:
         """Positions at the end ``[Q, D]``, from which a run goes on: ``sample(initial=draws)``.

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["PANEL_BYTES", "LazyTensor", "Source", "panels"]
+__all__ = ["PANEL_BYTES", "LazyTensor", "Source", "loaded", "panels"]
 
 PANEL_BYTES = 2**27
 """Of all draws of some columns, as they are read together for a statistic along the chains."""
@@ -187,6 +187,15 @@ class LazyTensor(Tensor):
             return value.load() if isinstance(value, cls) else value
 
         return func(*pytree.tree_map(read, args), **pytree.tree_map(read, kwargs or {}))
+
+
+def loaded(values: Tensor) -> Tensor:
+    """Draws in memory, wherever they were.
+
+    Raises:
+        MemoryError: they do not fit.
+    """
+    return values.load() if isinstance(values, LazyTensor) else values
 
 
 def _same(what: Selection) -> Selection:

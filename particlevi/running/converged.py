@@ -106,8 +106,13 @@ class converged:
 
     def missed(self, look: Look) -> str | None:
         """What a run that ended for another reason did not reach, in words."""
+        if not look.num_draws:
+            return "The run ended before its first draw, in the warm-up: run longer (max_seconds=)."
         if look.num_draws < _FEWEST_DRAWS:
-            return f"The run ended after {look.num_draws} draws, too few to tell what they are."
+            return (
+                f"The run ended after {look.num_draws} draws, too few to tell what they are: run "
+                "longer (max_seconds=, num_draws=)."
+            )
         found = _reached(*self._looked_at(look.draws(), look.data), self.ess)
         if self._enough(found):
             return None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from particlevi._checks import check_finite
 from particlevi.drawset import DrawSet
+from particlevi.drawset.lazy import loaded
 from particlevi.drawset.moments import Moments
 from particlevi.potentials.potential import ModelPotential
 from particlevi.storage import checkpoint as files
@@ -44,11 +45,11 @@ def write(draws: DrawSet, path: Path) -> None:
         "Draws that are not finite are not saved: leave them out, or run with a storage whose type "
         "holds them.",
     )
-    tensors = {"particles": draws.particles}
+    tensors = {"particles": loaded(draws.particles)}
     tensors |= {f"stats.{name}": value for name, value in draws.stats.items()}
     tensors |= {f"warmup_stats.{name}": value for name, value in draws.warmup_stats.items()}
     others = {"warmup": draws.warmup, **tensors_of(draws)}
-    tensors |= {name: value for name, value in others.items() if value is not None}
+    tensors |= {name: loaded(value) for name, value in others.items() if value is not None}
     files.write(path, tensors, meta_of(draws))
 
 

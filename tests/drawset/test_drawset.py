@@ -215,3 +215,13 @@ def test_a_run_of_replicas_goes_on_with_all_of_them():
 def test_negative_numbers_count_from_the_end():
     draws = DrawSet(torch.arange(12.0).view(4, 3, 1))
     assert torch.equal(draws[[-1, 0]].particles, draws.particles[[3, 0]])
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda d: d.constrained(), lambda d: d.flat(), lambda d: d.predict(torch.ones(2, 3))]
+)
+def test_a_run_without_a_draw_says_how_to_get_some(ask):
+    model = pvi.from_module(torch.nn.Linear(3, 1), pvi.Gaussian("learned"), pvi.Normal(1.0), 8)
+    draws = pvi.Draws.from_tensor(torch.empty(4, 0, model.num_params), model)
+    with pytest.raises(ValueError, match="max_seconds"):
+        ask(draws)

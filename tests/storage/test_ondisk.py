@@ -479,3 +479,11 @@ def test_diagnostics_read_piece_by_piece(name, longer, monkeypatch):
     found, wanted = (DIAGNOSTICS[name](draws, data) for draws in (disk, memory))
     assert np.allclose(np.asarray(found), np.asarray(wanted), rtol=1e-5, equal_nan=True)
     assert 0 < largest < memory.particles.numel() / 2
+
+
+def test_draws_on_disk_are_saved_to_a_file(tmp_path):
+    memory, disk = pair(tmp_path / "draws.zarr")
+    disk.save(tmp_path / "draws.safetensors")
+    back = pvi.load(tmp_path / "draws.safetensors")
+    assert torch.equal(back.particles, memory.particles)
+    assert torch.equal(back.warmup, memory.warmup)
