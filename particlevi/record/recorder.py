@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, NamedTuple, Self, final
@@ -78,6 +78,9 @@ class Status(NamedTuple):
             edge = "" if math.isnan(self.edge) else f" (edge of stability {self.edge:.3g})"
             parts.append(f"largest curvature {self.curvature:.3g}{edge}")
         return "; ".join(parts)
+
+    def __repr__(self) -> str:
+        return f"Status({self})"
 
 
 @final
@@ -317,7 +320,9 @@ class Recorder:
         )
 
     def __str__(self) -> str:
-        return str(self.status())
+        waits = self.loss is not None and not self.probes["step"]
+        why = "; no probe yet, it waits until its cost fits the budget (or measure())"
+        return str(self.status()) + why * waits
 
     def _repr_html_(self) -> str:
         parts = str(self).split("; ")
@@ -381,7 +386,6 @@ class Recorder:
         check_positive_int("num_warmup", num_warmup, minimum=0)
         rows = self.iterates.stacked()
         if potential is not None:
-            _check_same(potential, self.shapes, self.coordinates)
             rows = self._under(potential, rows)
         elif self.coordinates is None:
             rows = rows[:, : Layout(self.shapes).num_params]
@@ -407,11 +411,18 @@ class Recorder:
 
     def _under(self, potential: ModelPotential, rows: Tensor) -> Tensor:
         """Rows as points of the potential, ``[T, D]``: the same functions of the inputs."""
+        if self.coordinates is not None:
+            raise ValueError(
+                "Only some coordinates were kept (keep=...), so the model cannot be evaluated: "
+                "leave potential out, or record all parameters."
+            )
+        renamed = _renaming(potential, self.shapes)
         sizes = {
             name: tuple(getattr(layer, which).shape)
             for name, (layer, which) in self.statistics.items()
         }
-        tensors = Layout({**self.shapes, **sizes}).unravel(rows)
+        named = Layout({**self.shapes, **sizes}).unravel(rows)
+        tensors = {renamed(name): each for name, each in named.items()}
         warn_of_others(
             potential, [{name: each[k] for name, each in tensors.items()} for k in (0, -1)]
         )
@@ -421,19 +432,26 @@ class Recorder:
 _STATS = {"step": "step", "step_size": "rate", "gradient_norm": "gradient_norm"}
 
 
-def _check_same(
-    potential: ModelPotential, shapes: Mapping[str, tuple[int, ...]], coordinates: Tensor | None
-) -> None:
-    if coordinates is not None:
-        raise ValueError(
-            "Only some coordinates were kept (keep=...), so the model cannot be evaluated: leave "
-            "potential out, or record all parameters."
-        )
+def _renaming(
+    potential: ModelPotential, shapes: Mapping[str, tuple[int, ...]]
+) -> Callable[[str], str]:
+    """From names in the recorded module to those in the potential's.
+
+    Either may be a part of the other, such as the net of a module that computes its loss.
+    """
     wanted = {name: tuple(shape) for name, shape in potential.layout.shapes.items()}
-    if wanted != dict(shapes):
-        missing = sorted(set(wanted) - set(shapes))
-        raise ValueError(
-            f"The potential has the tensors {list(wanted)}, the recorded module {list(shapes)}"
-            f"{f'; {missing} were not trained' if missing else ''}: make the potential by "
-            "from_module(module, ...) with a likelihood of a fixed scale."
-        )
+    first, own = next(iter(wanted)), next(iter(shapes))
+    old = own.removesuffix(first) if own.endswith(first) else ""
+    new = first.removesuffix(own) if first.endswith(own) else ""
+
+    def renamed(name: str) -> str:
+        return new + name.removeprefix(old)
+
+    if {renamed(name): shape for name, shape in shapes.items()} == wanted:
+        return renamed
+    missing = sorted(set(wanted) - set(shapes))
+    raise ValueError(
+        f"The potential has the tensors {list(wanted)}, the recorded module {list(shapes)}"
+        f"{f'; {missing} were not trained' if missing else ''}: make the potential by "
+        "from_module(module, ...) with a likelihood of a fixed scale."
+    )

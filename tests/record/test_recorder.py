@@ -194,6 +194,38 @@ def test_rows_stay_evenly_spaced_when_coarsened():
     assert kept.stacked().flatten().tolist() == [4.0, 8.0]
 
 
+class Wrapped(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x)
+
+
+@pytest.mark.parametrize("outer", [True, False], ids=["potential", "recorded"])
+def test_the_potential_may_be_of_a_part_or_of_a_wrapper(outer):
+    net = make_net()
+    recorded, modelled = (net, Wrapped(net)) if outer else (Wrapped(net), net)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    with Recorder(recorded, optimizer, every=4) as recorder:
+        train(net, optimizer, 12)
+    model = pvi.from_module(modelled, pvi.Gaussian(1.0), pvi.Normal(1.0), 64, dropout="off")
+    found = recorder.draws(model).outputs(X)[0, -1]
+    torch.testing.assert_close(found, net.eval()(X).detach())
+
+
+def test_a_probe_that_waits_is_told():
+    net = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    options = {"loss": lambda b: F.mse_loss(net(b[0]), b[1]), "probe": (X, Y)}
+    with Recorder(net, optimizer, **options) as recorder:
+        assert "no probe yet" in str(recorder)
+        train(net, optimizer, 1)
+        recorder.measure()
+    assert "no probe yet" not in str(recorder)
+
+
 def test_a_probe_loads_nothing_in_the_middle_of_a_training():
     code = """
 import sys, torch, particlevi as pvi
