@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import types
 from html.parser import HTMLParser
@@ -14,6 +15,7 @@ from particlevi import _html
 from particlevi.comparison import Score
 from particlevi.comparison.estimates import Estimate
 from particlevi.comparison.table import Comparison, Row
+from particlevi.diagnostics.temperatures import Temperature
 from particlevi.diagnostics.verdict import Verdict
 
 NET = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
@@ -182,3 +184,21 @@ def test_a_result_is_shown_in_short_and_in_one_way(make):
     assert len(repr(found).splitlines()) < 20 and len(repr(found)) < 1500
     assert "0x" not in repr(found)
     assert type(found).__name__ in shown(found)
+
+
+def test_what_a_terminal_echoes_is_in_short():
+    model = pvi.from_module(NET, pvi.Gaussian("learned"), pvi.Normal(2.0), num_data=30)
+    prior = model.prior_predictive(torch.ones(2, 2), num_draws=9)
+    assert repr(prior) == (
+        "PriorPredictive(particles [9, 14], outputs [9, 2, 1], targets {'y': [9, 2, 1]})"
+    )
+    heat = Temperature(1.25, 0.031, 256, math.nan)
+    assert repr(heat) == "Temperature(1.25 +- 0.031, 256 degrees of freedom)"
+    optimizer = torch.optim.SGD(NET.parameters(), lr=0.1)
+    status = pvi.record.Recorder(NET, optimizer).status()
+    assert repr(status).startswith("Status(0 steps, 0 records")
+
+
+def test_a_comparison_is_its_table_in_a_terminal():
+    table = Comparison({"a": Row("a", {})}, "a", ())
+    assert repr(table) == str(table) == table.table()

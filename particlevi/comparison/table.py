@@ -181,6 +181,9 @@ class Comparison:
     def __str__(self) -> str:
         return self.table()
 
+    def __repr__(self) -> str:
+        return self.table()
+
 
 def _known(error: float) -> float:
     return 0.0 if math.isnan(error) else error

@@ -54,7 +54,7 @@ def as_data(data: DataLike, where: Placed, *, complete: bool = True, name: str =
             return NoData(where)
         raise ValueError(
             "The potential is a density without data, but data were given: leave them out, or make "
-            "the potential with from_log_likelihood."
+            "the potential with from_log_likelihood, or from_pyro(model, example_batch=data)."
         )
     if isinstance(data, Data):
         _check_same_place(data, where, name)

@@ -64,6 +64,17 @@ class Temperature(NamedTuple):
     inside: float
     hottest: float = math.nan
 
+    def __str__(self) -> str:
+        parts = [f"{self.mean:.4g} +- {self.mcse:.2g}", f"{self.size} degrees of freedom"]
+        if not math.isnan(self.inside):
+            parts.append(f"{self.inside:.0%} of draws in the 99 % interval")
+        if not math.isnan(self.hottest):
+            parts.append(f"hottest chain {self.hottest:.4g}")
+        return f"Temperature({', '.join(parts)})"
+
+    def __repr__(self) -> str:
+        return str(self)
+
 
 def chi_square_interval(temperature: float, size: int, prob: float = 0.99) -> tuple[float, float]:
     """The central interval of ``T chi2_D / D``, where an exact kinetic temperature lies.

@@ -39,6 +39,12 @@ class PriorPredictive(NamedTuple):
     outputs: Tensor | None
     targets: dict[str, Tensor]
 
+    def __repr__(self) -> str:
+        sizes = {name: list(values.shape) for name, values in self.targets.items()}
+        outputs = "none" if self.outputs is None else list(self.outputs.shape)
+        drawn = list(self.particles.shape)
+        return f"PriorPredictive(particles {drawn}, outputs {outputs}, targets {sizes})"
+
 
 def prior_predictive(
     potential: ModelPotential, inputs: Any = None, num_draws: int = 500, seed: int = 0

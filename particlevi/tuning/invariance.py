@@ -109,7 +109,9 @@ class Invariance:
 
     def __str__(self) -> str:
         name, shift, error = self.largest
-        if not self.moved:
+        if not self.moved and abs(shift) > self.tolerance + 4 * error:
+            verdict = "An exact kernel may move these draws, of too few chains to be sure"
+        elif not self.moved:
             verdict = "An exact kernel does not move these draws"
         elif self.ok:
             verdict = "An exact kernel moves these draws, by less than the tolerance"

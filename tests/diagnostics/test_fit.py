@@ -39,6 +39,13 @@ def test_a_prior_that_is_too_narrow_is_told():
     assert "trained on half of them predicts the other half better" in finding.problem
 
 
+def test_the_density_told_is_that_of_all_the_data():
+    draws, data = exact_regression(1.0, count=25)
+    told = draws.diagnose(data, verbose=False).facts["log density of the training data"]
+    expected = float(draws.log_predictive_density(data).mean())
+    assert told == pytest.approx(expected)
+
+
 def test_a_posterior_that_fits_is_not():
     draws, data = exact_regression(1.0)
     assert "bad fit" not in kinds(draws, data)

@@ -10,7 +10,7 @@ from torch import nn
 
 import particlevi as pvi
 from particlevi.tuning import check_invariance
-from particlevi.tuning.invariance import _split, sign_flip_test
+from particlevi.tuning.invariance import Invariance, _split, sign_flip_test
 
 PRECISION = torch.tensor([1.0, 25.0, 0.04], dtype=torch.float64)
 GAUSSIAN = pvi.from_log_density(
@@ -111,6 +111,14 @@ def test_the_kernel_is_tuned_on_draws_that_are_no_starts(num_draws, num_starts):
     starts, others = _split(torch.arange(num_draws)[None, :, None], num_starts)
     assert 0 < starts.shape[1] <= num_starts and others.shape[1] > 0
     assert not set(starts.flatten().tolist()) & set(others.flatten().tolist())
+
+
+@pytest.mark.parametrize(
+    ("shift", "words"), [(-5.2, "may move these draws"), (0.2, "does not move these draws")]
+)
+def test_a_large_shift_of_few_chains_is_not_called_none(shift, words):
+    found = Invariance(0.062, {"potential": (shift, 0.7)}, 0.1, 0.05, 0.9, 1, 1.0)
+    assert words in str(found)
 
 
 def test_few_chains_are_refused():

@@ -34,7 +34,7 @@ class Fit(NamedTuple):
     Attributes:
         gain: log density of the data under the point less that under the posterior's draws.
         error: its standard error over data.
-        posterior: log predictive density of the draws, mean per datum.
+        posterior: log predictive density of the draws, mean per datum of both halves.
     """
 
     gain: float
@@ -93,14 +93,16 @@ def fit(draws: DrawSet, data: DataLike, thin: int = 1) -> Fit | None:
     picks = torch.linspace(0, len(sample) - 1, min(_MAX_DRAWS, len(sample))).long()
     points = as_particles(sample[picks], model, model.num_params)
     with torch.no_grad():
-        seen = _log_likelihood(model, points, train).sum(1)
+        of_train = _log_likelihood(model, points, train)
+        seen, of_train = of_train.sum(1), of_train.logsumexp(0) - math.log(len(points))
         again = _log_likelihood(model, points[:1], train).sum(1)
         density = _log_likelihood(model, points, test).logsumexp(0) - math.log(len(points))
     if float((again[0] - seen[0]).abs()) > 1e-3 * (1 + float(seen[0].abs())):
         return None
     best = _trained(model, points[seen.argmax()], train, test)
     gain = best - density
-    return Fit(float(gain.mean()), float(gain.std()) / math.sqrt(len(gain)), float(density.mean()))
+    error = float(gain.std()) / math.sqrt(len(gain))
+    return Fit(float(gain.mean()), error, float(torch.cat([of_train, density]).mean()))
 
 
 def _log_likelihood(model: ModelPotential, points: Tensor, batch: Batch) -> Tensor:
