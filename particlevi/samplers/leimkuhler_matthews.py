@@ -70,7 +70,7 @@ def leimkuhler_matthews(target: Target, temperature: float | Schedule = 1.0) -> 
         g, potential = gradient_at(position)
         info = Info(potential, configurational_temperature(position, g))
         diffusion = (0.5 * h * temperature).sqrt() * (memory.noise + noise)
-        return position - h * g + diffusion, Memory(noise.contiguous()), info
+        return position + (diffusion - h * g), Memory(noise.contiguous()), info
 
     return assemble(
         "leimkuhler_matthews",

@@ -145,7 +145,7 @@ def psgld(
             drift = drift + h * temperature * slope * preconditioner.square() / root
         diffusion = (2 * h * temperature * preconditioner).sqrt() * xi
         info = Info(energy, configurational_temperature(position, g))
-        return position - drift + diffusion, Memory(second_moment, a), info
+        return position + (diffusion - drift), Memory(second_moment, a), info
 
     def step_rule(around: Landscape) -> tuple[float, str]:
         squares = around.gradient_at(around.points).square().mean(0) + around.noise

@@ -90,7 +90,7 @@ def repulsive_langevin(
         factor = torch.where(failed == 0, factor, torch.nan).to(noise.dtype)
         diffusion = (2 * h * temperature / num).sqrt() * (factor @ noise)
         info = Info.of(potential, attraction, repulsion)
-        position = position + h * (attraction + temperature * repulsion) + diffusion
+        position = position + (h * (attraction + temperature * repulsion) + diffusion)
         return position, memory, info
 
     def step_rule(around: Landscape) -> tuple[float, str]:

@@ -77,7 +77,9 @@ def sgld(
         injected = 2 * h * temperature - h**2 * s2
         info = Info(potential, configurational_temperature(position, g))
         info = known.report(info, s2, injected, position)
-        return position - h * g + injected.clamp(min=0).sqrt() * noise, memory, info
+        # Added to the noise first, a drift below the spacing of the positions is not lost.
+        move = injected.clamp(min=0).sqrt() * noise - h * g
+        return position + move, memory, info
 
     return assemble(
         "sgld",

@@ -10,7 +10,8 @@ import torch
 
 import particlevi as pvi
 from particlevi.samplers.precision import rounding_warning, unmoved
-from tests.stationarity.laws import quadratic
+from particlevi.streams import ParticleStreams
+from tests.stationarity.laws import controls_of, quadratic
 
 
 def normal(dtype):
@@ -56,6 +57,25 @@ def test_rejected_particles_are_no_rounding():
 def test_a_run_in_bfloat16_with_small_steps_is_warned_of():
     with pytest.warns(pvi.ParticleviWarning, match=r"neighbouring numbers of torch.bfloat16"):
         run(pvi.sgld(normal(torch.bfloat16)), 1e-6)
+
+
+OVERDAMPED = [pvi.sgld, pvi.leimkuhler_matthews, pvi.psgld, pvi.repulsive_langevin]
+
+
+@pytest.mark.parametrize("factory", OVERDAMPED, ids=lambda factory: factory.__name__)
+def test_a_drift_below_the_spacing_is_kept_beside_noise_above_it(factory):
+    """A drift of an eighth of the spacing, the noise four times it, in the mean of many numbers."""
+    h, size = 1e-3, 200_000
+    bowl = pvi.from_log_density(
+        lambda x: -0.5 * x.square().sum(-1), size, vectorized=True, dtype=torch.bfloat16
+    )
+    sampler, streams = factory(bowl), ParticleStreams(0)
+    start = torch.ones(1, size, dtype=torch.bfloat16)
+    state = sampler.init(start, streams)
+    controls = {name: value.bfloat16() for name, value in controls_of(sampler, h).items()}
+    after, _ = sampler.step(state, None, sampler.draw_noise(state, streams), controls)
+    moved = float((after.position.double() - 1).mean())
+    assert moved == pytest.approx(-h, abs=4 * math.sqrt(2 * h / size))
 
 
 @pytest.mark.parametrize(
