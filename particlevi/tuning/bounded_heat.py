@@ -88,9 +88,10 @@ def step_and_friction(longest: float, friction: float, factor: float) -> tuple[f
     >>> round(f * h, 3), round(h**2 / (4 * math.tanh(f * h / 2)), 6)
     (3.0, 0.0001)
     """
-    if longest**2 <= 4 * factor * math.tanh(0.5 * friction * longest):
+    square = longest * longest
+    if square <= 4 * factor * math.tanh(0.5 * friction * longest):
         return longest, friction
-    share = longest**2 / (4 * factor)
+    share = square / (4 * factor)
     most = math.tanh(0.5 * _MOST_FRICTION)
     if share <= most:
         return longest, max(friction, 2 * math.atanh(share) / longest)

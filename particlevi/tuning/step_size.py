@@ -165,11 +165,11 @@ def suggest_step_size(
     )
     if chosen:
         reason += f" The friction that goes with it is {friction:.3g}."
-    share = wide**2 * noise / (4 * TEMPERATURE_EXCESS * temperature)
-    if not chosen and limits[1] == "noise" and share < 1:
+    if not chosen and limits[1] == "noise":
+        longer, more = step_and_friction(wide, friction, 0.5 * tolerated)
         reason += (
-            f" With a friction of {2 * math.atanh(share) / wide:.3g} it could be h = {wide:.3g} at "
-            "the same heating."
+            f" With a friction of {more:.3g} it could be h = {longer:.3g} at the same heating "
+            "(friction=None)."
         )
     if verbose and not _html.in_notebook():
         print(reason)

@@ -194,6 +194,17 @@ def test_the_kinetic_temperature_of_baoab_is_held_against_its_own_law():
     assert "too cold" in kinds(replace(draws, stats=cold))
 
 
+def test_a_step_beyond_the_law_of_baoab_has_a_verdict():
+    """Where ``h^2 E|g|^2 / 4`` exceeds T D it expects no kinetic temperature above zero."""
+    draws = run(pvi.baoab(TARGET), 1.0)
+    unsure = torch.where(torch.arange(len(draws)) == 0, 1e3, 0.1).double().unsqueeze(1)
+    stats = {"step_size": 3, "kinetic_temperature": unsure}
+    steep = {name: factor * draws.stats[name] for name, factor in stats.items()}
+    draws = replace(draws, stats=draws.stats | steep)
+    assert draws.temperatures()["kinetic"].mean < 4 * draws.temperatures()["kinetic"].mcse
+    assert not draws.diagnose(verbose=False).ok
+
+
 def test_the_law_of_baoab_knows_the_metric():
     """In coordinates ``theta = z / 2`` the curvature is a quarter, and so is the bias."""
     draws = run(pvi.baoab(TARGET), 1.0)

@@ -99,6 +99,26 @@ def test_suggestions_and_their_reason(capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_where_nothing_would_move_the_friction_that_lets_it_is_told():
+    x = torch.randn(100, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    given = pvi.suggest_step_size(mean_model(100), x, batch_size=2, verbose=False)
+    chosen = pvi.suggest_step_size(mean_model(100), x, batch_size=2, friction=None, verbose=False)
+    assert chosen.momentum > 10 * given.momentum
+    told = re.search(r"friction of (\S+) it could be h = (\S+) at", given.reason)
+    assert float(told[1]) == pytest.approx(chosen.friction, rel=0.01)
+    assert float(told[2]) == pytest.approx(chosen.momentum, rel=0.01)
+
+
+@pytest.mark.parametrize("friction", [1.0, None])
+def test_a_law_as_wide_as_the_numbers_reach_has_a_step(friction):
+    flat = pvi.from_log_density(
+        lambda x: -0.5 * (1e-160 * x).square().sum(), 2, dtype=torch.float64
+    )
+    at = torch.ones(1, 2, dtype=torch.float64)
+    found = pvi.suggest_step_size(flat, at=at, friction=friction, verbose=False)
+    assert found.momentum == pytest.approx(0.5e160, rel=1e-4)
+
+
 def test_a_friction_that_nobody_gave_goes_with_the_scale_of_the_target():
     for scale in (1e-3, 1.0, 1e3):
         bowl = pvi.from_log_density(

@@ -89,19 +89,20 @@ def _check_kinetic(draws: DrawSet, squares: Tensor | None, target: float, verdic
 
 def _expected(draws: DrawSet, squares: Tensor | None, where: slice, target: float) -> Expected:
     """The kinetic temperature that the sampler's own law has, with exact gradients."""
-    law, step = draws.facts.kinetic, draws.stats.get("step_size")
+    law, step, below = draws.facts.kinetic, draws.stats.get("step_size"), Expected(0.0, target)
     if law == "above":
         return Expected(target, math.inf)
     if law == "leapfrog":
         if squares is None or step is None:
-            return Expected(0.0, target)
+            return below
         square = squares[where].mean()
         lower = float(step.double().square().mean() * square / 4)
         # Of the curvature's variation the formula knows the first order only.
-        return Expected(target - 1.1 * lower, target - 0.9 * lower)
+        known = 1.1 * lower < target
+        return Expected(target - 1.1 * lower, target - 0.9 * lower) if known else below
     if law == "below":
         if step is None or "gradient_noise" not in draws.stats:
-            return Expected(0.0, target)
+            return below
         noise = draws.stats["gradient_noise"].double() * step.double().square()
         return Expected(target - float(noise.mean()), target)
     return Expected(target, target)
