@@ -30,9 +30,8 @@ The authors move all chains in step, and take one jitter for all of them from a 
 Here every chain has a jitter and an end of its own.
 
 Step size and length are tuned in turns. The acceptance of a trajectory holds the errors of all its
-steps, also of those from before the last change of the step size: where all ten correlate by 0.99,
-dual averaging with a diagonal metric and trajectories of up to 16 steps in the mean ended at steps
-of 0.007 to 0.07 in six runs, and at 0.07 to 0.11 with up to 4. So step sizes are tuned on
+steps, also of those from before the last change of the step size, and the longer it is the later
+it tells. So step sizes are tuned on
 trajectories of 4 steps at most in the mean, and lengths with steps that stay as they are. The first
 trajectories of a turn to end are the short ones, so none counts before the longest could have
 ended, and T takes at most a quarter of a turn.

@@ -24,7 +24,14 @@ from torch import Tensor
 from particlevi._checks import check_choice, check_flag, check_fraction, check_is, check_positive
 from particlevi.samplers._metric import Metric
 from particlevi.tuning.chees import Lengths, begin_lengths, climb, turn
-from particlevi.tuning.dual_averaging import Averages, acceptance_of, advance, begin, running_mean
+from particlevi.tuning.dual_averaging import (
+    Averages,
+    acceptance_of,
+    advance,
+    begin,
+    running_mean,
+    share_of,
+)
 from particlevi.tuning.low_rank import LowRank, hold, no_directions, renew
 from particlevi.tuning.metric import Moments, add, check_metric, mean_of, no_moments, regularised
 from particlevi.typing import JSON, Controls, Progress, Proposals, World
@@ -236,8 +243,10 @@ class windows:
         self, state: State, position: Tensor, info: Any, progress: Progress, world: World
     ) -> State:
         """The state after a step of the warm-up."""
-        acceptance = acceptance_of(info, world)
-        averages = advance(state.averages, acceptance, self.target_acceptance)
+        acceptance, target = acceptance_of(info, world), self.target_acceptance
+        reached = running_mean(state.acceptance, acceptance)
+        share = share_of(info, reached, target, world)
+        averages = advance(state.averages, acceptance, target, share)
         ends = self._ends(progress, position[:, 0], world)
         moments, metric, renewed = state.moments, state.metric, state.renewed
         lengths, center, next_turn = state.lengths, state.center, state.turn
@@ -266,7 +275,6 @@ class windows:
         if progress.step >= progress.num_warmup:
             averages = averages._replace(log_step=averages.log_average)
             lengths = lengths._replace(log_length=lengths.log_average)
-        reached = running_mean(state.acceptance, acceptance)
         ended = torch.full_like(renewed, float(progress.step >= progress.num_warmup))
         return State(
             averages,

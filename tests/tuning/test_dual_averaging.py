@@ -8,7 +8,10 @@ import pytest
 import torch
 
 import particlevi as pvi
-from particlevi.tuning.dual_averaging import advance, begin, dual_averaging
+from particlevi.running.world import OneProcess
+from particlevi.samplers import _trajectories
+from particlevi.tuning.dual_averaging import advance, begin, dual_averaging, share_of
+from particlevi.tuning.windows import windows
 from tests.tuning.world import drive
 
 ACCEPTANCES = [0.0, 1.0, 0.3, 0.9, 0.75, 0.81, 0.2, 1.0, 0.6, 0.85]
@@ -25,6 +28,57 @@ def test_the_sequence_is_that_of_the_equations():
         state = advance(state, torch.tensor(acceptance, dtype=torch.float64), target)
         assert float(state.log_step) == pytest.approx(log_step, abs=1e-12)
         assert float(state.log_average) == pytest.approx(log_average, abs=1e-12)
+
+
+def test_a_step_that_is_a_share_of_a_trajectory_counts_as_much():
+    """The sequence with t = 0.25, 0.5, ..., written out."""
+    share, target, e0 = 0.25, 0.8, 0.37
+    h_bar, log_average, t = 0.0, math.log(e0), 0.0
+    state = begin(torch.tensor(e0, dtype=torch.float64))
+    for acceptance in ACCEPTANCES:
+        t += share
+        h_bar += share / (t + 10) * (target - acceptance - h_bar)
+        log_step = math.log(10 * e0) - math.sqrt(t) / 0.05 * h_bar
+        log_average += share * max(t, 1.0) ** -0.75 * (log_step - log_average)
+        state = advance(state, torch.tensor(acceptance, dtype=torch.float64), target, share)
+    assert float(state.log_step) == pytest.approx(log_step, abs=1e-12)
+    assert float(state.log_average) == pytest.approx(log_average, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("acceptance", "expected"), [(0.5, 2 / 3), (0.97, 2 / 3), (0.985, 1.0), (1.0, 1.0)]
+)
+def test_trajectories_count_but_where_the_step_is_far_too_short(acceptance, expected):
+    """Of four chains one has no finite potential; two of the others ended a trajectory."""
+    told = torch.tensor([1.0, 2.0, 3.0, math.nan])
+    info = _trajectories.Info(told, told, told, torch.tensor([1.0, 0.0, 1.0, 1.0]), told)
+    found = share_of(info, torch.tensor(acceptance), 0.8, OneProcess())
+    assert float(found) == pytest.approx(expected)
+
+
+def correlated(size, correlation):
+    """A Gaussian of unit variances that all correlate as much, and the root of its covariance."""
+    covariance = torch.full((size, size), correlation, dtype=torch.float64)
+    covariance.fill_diagonal_(1.0)
+    precision = torch.linalg.inv(covariance)
+    target = pvi.from_log_density(
+        lambda x: -0.5 * ((x @ precision) * x).sum(-1), size, vectorized=True, dtype=torch.float64
+    )
+    return target, torch.linalg.cholesky(covariance)
+
+
+@pytest.mark.parametrize(("chains", "steps"), [(16, 400), (1, 800)])
+def test_trajectories_of_many_steps_reach_the_target_too(chains, steps):
+    """A diagonal metric leaves scales of 0.1 and 3: trajectories take a dozen steps or more."""
+    target, root = correlated(10, 0.99)
+    generator = torch.Generator().manual_seed(1)
+    start = torch.randn(chains, 10, generator=generator, dtype=torch.float64) @ root.T
+    tuner = windows("diagonal", trajectory_length=0.5 * math.pi)
+    _, infos, _ = drive(pvi.randomized_hmc(target), tuner, start, steps, 400)
+    acceptance, tested = (
+        torch.stack([getattr(info, name) for info in infos]) for name in ("acceptance", "tested")
+    )
+    assert 0.7 < float(acceptance[tested > 0].mean()) < 0.92
 
 
 def test_an_acceptance_that_is_not_finite_changes_nothing():
