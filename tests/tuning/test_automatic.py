@@ -237,7 +237,7 @@ def test_a_finished_run_is_made_longer(tmp_path):
 def test_a_run_that_ends_before_its_target_warns():
     options = {"num_particles": 4, "num_warmup": 30, "progress": False}
     short = pvi.running.Every(1, pvi.running.max_seconds(1e-3))
-    with pytest.warns(pvi.errors.NotConvergedWarning, match="too few"):
+    with pytest.warns(pvi.errors.NotConvergedWarning, match="before its first draw"):
         draws = pvi.sample(TARGET, monitor=short, **options)
     assert draws.attrs["ended_by"].startswith("max_seconds")
 
