@@ -8,6 +8,7 @@ import particlevi as pvi
 from particlevi import sgdvi
 from tests.sgdvi.double_well import potential, region, simulate
 
+F64 = torch.float64
 F = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
 C = torch.tensor([[1.0, -0.3], [-0.3, 2.0]], dtype=torch.float64)
 
@@ -254,6 +255,36 @@ def test_slices_and_where_they_disagree():
     )
     assert along.potential[3] == 0
     assert along.loss[1] == 0
+
+
+def test_phi_of_a_net_of_two_weights_is_that_of_its_histogram():
+    """``y = w_2 tanh(w_1 x)`` by SGD on single data, whose Phi is not the loss."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(50, generator=generator, dtype=F64)
+    y = torch.tanh(1.5 * x) + 0.5 * torch.randn(50, generator=generator, dtype=F64)
+
+    def log_likelihood(w, data):
+        return -0.5 * (w[:, 1:] * torch.tanh(w[:, :1] * data[..., 0]) - data[..., 1]) ** 2
+
+    model = pvi.from_log_likelihood(
+        lambda w: -1.25 * w.square().sum(1), log_likelihood, 2, 50, vectorized=True, dtype=F64
+    )
+    data, start = torch.stack([x, y], 1), torch.ones(1000, 2, dtype=F64)
+    draws = pvi.sample(
+        pvi.sgd(model), data, step_size=0.01, batch_size=1, initial=start, num_warmup=300,
+        num_draws=60, thin=10, progress=False,
+    ).particles  # fmt: skip
+    temperature = pvi.noise.temperature(0.5, 1)
+    phi = sgdvi.fit_potential(draws[:200], temperature)
+    count, edges = torch.histogramdd(draws.flatten(0, 1).cpu(), 24)
+    axes = torch.meshgrid(*((e[1:] + e[:-1]) / 2 for e in edges), indexing="ij")
+    often = count.flatten() > 100
+    points = torch.stack(axes, -1).flatten(0, 1)[often]
+    wanted = -temperature * count.flatten()[often].log()
+    loss = sgdvi.mean_loss(model, data)(points)
+    assert len(points) > 100
+    assert float(torch.corrcoef(torch.stack([phi(points), wanted]))[0, 1]) > 0.99
+    assert float(torch.corrcoef(torch.stack([loss, wanted]))[0, 1]) < 0.8
 
 
 def test_mean_loss_is_the_potential_over_n():
