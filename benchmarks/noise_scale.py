@@ -59,9 +59,9 @@ def problem(name: str, count: int) -> tuple[nn.Module, tuple[torch.Tensor, torch
 
 
 def seconds(*calls: Callable[[], Any], budget: float = 1.0) -> list[float]:
-    """CPU time of each, the least of repetitions in turn, 15 or what the budget allows."""
+    """CPU time of each, the least of repetitions in turn, 100 or what the budget allows."""
     found: list[list[float]] = [[] for _ in calls]
-    while len(found[0]) < 15 and sum(map(sum, found)) < budget:
+    while len(found[0]) < 100 and sum(map(sum, found)) < budget:
         for times, call in zip(found, calls, strict=True):
             begun = time.process_time()
             call()

@@ -1,7 +1,7 @@
 """Is what SGD minimises the loss? Slices of Phi through nets of 1e5 parameters, from SGD's draws.
 
     python benchmarks/potential_at_scale.py --figure FILE     # 8 minutes of a busy core
-    python benchmarks/potential_at_scale.py --net convolutional --window 40
+    python benchmarks/potential_at_scale.py --net convolutional --window 20 40 80 --seed 1
 
 A tanh net 196-484-10 (D = 100 198) and a net of two convolutions (D = 100 490) on 4000 MNIST images
 of 14 x 14 pixels, with weight decay 0.005. From a trained point, chains of SGD at a constant rate,
@@ -10,7 +10,8 @@ noise and the five of the Hessian are kept of each draw. Along each, Phi given t
 conditional score matching, with errors over stretches of chains, beside the loss on the same line
 through the mean of the iterates. ``scale`` is c of the fit ``Phi = c f``: one number for all
 directions if Phi is the loss. Where noise along v decides, ``c v'Cv`` is ``1 - eta f''/2`` (the law
-of a Gaussian chain in an eigenvector that noise and Hessian share), the last column but one.
+of a Gaussian chain in an eigenvector that noise and Hessian share), in the next column. ``band`` is
+the error of Phi over Phi's own variation on the line, both as roots of mean squares.
 """
 
 from __future__ import annotations
@@ -70,6 +71,13 @@ class Line(NamedTuple):
     curvature: float
     spread: float
     variance: float
+    kurtosis: float
+
+    @property
+    def band(self) -> float:
+        """The error of Phi over the variation of Phi."""
+        assert self.found.band is not None
+        return float(self.found.band.square().mean().sqrt() / self.found.potential.std())
 
 
 class Run(NamedTuple):
@@ -82,25 +90,25 @@ class Run(NamedTuple):
     through: Tensor
 
 
-def trained(model: Any, data: tuple[Tensor, Tensor], steps: int, rate: float) -> Tensor:
-    """Where SGD is after ``steps`` from a fresh net."""
+def trained(model: Any, data: tuple[Tensor, Tensor], args: argparse.Namespace) -> Tensor:
+    """Where SGD is after so many steps from a fresh net."""
     run = pvi.sample(
         pvi.sgd(model), data, initial="fresh", num_particles=1, batch_size=BATCH,
-        step_size=rate / NUM_DATA, num_warmup=steps - 1, num_draws=1,
+        step_size=args.rate / NUM_DATA, num_warmup=args.steps - 1, num_draws=1, seed=args.seed,
     )  # fmt: skip
     return run.particles[0, -1]
 
 
 def lines(
     name: str, model: Any, data: tuple[Tensor, Tensor], args: argparse.Namespace
-) -> tuple[list[Line], bool | None]:
-    """Along the top directions of noise and curvature; whether the run was stationary in them."""
+) -> dict[str, list[Line]]:
+    """Along the top directions of noise and curvature, of the motion and about running means."""
     begun = time.process_time()
 
     def tell(what: str) -> None:
         print(f"{name}: {what}, {time.process_time() - begun:.0f} s", flush=True)
 
-    center = trained(model, data, args.steps, args.rate)
+    center = trained(model, data, args)
     tell("trained")
     here = noise.measure(model, data, position=center)
     loudest = here.spectrum(top=TOP).vectors[:, :TOP]
@@ -114,17 +122,39 @@ def lines(
         run = pvi.sample(
             pvi.sgd(model), data, initial=place, batch_size=BATCH, step_size=args.rate / NUM_DATA,
             num_warmup=0 if part else args.steps, num_draws=args.draws // PARTS, thin=5,
-            store=keep, seed=part,
+            store=keep, seed=PARTS * args.seed + part,
         )  # fmt: skip
         place = run.last()
         parts.append(run.particles.double() - center.double() @ directions)
         ends.append(place)
     tell("run")
     whole = Run(center, directions, torch.cat(parts, 1), place, torch.cat(ends).mean(0)[None])
-    seen = about_floors(whole, args.window) if args.window else whole
-    found = slices(model, data, here, seen, args.rate)
-    tell("slices")
-    return found, sgdvi.is_stationary(seen.draws)
+    nets = {}
+    for window in args.window or [0]:
+        seen = about_floors(whole, window) if window else whole
+        key = f"{name}, window {window}" if window else name
+        nets[key] = slices(model, data, here, seen, args.rate)
+        tell("slices")
+        told(key, nets[key], sgdvi.is_stationary(seen.draws))
+    return nets
+
+
+def told(name: str, found: list[Line], stationary: bool | None) -> None:
+    """One scale for all directions, and what each figure ranges over."""
+    mean, chi, ratio = common(found)
+    print(
+        f"{name}: stationary {stationary}; one scale for all {mean:.3g}, chi-square {chi:.0f} for "
+        f"{2 * TOP - 1}; largest over smallest {ratio:.1f}; correlation "
+        f"{_range([line.found.agreement for line in found])}, c v'Cv "
+        f"{_range([line.found.scale * line.variance for line in found])}, bands "
+        f"{_range([line.band for line in found])}, kurtosis "
+        f"{_range([line.kurtosis for line in found])}",
+        flush=True,
+    )
+
+
+def _range(values: list[float]) -> str:
+    return f"{min(values):.2f} to {max(values):.2f}"
 
 
 def about_floors(run: Run, window: int) -> Run:
@@ -171,7 +201,7 @@ def slices(model: Any, data: tuple[Tensor, Tensor], here: Any, run: Run, rate: f
         found.append(
             Line(
                 f"{which} {k % TOP + 1}", at * spread[k], cut, curvature, float(spread[k]),
-                float(variance[k]),
+                float(variance[k]), float(((draws[..., k] - mean[k]) / spread[k]).pow(4).mean()),
             )
         )  # fmt: skip
     return found
@@ -186,6 +216,7 @@ def table(net: str, found: list[Line], rate: float) -> list[list[str]]:
             f"{line.found.scale * line.variance:.2f} ± "
             f"{line.found.scale_error * line.variance:.2f}",
             f"{1 - rate * line.curvature / 2:.2f}", f"{line.found.agreement:.3f}",
+            f"{line.band:.2f}", f"{line.kurtosis:.1f}",
         ]
         for line in found
     ]  # fmt: skip
@@ -232,30 +263,24 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8000, help="of training, and of warm-up")
     parser.add_argument("--draws", type=int, default=4000, help="of each chain, every fifth step")
     parser.add_argument("--net", choices=["dense", "convolutional"], nargs="+")
-    parser.add_argument("--window", type=int, help="draws of the running mean that is taken off")
+    parser.add_argument("--window", type=int, nargs="+", help="draws of a mean that is taken off")
+    parser.add_argument("--seed", type=int, default=0, help="of the net and of its runs")
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args()
     data = mnist(args.data)
     nets: dict[str, list[Line]] = {}
-    rows = []
     makers = {"dense": dense, "convolutional": convolutional}
     for name in args.net or makers:
-        torch.manual_seed(0)
+        torch.manual_seed(args.seed)
         prior = pvi.Normal(1 / math.sqrt(DECAY * NUM_DATA))
         model = pvi.from_module(makers[name](), pvi.Categorical(), prior, num_data=NUM_DATA)
         print(f"{name}: D = {model.num_params}", flush=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", sgdvi.NotStationaryWarning)
-            nets[name], stationary = lines(name, model, data, args)
-        rows += table(name, nets[name], args.rate)
-        mean, chi, ratio = common(nets[name])
-        print(
-            f"{name}: stationary {stationary}; one scale for all {mean:.3g}, chi-square {chi:.0f} "
-            f"for {2 * TOP - 1}; largest over smallest {ratio:.1f}",
-            flush=True,
-        )
+            nets |= lines(name, model, data, args)
+    rows = [row for name, found in nets.items() for row in table(name, found, args.rate)]
     heads = ["net", "direction", "f''", "v'Cv", "sd of draws", "c", "c v'Cv", "1 - eta f''/2",
-             "correlation"]  # fmt: skip
+             "correlation", "band", "kurtosis"]  # fmt: skip
     print(markdown(heads, rows))
     if args.figure:
         draw(nets, noise.temperature(args.rate, BATCH), args.figure)
