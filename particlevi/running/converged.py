@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from particlevi._checks import check_choice, check_positive
 from particlevi.data import DataLike, as_data
 from particlevi.diagnostics import arviz
+from particlevi.diagnostics.verdict.moves import chains_at_rest
 from particlevi.diagnostics.views import View, series
 from particlevi.draws import Draws
 from particlevi.potentials.potential import ModelPotential
@@ -116,11 +117,18 @@ class converged:
         found = _reached(*self._looked_at(look.draws(), look.data), self.ess)
         if self._enough(found):
             return None
+        resting = chains_at_rest(look.draws())
+        why = (
+            f"Chains {resting} accepted nothing: the density is narrower where they stand than "
+            "the step size; begin them elsewhere (initial=) or raise num_warmup."
+            if resting
+            else "Chains that disagree may be in separate modes, or the posterior has scales that "
+            "depend on each other: run longer (num_draws=), or change the coordinates."
+        )
         return (
             f"The run has not converged: of {found.of}, the smallest ESS is {found.ess:.0f} "
             f"(target {self.ess:g}) and the largest R-hat {found.rhat:.3f} (target {self.rhat:g}). "
-            "Chains that disagree may be in separate modes, or the posterior has scales that "
-            "depend on each other: run longer (num_draws=), or change the coordinates."
+            f"{why}"
         )
 
     def _note(self, found: Reached) -> Reached:

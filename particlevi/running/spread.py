@@ -48,7 +48,8 @@ def cut(saved: Saved, plan: Plan) -> Saved:
 def _particle_axes(plan: Plan, tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """The axis of the particles in every tensor of a checkpoint that has one.
 
-    Of a method's own tensors it is the axis that grows when there are two particles and not one.
+    Of a method's and a tuner's own tensors it is the axis that grows when there are two particles
+    and not one.
     """
     axes = {"divergence.early": 1} | {
         f"divergence.{name}": 0 for name in ("above_since", "above_from", "divergent")
@@ -74,7 +75,12 @@ def _state_of(plan: Plan, num_particles: int) -> dict[str, Tensor]:
         num_particles, potential.num_params, dtype=potential.dtype, device=potential.device
     )
     streams = ParticleStreams(0, "a blank", device=potential.device)
-    return files.flatten(plan.sampler.init(blank, streams), "state")
+    found = files.flatten(plan.sampler.init(blank, streams), "state")
+    if plan.tuner is not None:
+        control_room = plan.control_room()
+        control_room.begin(blank)
+        found |= files.flatten(control_room.tuner_state, "tuner")
+    return found
 
 
 class Archive:

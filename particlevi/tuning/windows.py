@@ -34,6 +34,7 @@ from particlevi.tuning.dual_averaging import (
 )
 from particlevi.tuning.low_rank import LowRank, hold, no_directions, renew
 from particlevi.tuning.metric import Moments, add, check_metric, mean_of, no_moments, regularised
+from particlevi.tuning.stuck import Stuck, look_for_stuck, none_stuck
 from particlevi.typing import JSON, Controls, Progress, Proposals, World
 
 __all__ = ["pooled_windows", "stan_windows", "windows"]
@@ -97,6 +98,7 @@ class State(NamedTuple):
         center: a running mean of the chains ``[D]``, where lengths are learned, else ``[0]``.
         turn: number of steps of the turn in which lengths are learned, 0-d; 0 in others.
         low_rank: directions of a low-rank metric.
+        stuck: chains that refuse everything.
     """
 
     averages: Averages
@@ -109,6 +111,7 @@ class State(NamedTuple):
     center: Tensor
     turn: Tensor
     low_rank: LowRank
+    stuck: Stuck
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,17 +202,22 @@ class windows:
             position.new_full((size if learns else 0,), math.nan),
             zero,
             no_directions(position, self.metric == "low_rank"),
+            none_stuck(position),
         )
 
     def controls(self, state: State) -> Controls:
         """Step size, metric, and trajectory length."""
-        found = {"step_size": state.averages.log_step.exp()}
+        step_size = state.averages.log_step.exp()
+        found = {"step_size": step_size}
         found["factor" if state.metric.ndim == 2 else "scale"] = state.metric
         found |= state.low_rank.controls
         if self.trajectory_length is not None:
-            longest = self._most_steps(state) * found["step_size"]
+            longest = self._most_steps(state) * step_size
             found["trajectory_length"] = torch.minimum(self._length(state).to(longest), longest)
             found["patience"] = torch.where(state.ended > 0, math.inf, _PATIENCE).to(longest)
+        if state.stuck.short and not bool(state.ended):
+            for name in {"step_size", "trajectory_length"} & found.keys():
+                found[name] = state.stuck.factor * found[name]
         return found
 
     def _length(self, state: State) -> Tensor:
@@ -229,6 +237,8 @@ class windows:
         self, state: State, proposals: Proposals, progress: Progress, world: World
     ) -> State:
         """The state after a step of the warm-up with these proposals."""
+        if state.stuck.short:
+            return state
         now = turn(progress.step, self._ends(progress, proposals.time, world), progress.num_warmup)
         used, step = self.controls(state), state.averages.log_step.exp()
         if now.done <= 2 * float(used["trajectory_length"] / step):
@@ -244,9 +254,12 @@ class windows:
     ) -> State:
         """The state after a step of the warm-up."""
         acceptance, target = acceptance_of(info, world), self.target_acceptance
-        reached = running_mean(state.acceptance, acceptance)
-        share = share_of(info, reached, target, world)
-        averages = advance(state.averages, acceptance, target, share)
+        stuck = look_for_stuck(state.stuck, info, world)
+        averages, reached = state.averages, state.acceptance
+        if not state.stuck.short:
+            reached = running_mean(reached, acceptance)
+            share = share_of(info, reached, target, world)
+            averages = advance(averages, acceptance, target, share)
         ends = self._ends(progress, position[:, 0], world)
         moments, metric, renewed = state.moments, state.metric, state.renewed
         lengths, center, next_turn = state.lengths, state.center, state.turn
@@ -287,6 +300,7 @@ class windows:
             center,
             next_turn,
             low_rank,
+            stuck,
         )
 
     def report(self, state: State) -> Mapping[str, JSON]:
@@ -298,6 +312,7 @@ class windows:
             "trajectory_length": self._reported(state),
             "metric": self.metric,
             "metric_renewed": int(state.renewed),
+            "short_steps": int(state.stuck.times),
             **state.low_rank.report,
         }
 

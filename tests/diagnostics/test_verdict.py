@@ -113,6 +113,21 @@ def test_rejections():
     assert "hardly exchange places" in problems(run(apart))
 
 
+def test_a_chain_that_accepts_nothing_is_named():
+    start = torch.randn(8, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    start[3] *= 1e3
+    neck = pvi.from_log_density(
+        lambda x: -0.5 * x.square().sum(-1) - 1e4 * (x[..., 0] - 50).clamp(min=0).square(),
+        20,
+        vectorized=True,
+        dtype=torch.float64,
+    )
+    start[3, 0] = 1e3
+    draws = run(pvi.hmc(neck, num_leapfrog=5), 0.3, initial=start)
+    assert "Chains [3] accepted nothing" in problems(draws)
+    assert "accepted nothing" not in problems(draws[:3])
+
+
 def test_divergence():
     start = torch.zeros(8, 1, dtype=torch.float64)
     start[3] = 30.0

@@ -153,3 +153,23 @@ def test_chains_where_the_potential_is_nan_do_not_stop_the_others():
 def test_the_first_metric_must_fit_its_kind():
     with pytest.raises(ValueError, match="diagonal metric is a tensor of 1 axes"):
         windows("diagonal", start=torch.eye(2))
+
+
+def funnel():
+    """A scale of ``exp(v)`` in four directions, v normal with standard deviation 1."""
+    return pvi.from_log_density(
+        lambda x: -0.5 * (x[:, 0] ** 2 + (x[:, 1:] / x[:, :1].exp()).square().sum(1)) - 4 * x[:, 0],
+        5,
+        vectorized=True,
+        dtype=torch.float64,
+    )
+
+
+def test_a_chain_that_begins_where_the_density_is_narrow_gets_away():
+    start = normal(16, 5, seed=3)
+    start[:, 1:] *= start[:, :1].exp()
+    start[5] = torch.tensor([-4.0, 0.3, -0.2, 0.2, -0.3])
+    tuner = windows(trajectory_length=math.pi / 2)
+    draws, _, state = drive(pvi.randomized_hmc(funnel()), tuner, start, 400, 1)
+    assert draws[5, -1, 0] > -3
+    assert 1 <= state.stuck.times <= 3

@@ -24,6 +24,7 @@ FindingKind: TypeAlias = Literal[
     "too hot",
     "too cold",
     "noise",
+    "at rest",
     "rejections",
     "no exchange",
     "bad fit",

@@ -4,22 +4,49 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from particlevi.diagnostics.verdict.findings import Verdict
 from particlevi.drawset import DrawSet
 from particlevi.samplers._noise import MOST_CLIPPED
 
-__all__ = ["check_moves"]
+__all__ = ["chains_at_rest", "check_moves"]
 
 MIN_ACCEPTANCE = 0.4
 MIN_SWAPS = 0.1
+_FEWEST_TESTS = 10
 
 
 def check_moves(draws: DrawSet, verdict: Verdict) -> None:
-    """Noise beyond compensation, thermostats that it drives, rejections, replicas apart."""
+    """Noise beyond compensation, thermostats it drives, chains at rest, rejections, replicas."""
     _check_noise(draws, verdict)
+    _check_rest(draws, verdict)
     _check_acceptance(draws, verdict)
+
+
+def chains_at_rest(draws: DrawSet) -> list[int]:
+    """Chains that refused all of ten tests or more: their draws have one potential."""
+    if not {"acceptance", "potential"} <= draws.stats.keys():
+        return []
+    potential = draws.stats["potential"]
+    tested = draws.stats.get("tested", torch.ones_like(potential))
+    resting = (potential == potential[:, :1]).all(1) & (tested.sum(1) >= _FEWEST_TESTS)
+    return resting.nonzero().flatten().tolist()
+
+
+def _check_rest(draws: DrawSet, verdict: Verdict) -> None:
+    resting = chains_at_rest(draws)
+    if resting and len(resting) < len(draws):
+        verdict.add(
+            "at rest",
+            "wrong",
+            f"Chains {resting} accepted nothing and stand where they began: the density is "
+            "narrower there than the step size, which suits the others.",
+            "Take a smaller step size, begin elsewhere (initial=), or leave step_size out and "
+            "raise num_warmup: the tuner sees to such chains.",
+            chains=len(resting),
+        )
 
 
 def _check_noise(draws: DrawSet, verdict: Verdict) -> None:
