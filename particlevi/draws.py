@@ -85,7 +85,8 @@ class Draws(DrawSet):
         draw and at least a thousand in all, by a run of the model each.
 
         Args:
-            inputs: one tensor ``[B, ...]``, or a tuple of them for a module with several inputs;
+            inputs: one tensor ``[B, ...]``, or a tuple of them for a module with several inputs, or
+                a ``DataLoader`` of data as given to ``sample``, whose targets are left out;
                 for a Pyro model also a dict, or None if it has no arguments.
             quantiles: of a new target; estimated from targets drawn from the predictive, one per
                 draw and at least a thousand in all.

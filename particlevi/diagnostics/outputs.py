@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from particlevi._checks import check_positive_int
 from particlevi.data import DataLike, as_data, as_particles, place
-from particlevi.data.tensors import as_tensors
+from particlevi.data.tensors import as_tensors, is_tensors
 from particlevi.drawset import DrawSet, check_draws
 from particlevi.potentials.potential import ModelPotential
 from particlevi.typing import Batch
@@ -19,7 +20,13 @@ __all__ = ["as_inputs", "constrained", "log_likelihood", "log_predictive_density
 
 
 def as_inputs(inputs: Any, model: ModelPotential) -> Batch:
-    """One tensor of inputs, or a tuple of them, as a batch where the model is."""
+    """One tensor of inputs, or a tuple of them, as a batch where the model is.
+
+    A loader or a list of batches is read, and the targets in it are left out.
+    """
+    if isinstance(inputs, Iterable) and not is_tensors(inputs):
+        read = as_data(inputs, model, complete=False, name="inputs").whole().data
+        inputs = read[:-1] if isinstance(read, tuple) and len(read) > 1 else read
     parts = inputs if isinstance(inputs, tuple) else (inputs,)
     return Batch(place(as_tensors(parts, model, "inputs"), model))
 

@@ -1,9 +1,9 @@
 """What a step takes at its peak, before the first.
 
-One particle is tried: its state, its blocks of random numbers, and what autograd keeps of one
-evaluation are measured and taken P times. The rest is counted: states before and after the step,
-the gradient and temporaries of the size of the particles, and the work space that a sampler
-declares.
+One particle is tried: its state, its blocks of random numbers or what a step takes of them, and
+what autograd keeps of one evaluation are measured and taken P times. The rest is counted: states
+before and after the step, the gradient and temporaries of the size of the particles, and the work
+space that a sampler declares.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def step_nbytes(sampler: Sampler, initial: Tensor, batch: Batch | None) -> dict[
     potential, num_particles = sampler.potential, len(initial)
     streams = ParticleStreams(0, device=initial.device)
     state = sampler.init(initial[:1], streams)
-    sampler.draw_noise(state, streams)
+    noise = _storages(sampler.draw_noise(state, streams))
     leaves = pytree.tree_leaves((state.position, state.memory))
     own = sum(_nbytes(leaf) for leaf in leaves if leaf.shape[:1] == (1,))
     common = sum(_nbytes(leaf) for leaf in leaves) - own
@@ -47,7 +47,8 @@ def step_nbytes(sampler: Sampler, initial: Tensor, batch: Batch | None) -> dict[
     work = sampler.work_bytes(num_particles) if sampler.work_bytes is not None else 0
     return {
         "states": num_particles * (2 * own + _TEMPORARIES * _nbytes(initial[:1])) + 2 * common,
-        "random numbers": num_particles * streams.nbytes + streams.shared.streams.nbytes,
+        "random numbers": num_particles * max(streams.nbytes, noise)
+        + streams.shared.streams.nbytes,
         "one evaluation": int(_BACKWARD * at_once * kept),
         f"the work of {sampler.name}": work,
     }
@@ -55,6 +56,12 @@ def step_nbytes(sampler: Sampler, initial: Tensor, batch: Batch | None) -> dict[
 
 def _nbytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
+
+
+def _storages(tree: Any) -> int:
+    """Bytes that a tree of tensors keeps, what they share counted once."""
+    parts = [leaf.untyped_storage() for leaf in pytree.tree_leaves(tree)]
+    return sum({part.data_ptr(): part.nbytes() for part in parts}.values())
 
 
 def _kept_for_backward(sampler: Sampler, point: Tensor, batch: Batch | None) -> int:

@@ -118,4 +118,5 @@ def repulsive_langevin(
         noise=gaussian,
         step_rule=step_rule,
         facts=Facts(kind="ensemble"),
+        work_bytes=lambda num: 7 * 8 * num**2,
     )

@@ -74,7 +74,10 @@ def epoch_law(
     """The law of SGD over shuffled epochs, as of ``DataLoader(shuffle=True)``.
 
     Exact for a constant ``F`` and per-sample gradients that differ by constants, at any stable
-    rate; the time is that of n products of matrices ``[2 D, 2 D]``.
+    rate; the time is that of n products of matrices ``[2 D, 2 D]``. Every batch counts by its mean
+    loss, as in a loop over the loader. ``pvi.sample`` gives a short last batch the weight of its
+    data instead, so that slow directions are far colder there: take a batch size that divides N, or
+    ``drop_last``.
 
     Source: Kuhn and Rosenow 2023 in continuous time; the discrete equation is derived here.
 

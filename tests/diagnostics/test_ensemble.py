@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import particlevi as pvi
 
@@ -32,6 +33,20 @@ def test_numbers_have_the_mean_and_the_spreads_of_predict():
     torch.testing.assert_close(found["mean"], expected.mean)
     torch.testing.assert_close(found["std"], expected.std)
     torch.testing.assert_close(found["epistemic_std"], expected.epistemic_std)
+
+
+LOADERS = {
+    "of data": lambda: DataLoader(TensorDataset(X, X[:, :1]), batch_size=4),
+    "of inputs": lambda: DataLoader(X, batch_size=4),
+    "batches": lambda: [(X[:5], X[:5, :1]), (X[5:], X[5:, :1])],
+}
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_predictions_take_a_loader_without_its_targets(name):
+    draws, _ = draws_of(pvi.Gaussian("learned"))
+    found, expected = (draws.predict(each) for each in (LOADERS[name](), X))
+    assert torch.equal(found.mean, expected.mean)
 
 
 def test_classes_have_entropies_by_their_definition():

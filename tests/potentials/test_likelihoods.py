@@ -98,6 +98,18 @@ def test_a_poisson_law_of_a_tiny_rate_in_float32():
     torch.testing.assert_close(found, torch.tensor([[-110.0, 0.0, 6 - math.exp(3) - math.log(2)]]))
 
 
+@pytest.mark.parametrize("s", [-60.0, 110.0])
+def test_a_normal_law_of_a_scale_out_of_range_in_float32(s):
+    constant = -s - 0.5 * math.log(2 * math.pi)
+    y = torch.tensor([[1.0], [0.0]])
+    expected = torch.tensor([[-math.inf if s < 0 else constant, constant]])
+    learned = {"log_scale": torch.tensor([[s]])}
+    found = log_prob(pvi.Gaussian("learned"), torch.zeros(1, 2, 1), y, learned, False)
+    torch.testing.assert_close(found, expected)
+    outputs = torch.tensor([[[0.0, s], [0.0, s]]])
+    torch.testing.assert_close(log_prob(pvi.MeanScaleGaussian(), outputs, y, {}, False), expected)
+
+
 def test_priors_of_learned_parameters_are_arguments():
     laws = {
         "log_scale": pvi.Gaussian("learned", log_scale_prior=pvi.Normal(0.5, mean=-2.0)),

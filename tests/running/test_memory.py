@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from functools import partial
 from typing import Any
 
 import pytest
@@ -68,6 +69,13 @@ CASES = {
     "a witness": (pvi.nvgd, net, (13, 50, 1), {"num_particles": 100, "batch_size": 32}),
     "a kernel": (pvi.svgd, density, (10,), {"num_particles": 1000}),
     "a kernel in blocks": (pvi.svgd, density, (10,), {"num_particles": 3000}),
+    "a kernel with a factor": (pvi.repulsive_langevin, density, (10,), {"num_particles": 400}),
+    "a long path": (
+        partial(pvi.obabo, metropolis_every=20),
+        density,
+        (50_000,),
+        {"num_particles": 3},
+    ),
     "many parameters": (pvi.sghmc, density, (300_000,), {"num_particles": 3}),
     "a small net": (pvi.sgld, net, (13, 50, 1), {"num_particles": 20, "batch_size": 32}),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,19 @@ from particlevi.potentials.priors import Normal, Prior, check_prior
 from particlevi.typing import JSON
 
 __all__ = ["Gaussian", "MeanScaleGaussian"]
+
+
+class _LogScaleNormal(torch.distributions.Normal):
+    """A normal law whose log-scale is known: log densities need no scale within range."""
+
+    def __init__(self, loc: Tensor, log_scale: Tensor):
+        super().__init__(loc, log_scale.exp(), validate_args=False)
+        self.log_scale = log_scale
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """``-(y - m)^2 exp(-2 s) / 2 - s - log(2 pi) / 2``."""
+        away = (value - self.loc) * (-self.log_scale).exp()
+        return -0.5 * away.square() - self.log_scale - 0.5 * math.log(2 * math.pi)
 
 
 @dataclass(frozen=True)
@@ -84,11 +98,10 @@ class Gaussian(LikeOutputs):
     def distribution(self, outputs: Tensor, parameters: Mapping[str, Tensor]) -> Any:
         """``Normal(outputs, scale)``."""
         if is_word(self.scale, "learned"):
-            scale: Any = per_output(parameters["log_scale"].exp(), outputs)
-        elif isinstance(self.scale, tuple):
-            scale = outputs.new_tensor(self.scale)
-        else:
-            scale = self.scale
+            return _LogScaleNormal(outputs, per_output(parameters["log_scale"], outputs))
+        scale: Any = self.scale
+        if isinstance(scale, tuple):
+            scale = outputs.new_tensor(scale)
         return torch.distributions.Normal(outputs, scale, validate_args=False)
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
@@ -128,7 +141,7 @@ class MeanScaleGaussian(WithoutParameters):
     def distribution(self, outputs: Tensor, parameters: Mapping[str, Tensor]) -> Any:
         """``Normal(means, exp(log-scales))``."""
         mean, log_scale = outputs.chunk(2, dim=-1)
-        return torch.distributions.Normal(mean, log_scale.exp(), validate_args=False)
+        return _LogScaleNormal(mean, log_scale)
 
     def align(self, outputs: Tensor, targets: Tensor, per_particle: bool) -> Tensor:
         """Targets as floats in the shape of the means."""
