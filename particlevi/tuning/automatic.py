@@ -29,7 +29,7 @@ from torch import Tensor
 
 from particlevi._warning import warn
 from particlevi.curvature import largest_curvature
-from particlevi.data import DataLike
+from particlevi.data import Data, DataLike, as_data
 from particlevi.gradients.structured import structured, structured_dropout
 from particlevi.potentials.potential import ModelPotential
 from particlevi.potentials.protocol import as_potential
@@ -103,7 +103,9 @@ def prepare(
     """
     potential = what.potential if isinstance(what, Sampler) else as_potential(what)
     began = time.perf_counter()
-    objective = Objective(potential, data)
+    given = as_data(data, potential)
+    seen = _batch_size(given, len(initial), batch_size)
+    objective = Objective(potential, _held(given, seen))
     start = find_start(objective, initial, generator, keep_start)
     if keep_start and start.others:
         warn(
@@ -116,12 +118,13 @@ def prepare(
     what = what if isinstance(what, Sampler) else potential
     chosen = taken(what, start, objective.data, batch_size)
     if chosen is not None:
-        what, batch_size, start = chosen.what, chosen.batch_size, chosen.start
+        what, start = chosen.what, chosen.start
+        batch_size = seen = chosen.batch_size
         reasons.append(chosen.reason)
     if isinstance(what, ModelPotential) and _is_ensemble(start):
         start = _approached(objective, start, generator, reasons)
     sampler = what if isinstance(what, Sampler) else _choose(potential, start, reasons)
-    tuner, num_warmup, thin = _tuner_of(sampler, start, objective, batch_size, reasons)
+    tuner, num_warmup, thin = _tuner_of(sampler, start, objective, seen, reasons)
     seconds = time.perf_counter() - began
     told = because(
         tuner,
@@ -131,6 +134,25 @@ def prepare(
         sampler_chosen=sampler_chosen,
     )
     return Setup(sampler, told, start.points, num_warmup, most_draws(initial), thin, batch_size)
+
+
+def _batch_size(data: Data, num_particles: int, batch_size: int | None) -> int | None:
+    """B of the run, a loader's own too; None where every step sees all the data."""
+    if batch_size is not None or data.loader is None:
+        return batch_size
+    source = data.batches(num_particles=num_particles)
+    return None if source.law == "all" else source.batch_size
+
+
+def _held(data: Data, batch_size: int | None) -> Data:
+    """The data in memory, from which minibatches are drawn as in the run."""
+    held = data.held()
+    if held.loader is not None and batch_size is not None:
+        raise ValueError(
+            "The data of the loader take more than 1 GiB, and the noise of minibatches is measured "
+            "on data in memory: give step_size (pvi.suggest_step_size proposes one)."
+        )
+    return held
 
 
 def most_draws(initial: Tensor) -> int:

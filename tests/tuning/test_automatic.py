@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 import particlevi as pvi
 from particlevi.data.loaders import LoaderData
@@ -300,6 +300,47 @@ def test_an_automatic_run_on_a_loader_resumes_with_it(tmp_path):
     pvi.sample(target, loader, **SHORT, monitor=stopped_at(43), checkpoint=tmp_path)
     resumed = pvi.resume(tmp_path, target, loader, progress=False)
     assert torch.equal(resumed.particles, whole.particles)
+
+
+def mean_model(num=400, size=5):
+    """Of normal data with a flat prior: precision N."""
+    x = torch.randn(num, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = (x - x.mean(0)) / x.std(0, correction=0)
+
+    def log_likelihood(theta, batch):
+        return -0.5 * (batch[0] - theta.unsqueeze(1)).square().sum(-1)
+
+    target = pvi.from_log_likelihood(
+        lambda theta: 0 * theta.sum(-1), log_likelihood, size, num, vectorized=True,
+        dtype=torch.float64,
+    )  # fmt: skip
+    return target, TensorDataset(x)
+
+
+@pytest.mark.parametrize("make", [pvi.sghmc, pvi.sgld, pvi.obabo, pvi.sgnht])
+def test_a_tuner_knows_the_noise_of_a_loaders_batches(make):
+    """Tuned as on all the data, sghmc had 31 times the variance."""
+    target, data = mean_model()
+    loader = DataLoader(data, 10, sampler=RandomSampler(data, replacement=True))
+    draws = pvi.sample(make(target), loader, num_particles=16, num_draws=60, progress=False)
+    assert draws.minibatch
+    assert 0.6 < 400 * float(draws.particles.square().mean()) < 1.4
+
+
+def test_a_loader_of_one_batch_is_tuned_as_all_the_data():
+    target, data = mean_model()
+    run = {"num_particles": 4, "num_warmup": 60, "num_draws": 10, "progress": False}
+    loader = DataLoader(data, 400, shuffle=True)
+    whole, read = (pvi.sample(pvi.hmc(target), each, **run) for each in (data.tensors, loader))
+    assert read.attrs["tuning"]["metric"] == whole.attrs["tuning"]["metric"]
+    assert not read.minibatch
+
+
+def test_a_loader_beyond_memory_has_no_tuned_step(monkeypatch):
+    target, data = mean_model()
+    monkeypatch.setattr(LoaderData, "held", lambda self: self)
+    with pytest.raises(ValueError, match=r"more than 1 GiB.*give step_size"):
+        pvi.sample(pvi.sghmc(target), DataLoader(data, 10), num_particles=2, progress=False)
 
 
 def test_a_loader_beyond_memory_is_refused_where_the_sampler_is_chosen(monkeypatch):
