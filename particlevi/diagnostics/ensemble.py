@@ -16,6 +16,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from particlevi._checks import check_positive_int
 from particlevi._tracing import is_compiling
@@ -71,7 +72,8 @@ class Ensemble(nn.Module):
             return torch.stack([self._member(row, inputs) for row in rows.unbind(0)])
         batch = Batch(inputs)
         parts = rows.split(self.chunk_size or len(rows))
-        return torch.cat([self.lifted(part, batch) for part in parts])
+        with sdpa_kernel(SDPBackend.MATH):  # the one that vmap lifts
+            return torch.cat([self.lifted(part, batch) for part in parts])
 
     def _member(self, particle: Tensor, inputs: tuple[Any, ...]) -> Tensor:
         found: Tensor = self.run(self.base, self.inner.unravel(particle), inputs)

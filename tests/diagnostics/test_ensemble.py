@@ -135,3 +135,21 @@ def test_a_module_that_does_not_lift_is_looped_over():
         members = draws.to_module(chunk_size=4).members(x)
     with pytest.warns(pvi.ParticleviWarning, match="a loop evaluates one"):
         torch.testing.assert_close(members, draws.outputs(x).flatten(0, 1))
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(3, 12), nn.Linear(4, 1)
+
+    def forward(self, x):
+        query, key, value = self.inner(x).unsqueeze(1).chunk(3, -1)
+        found = nn.functional.scaled_dot_product_attention(query, key, value)
+        return self.head(found[:, 0].mean(1))
+
+
+def test_attention_is_lifted_without_a_warning():
+    model = pvi.from_module(Attending(), pvi.Gaussian(1.0), pvi.Normal(1.0), num_data=11)
+    draws = pvi.Draws.from_tensor(torch.randn(2, 3, model.num_params), model)
+    x = torch.randn(5, 7, 3)
+    torch.testing.assert_close(draws.to_module().members(x), draws.outputs(x).flatten(0, 1))
