@@ -49,7 +49,7 @@ class Draws(DrawSet):
         >>> import torch, particlevi as pvi
         >>> draws = pvi.Draws(torch.randn(4, 100, 2))
         >>> draws[:2, 50:]
-        Draws(2 chains x 50 draws x 2; ?, nan s)
+        Draws(2 chains x 50 draws x 2)
         >>> [len(chain) for chain in draws]
         [1, 1, 1, 1]
     """
@@ -254,7 +254,8 @@ class Draws(DrawSet):
                 move, as ``check_invariance`` does, by 4 x 150 gradients per chain; what it took is
                 in the verdict. If absent, that is done where data are given, there are eight
                 chains or more, and it takes no more than the run did.
-            verbose: print it.
+            verbose: print it. A notebook shows the verdict where a cell ends in it, and nothing is
+                printed there.
 
         Returns:
             The verdict, with ``.ok``, ``.findings`` and ``.facts``.

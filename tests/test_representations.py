@@ -202,3 +202,9 @@ def test_what_a_terminal_echoes_is_in_short():
 def test_a_comparison_is_its_table_in_a_terminal():
     table = Comparison({"a": Row("a", {})}, "a", ())
     assert repr(table) == str(table) == table.table()
+
+
+def test_draws_from_elsewhere_claim_nothing_that_is_not_known():
+    draws = pvi.Draws.from_tensor(torch.randn(1, 5, 2))
+    assert repr(draws) == "Draws(1 chain x 5 draws x 2)"
+    assert all(word not in shown(draws) for word in ("unknown", "nan", "all data"))

@@ -19,7 +19,7 @@ from particlevi._checks import (
     is_integer,
 )
 from particlevi.drawset.moments import Moments
-from particlevi.drawset.page import html_of
+from particlevi.drawset.page import counts_of, html_of
 from particlevi.drawset.parts import (
     check_agree,
     check_particles,
@@ -148,12 +148,11 @@ class DrawSet:
         return None
 
     def __repr__(self) -> str:
-        chains, draws, size = self.particles.shape
-        unit = "particles" if self.interacting else "chains"
-        notes = [f"{self.attrs.get('sampler', '?')}", f"{self.seconds:.1f} s"]
+        notes = [str(self.attrs["sampler"])] if "sampler" in self.attrs else []
+        notes += [] if math.isnan(self.seconds) else [f"{self.seconds:.1f} s"]
         notes += ["interrupted"] if self.interrupted else []
         notes += [f"{len(self.diverged)} diverged"] if self.diverged else []
-        return f"Draws({chains} {unit} x {draws} draws x {size}; {', '.join(notes)})"
+        return f"Draws({'; '.join([counts_of(self), *[', '.join(notes)] * bool(notes)])})"
 
     def _repr_html_(self) -> str:
         return html_of(self)

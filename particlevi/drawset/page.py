@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from particlevi import _html
@@ -9,7 +10,14 @@ from particlevi import _html
 if TYPE_CHECKING:
     from particlevi.drawset.data import DrawSet
 
-__all__ = ["html_of"]
+__all__ = ["counts_of", "html_of"]
+
+
+def counts_of(draws: DrawSet) -> str:
+    """How many chains or particles, draws of each, and numbers per draw."""
+    chains, length, size = draws.particles.shape
+    unit = ("particle" if draws.interacting else "chain") + "s" * (chains != 1)
+    return f"{chains} {unit} x {length} draw{'s' * (length != 1)} x {size}"
 
 
 def html_of(draws: DrawSet) -> str:
@@ -24,15 +32,18 @@ def html_of(draws: DrawSet) -> str:
         told.append(("untold", "The last state is the sample; earlier ones are the way to it."))
     if not draws.complete:
         told.append(("untold", "Only a part was kept: the model cannot be evaluated here."))
-    kinds = {
+    kinds: dict[str, object] = {
         unit: chains,
         "draws of each": length,
         "numbers per draw": size,
-        "sampler": draws.attrs.get("sampler", "unknown"),
-        "seconds": f"{draws.seconds:.3g}",
-        "steps": draws.num_steps,
-        "batches": "minibatches" if draws.minibatch else "all data",
     }
+    if "sampler" in draws.attrs:
+        kinds["sampler"] = draws.attrs["sampler"]
+    if not math.isnan(draws.seconds):
+        kinds["seconds"] = f"{draws.seconds:.3g}"
+    if draws.num_steps:
+        kinds["steps"] = draws.num_steps
+        kinds["batches"] = "minibatches" if draws.minibatch else "all data"
     if draws.attrs.get("ended_by"):
         kinds["ended by"] = draws.attrs["ended_by"]
     stats = [
@@ -47,7 +58,7 @@ def html_of(draws: DrawSet) -> str:
     ]
     tensors = [(name, " x ".join(map(str, each))) for name, each in draws.shapes.items()]
     return _html.block(
-        f"Draws: {chains} {unit} x {length} draws x {size}",
+        f"Draws: {counts_of(draws)}",
         _html.notes(told),
         _html.pairs(kinds),
         _html.details(

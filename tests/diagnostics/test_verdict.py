@@ -344,3 +344,10 @@ def test_draws_where_the_gradient_overflows_are_told():
     draws = pvi.Draws.from_tensor(torch.full((4, 50, 1), 2.0).double(), potential=density)
     kinds = [found.kind for found in draws.diagnose(verbose=False).findings]
     assert "not stationary" in kinds
+
+
+def test_iterates_that_are_cold_were_set_to_no_temperature():
+    iterates = pvi.Draws.from_tensor(0.1 * torch.randn(4, 200, 20, dtype=torch.float64), TARGET)
+    (finding,) = [f for f in iterates.diagnose(verbose=False).findings if f.kind == "too cold"]
+    assert "that of the posterior is 1" in finding.problem
+    assert "pvi.sgdvi.plan" in finding.advice

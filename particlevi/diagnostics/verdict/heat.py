@@ -120,7 +120,9 @@ def _judge(
     off = is_off(measured, expected, target)
     if not off:
         return
-    size = f"{measured.mean:.3g} +- {measured.mcse:.2g}, set to {target:g}"
+    was_set = "temperature" in draws.stats
+    wanted = f"set to {target:g}" if was_set else "that of the posterior is 1"
+    size = f"{measured.mean:.3g} +- {measured.mcse:.2g}, {wanted}"
     if expected.high < target:
         size += f", where {expected.high:.3g} is the sampler's law at this step"
     what = f"the {kind} temperature{where} is {size}"
@@ -136,6 +138,13 @@ def _judge(
     elif off > 0:
         problem = f"Too hot by {off:.0%}: {what}. {_cause(draws)} widens the draws."
         verdict.add("too hot", "wrong", problem, _cooling(draws, off), **numbers)
+    elif not was_set:
+        problem = (
+            f"Too cold by {-off:.0%}: {what}. Nothing set the temperature of these draws: "
+            "iterates of an optimiser that ends near a minimum are as cold as this."
+        )
+        advice = "Take a sampler, or a rate and a batch size by pvi.sgdvi.plan."
+        verdict.add("too cold", "wrong", problem, advice, **numbers)
     else:
         problem = (
             f"Too cold by {-off:.0%}: {what}. The step is large for the curvature, or chains have "
