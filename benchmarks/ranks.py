@@ -1,6 +1,6 @@
 """How much of several processes a run gets: efficiency, and a model of its cost.
 
-    python -m benchmarks.ranks [--repetitions 5] [--only chains|compiled|svgd]
+    python -m benchmarks.ranks [--repetitions 5] [--only chains|compiled|large|svgd]
 
 One thread per process. A step is timed as the difference of a long and a short run, so that what a
 run takes once does not count. For each kind of run there are three times in turn:
@@ -40,10 +40,11 @@ from particlevi.distributed import Peers
 from tests.processes import forked
 
 CHAINS, STEIN, PARAMS = 16, 64, 1_000_000
-LENGTHS = {"chains": (100, 900), "compiled": (100, 2100), "svgd": (1, 6)}
+LENGTHS = {"chains": (100, 900), "compiled": (100, 2100), "large": (20, 120), "svgd": (1, 6)}
 NAMES = {
     "chains": "16 chains, D = 16 701",
     "compiled": "the same, compiled",
+    "large": "the same, on all data",
     "svgd": "SVGD (64, 1e6)",
 }
 
@@ -69,12 +70,14 @@ def net(width: int, depth: int) -> tuple[Any, Any]:
     return potential, (x, y)
 
 
-def chains(steps: int, processes: str, compile: bool = False) -> None:
+def chains(
+    steps: int, processes: str, compile: bool = False, batch_size: int | None = 64
+) -> None:
     """A run of chains."""
     potential, data = net(100, 2)
     run = {"num_particles": CHAINS, "num_draws": steps // 10, "thin": 10, "seed": 0}
     run |= {"processes": processes, "compile": compile, "progress": False}
-    pvi.sample(pvi.sghmc(potential), data, batch_size=64, step_size=1e-4, **run)
+    pvi.sample(pvi.sghmc(potential), data, batch_size=batch_size, step_size=1e-4, **run)
 
 
 def stein(steps: int, processes: str) -> None:
@@ -87,7 +90,12 @@ def stein(steps: int, processes: str) -> None:
     pvi.sample(pvi.svgd(potential), data, batch_size=64, step_size=1e-4, **run)
 
 
-JOBS = {"chains": chains, "compiled": partial(chains, compile=True), "svgd": stein}
+JOBS = {
+    "chains": chains,
+    "compiled": partial(chains, compile=True),
+    "large": partial(chains, batch_size=None),
+    "svgd": stein,
+}
 
 
 def step_of(number: int, name: str, processes: str) -> Times:
