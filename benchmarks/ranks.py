@@ -70,9 +70,7 @@ def net(width: int, depth: int) -> tuple[Any, Any]:
     return potential, (x, y)
 
 
-def chains(
-    steps: int, processes: str, compile: bool = False, batch_size: int | None = 64
-) -> None:
+def chains(steps: int, processes: str, compile: bool = False, batch_size: int | None = 64) -> None:
     """A run of chains."""
     potential, data = net(100, 2)
     run = {"num_particles": CHAINS, "num_draws": steps // 10, "thin": 10, "seed": 0}

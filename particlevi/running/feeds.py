@@ -23,7 +23,7 @@ LONGEST = 100
 _MOST_NUMBERS = 2**21
 """In the buffers of a feed."""
 
-_CHEAP_COPY = 2**12
+_CHEAP_COPY = 2**16
 """Numbers of a step up to which it costs less to copy them than to make short blocks."""
 
 Draw = Callable[[ParticleStreams], Any]
@@ -148,7 +148,7 @@ def feed_of(draw: Draw, streams: ParticleStreams, trial: Draw | None = None) -> 
     most = max(1, min(LONGEST, _MOST_NUMBERS // max(1, numbers)))
     if not keys:
         return Stacked(draw, streams, example, most)
-    if shortest_block(keys) < LONGEST and numbers <= _CHEAP_COPY:
+    if numbers <= _CHEAP_COPY:
         return Joined(keys, streams, structure, most)
     return Direct(keys, streams, structure)
 

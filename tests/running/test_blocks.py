@@ -245,8 +245,8 @@ def feeds():
         return streams.normal((3, 700)), streams.uniform((3, 5), torch.float64)
 
     yield Joined, two
-    yield Direct, lambda streams: streams.normal((3, 5))
-    yield Direct, lambda streams: streams.normal((9, 700))
+    yield Joined, lambda streams: streams.normal((3, 5))
+    yield Direct, lambda streams: streams.normal((90, 800))
     yield Stacked, lambda streams: streams.normal((3, 5)) + 1
     yield Stacked, lambda streams: (streams.normal((3, 5)), streams.normal((3, 5)))
     yield Stacked, lambda streams: streams.shared.normal((4,))
