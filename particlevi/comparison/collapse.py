@@ -22,6 +22,7 @@ from particlevi.potentials.potential import ModelPotential
 from particlevi.running.sampling import sample
 from particlevi.samplers.sghmc import sghmc
 from particlevi.streams import ParticleStreams
+from particlevi.tuning import suggest_step_size
 
 __all__ = ["Collapse", "CollapseWarning", "check_collapse"]
 
@@ -122,7 +123,8 @@ def check_collapse(
         batch_size: data per gradient; all if absent.
         num_steps: of the reference.
         step_size: of the reference; half of ``1 / sqrt(L)`` if absent, with L the largest
-            curvature of the potential at four of the particles.
+            curvature of the potential at four of the particles; shorter with minibatches, which
+            then heat the reference by a tenth at most.
         seed: of the reference.
 
     Returns:
@@ -147,15 +149,26 @@ def check_collapse(
     chosen = as_kernel(kernel).bind(potential)
     gradient = value_and_grad(potential, particles, batch, potential.chunk_size).gradient
     attraction, repulsion = chosen.direction(particles, -gradient)
-    if step_size is None:
+    friction = None
+    if step_size is None and batch_size is not None:
+        chosen_step = suggest_step_size(
+            potential,
+            checked,
+            batch_size=batch_size,
+            at=particles[:4],
+            friction=None,
+            verbose=False,
+        )
+        step_size, friction = chosen_step.momentum, chosen_step.friction
+    elif step_size is None:
         curvature = largest_curvature(potential, particles[:4], checked)
         step_size = 0.5 / math.sqrt(max(curvature, 1e-12))
     check_positive("step_size", step_size)
     count = min(_REFERENCE_DRAWS, num_steps // 2)
     thin = num_steps // 2 // count
     reference = sample(
-        sghmc(potential, friction=0.5 / step_size),
-        data,
+        sghmc(potential, friction=0.5 / step_size if friction is None else friction),
+        checked,
         step_size=step_size,
         batch_size=batch_size,
         initial=particles,

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 import particlevi as pvi
 from particlevi.comparison import Collapse, CollapseWarning
@@ -40,6 +41,28 @@ def test_no_warning_where_there_is_no_collapse():
     assert not found.collapsed
     assert 0.6 < found.variance_ratio < 1.6
     assert 1 < found.effective_rank < 100
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.1])
+@pytest.mark.parametrize("given", ["tensors", "minibatches", "loader"])
+def test_the_noise_of_minibatches_is_not_taken_for_variance(given, scale):
+    """Draws of the posterior have not collapsed, whatever the data come in."""
+    num, size = 400, 5
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(num, size, generator=generator, dtype=F64)
+    target = pvi.from_log_likelihood(
+        lambda theta: 0 * theta.sum(-1),
+        lambda theta, batch: -0.5 * (batch[0] - theta.unsqueeze(1)).square().sum(-1),
+        size, num, vectorized=True, dtype=F64,
+    )  # fmt: skip
+    z = torch.randn(100, size, generator=generator, dtype=F64)
+    points = x.mean(0) + scale * z / num**0.5
+    draws = pvi.Draws.from_tensor(points.unsqueeze(1), target, kind="particles")
+    data = DataLoader(TensorDataset(x), 10, shuffle=True) if given == "loader" else (x,)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CollapseWarning)
+        found = pvi.check_collapse(draws, data, batch_size=10 if given == "minibatches" else None)
+    assert found.collapsed == (scale < 1)
 
 
 def particles_of(precision, particles):
