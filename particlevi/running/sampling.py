@@ -36,7 +36,8 @@ from particlevi.storage import checkpoint as files
 from particlevi.storage.ondisk import as_storage
 from particlevi.storage.recording import describe_keep
 from particlevi.storage.store import Storage
-from particlevi.tuning.automatic import Setup, most_draws, prepare
+from particlevi.tuning.automatic import Setup, affordable, most_draws, prepare
+from particlevi.tuning.chosen import because
 from particlevi.tuning.memory import recall
 from particlevi.tuning.stability import check_before_run
 from particlevi.typing import Potential, Sampler, Schedule, Tuner
@@ -44,6 +45,10 @@ from particlevi.typing import Potential, Sampler, Schedule, Tuner
 __all__ = ["Initial", "Watcher", "resume", "sample"]
 
 _CHAINS, _WARMUP_OF_A_TUNER = 8, 500
+_SHORTENED = (
+    "The warm-up takes {} steps in place of {}, as many as fit into half of what the start left of "
+    "max_seconds."
+)
 _DRAWS = 1000
 
 Start: TypeAlias = Literal[
@@ -109,7 +114,8 @@ def sample(
             far as the potential has it (``potential.starts.methods``); a tensor ``[P, D]``; a
             ``state_dict`` (or values of Pyro's sites), or a list of them, one per particle; or
             ``Draws``, whose chains are gone on with from their last draws.
-        num_warmup: steps not kept; none unless step sizes are tuned, 500 for a tuner of yours.
+        num_warmup: steps not kept; none unless step sizes are tuned, 500 for a tuner of yours. In
+            one process, and not compiled, they are chosen to take half of ``max_seconds`` at most.
         num_draws: T; if absent as many as chosen where step sizes are tuned or there is a target,
             4000 at most, and 1000 else.
         target_ess: the run ends when the smallest effective sample size, of bulk and tail, is this,
@@ -179,6 +185,7 @@ def sample(
     check_seed("seed", seed)
     ends = Ends(target_ess, target_rhat, max_seconds)
     until_converged = num_draws is None and not isinstance(_sampled(sampler), Sampler)
+    budget: float | None = None
     watcher = ends.added_to(monitor, until_converged)
     what, storage = _sampled(sampler), as_storage(store)
     if not are_several(processes):  # Several find out together, when the store is opened.
@@ -191,6 +198,8 @@ def sample(
             what, data, step_size, tuner, num_particles, initial, batch_size, int(seed), fewest
         )
         tuner = dataclasses.replace(setup.tuner, until_converged=until_converged)
+        # Nothing tells beforehand what compiling takes, nor how fast compiled steps are.
+        budget = None if num_warmup is not None or compile else ends.seconds
         what, initial, num_particles = setup.sampler, setup.initial, None
         num_warmup = setup.num_warmup if num_warmup is None else num_warmup
         num_draws = setup.num_draws if num_draws is None else num_draws
@@ -219,6 +228,13 @@ def sample(
     world = world_of(processes, what, len(start))
     _check_apart(world, compile)
     start = start[world.mine.start : world.mine.stop]
+    if budget is not None and world.alone:  # Clocks of several processes do not agree.
+        with torch.no_grad(), global_seed(int(seed)), pinned(what.potential.device):
+            left = budget - (time.perf_counter() - began)
+            most = affordable(what, data, start, batch_size, left)
+        if most < num_warmup:
+            assert isinstance(tuner, because)
+            num_warmup, tuner = most, tuner.and_because(_SHORTENED.format(most, num_warmup))
     saving = _saving(checkpoint)
     settings = Settings(
         num_particles=len(start),

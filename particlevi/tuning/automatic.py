@@ -43,19 +43,20 @@ from particlevi.tuning.energy_error import energy_error, harmless
 from particlevi.tuning.ensemble import approach
 from particlevi.tuning.landscape import Surroundings
 from particlevi.tuning.objective import Objective
-from particlevi.tuning.pilot import taken
+from particlevi.tuning.pilot import seconds_of, taken
 from particlevi.tuning.start import Start, find_start
 from particlevi.tuning.step_size import suggest_step_size
 from particlevi.tuning.windows import windows
 from particlevi.typing import Potential, Sampler, Tuner
 
-__all__ = ["Setup", "most_draws", "prepare"]
+__all__ = ["Setup", "affordable", "most_draws", "prepare"]
 
 _MOST_BYTES = 2**28
 _DECOHERENCE_OF_A_NET = 4.0
 _FEWEST_OF_AN_ENSEMBLE = 64
 _FRACTION = {"overdamped": 0.1, "momentum": 0.25}
 _WARMUP, _CHAINS, _LONGER_OFF_MODE = 400, 8, 4
+_SHARE_OF_WARMUP, _FEWEST_STEPS = 0.5, 20
 _FEWEST_POOLED = {"trajectories": 8, "steps of trajectories": 4}
 
 
@@ -159,6 +160,22 @@ def most_draws(initial: Tensor) -> int:
     """Of a run that ends when it has reached a target, from starts ``[P, D]``; memory bounds it."""
     size = initial.numel() * initial.element_size()
     return max(100, min(4000, _MOST_BYTES // size))
+
+
+def affordable(
+    sampler: Sampler, data: DataLike, points: Tensor, batch_size: int | None, seconds: float
+) -> int:
+    """Steps of a warm-up that takes half of so many seconds at the most, but twenty at the least.
+
+    Args:
+        sampler: what moves.
+        data: as given to ``sample``.
+        points: where chains start, ``[P, D]``.
+        batch_size: B.
+        seconds: that are left of the budget.
+    """
+    one = seconds_of(sampler, as_data(data, sampler.potential), points, batch_size)
+    return max(_FEWEST_STEPS, int(_SHARE_OF_WARMUP * seconds / one))
 
 
 def _is_ensemble(start: Start) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -77,6 +77,10 @@ class because:
     def settings(self) -> Mapping[str, JSON]:
         """Those of the tuner."""
         return self.tuner.settings
+
+    def and_because(self, reason: str) -> because:
+        """The same with one more reason."""
+        return replace(self, reasons=(*self.reasons, reason))
 
     def init(self, position: Tensor, controls: Controls) -> Any:
         """As the tuner."""

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 import particlevi as pvi
 from particlevi.data.loaders import LoaderData
+from particlevi.tuning import automatic
 from particlevi.tuning.bounded_heat import bounded_heat
 from particlevi.tuning.chosen import because
 from tests.registry import SAMPLERS
@@ -240,6 +241,23 @@ def test_a_run_that_ends_before_its_target_warns():
     with pytest.warns(pvi.errors.NotConvergedWarning, match="before its first draw"):
         draws = pvi.sample(TARGET, monitor=short, **options)
     assert draws.attrs["ended_by"].startswith("max_seconds")
+
+
+@pytest.mark.parametrize(("one_step", "steps"), [(10.0, 49), (1e-6, 400)])
+def test_a_warm_up_takes_half_of_the_budget_at_most(one_step, steps, monkeypatch):
+    """Of 1000 seconds, the start takes less than 20."""
+    monkeypatch.setattr(automatic, "seconds_of", lambda *rest: one_step)
+    draws = pvi.sample(TARGET, num_draws=2, max_seconds=1000, progress=False)
+    assert draws.attrs["num_warmup"] == steps
+    shortened = "in place of 400" in draws.attrs["tuning"]["reasons"][-1]
+    assert shortened == (steps < 400)
+
+
+def test_a_warm_up_of_a_budget_that_is_gone_is_short_and_one_that_is_given_stays(monkeypatch):
+    monkeypatch.setattr(automatic, "seconds_of", lambda *rest: 1e4)
+    options = {"num_draws": 2, "max_seconds": 1000, "progress": False}
+    assert pvi.sample(TARGET, **options).attrs["num_warmup"] == 20
+    assert pvi.sample(TARGET, num_warmup=33, **options).attrs["num_warmup"] == 33
 
 
 def test_points_far_from_the_posterior_are_not_begun_at():
