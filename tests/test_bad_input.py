@@ -533,7 +533,7 @@ DRAWS = run(regression(), data(), num_draws=3)
         ({"inputs": torch.zeros(2, 4)}, ValueError, r"Linear failed .*\[2, 4\]"),
         ({"inputs": torch.full((2, 3), NAN)}, ValueError, r"inputs\[0\] must be finite, got 6"),
         ({"inputs": torch.zeros(0, 3)}, ValueError, "inputs must hold at least one"),
-        ({"inputs": [[0.0] * 3]}, TypeError, "inputs must be made of dense tensors"),
+        ({"inputs": [[0.0] * 3]}, TypeError, "must be made of dense tensors"),
         ({"quantiles": (1.5,)}, ValueError, r"quantiles .* got \(1.5,\)"),
         ({"thin": 0}, ValueError, "thin .* got 0"),
         ({"chunk_size": 0}, ValueError, "chunk_size .* got 0"),
