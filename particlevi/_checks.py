@@ -39,6 +39,8 @@ __all__ = [
     "is_word",
 ]
 
+_LONGEST = 200
+
 
 def is_number(value: Any) -> bool:
     """Whether ``value`` is a real number, of numpy too, booleans excluded."""
@@ -58,7 +60,8 @@ def is_word(value: Any, word: str) -> bool:
 def _shown(value: Any) -> str:
     if isinstance(value, (Tensor, np.ndarray)) and value.ndim:
         return f"a {type(value).__name__} {list(value.shape)}"
-    return repr(value)
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 
 def _is_finite(value: Any) -> bool:

@@ -329,11 +329,12 @@ class DrawSet:
         """The potential.
 
         Raises:
-            ValueError: the draws were loaded without it.
+            ValueError: the draws came without it.
         """
         if self.potential is None:
             raise ValueError(
-                "These draws were loaded without their potential: pvi.load(path, potential=...)."
+                "These draws came without their potential: pvi.load(path, potential=...), "
+                "recorder.draws(potential), or dataclasses.replace(draws, potential=...)."
             )
         return self.potential
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from particlevi import _html
-from particlevi._checks import check_fraction, check_positive_int
+from particlevi._checks import check_fraction, check_has, check_positive_int
 from particlevi.diagnostics import arviz
 from particlevi.diagnostics.temperatures import Temperature
 from particlevi.draws import Draws
@@ -65,9 +65,11 @@ class Status(NamedTuple):
     edge: float
 
     def __str__(self) -> str:
+        cost = "" if math.isnan(self.cost) else f", cost {self.cost:.1%}"
+        slope = self.gradient_norm
         parts = [
-            f"{self.steps} steps, {self.records} records, cost {self.cost:.1%}",
-            f"rate {self.rate:.3g}, gradient norm {self.gradient_norm:.3g}",
+            f"{self.steps} steps, {self.records} records{cost}",
+            f"rate {self.rate:.3g}" + ("" if math.isnan(slope) else f", gradient norm {slope:.3g}"),
         ]
         if self.noise is not None:
             parts.append(
@@ -113,8 +115,9 @@ class Recorder:
         max_bytes: of the points kept.
 
     Raises:
-        ValueError: an argument out of its range, a module without trainable parameters, ``loss``
-            without ``probe``.
+        TypeError: an optimiser without hooks on its steps.
+        ValueError: an argument out of its range, a module without trainable parameters or none of
+            the optimiser's, ``loss`` without ``probe``.
 
     Examples:
         >>> import torch, particlevi as pvi
@@ -151,6 +154,14 @@ class Recorder:
             raise ValueError(
                 "loss and probe belong together: loss(probe) is the mean training loss on a batch "
                 f"of data, got {'no loss' if loss is None else 'no probe'}."
+            )
+        members = ("register_step_pre_hook", "register_step_post_hook", "param_groups")
+        check_has("optimizer", optimizer, members, "an optimiser as those of torch.optim")
+        moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if not any(id(p) in moved for p in trainable(module).values()):
+            raise ValueError(
+                f"The optimiser has none of the trainable parameters of {type(module).__name__}: "
+                "give the module that it trains."
             )
         self.module: nn.Module = module
         self.optimizer: torch.optim.Optimizer = optimizer

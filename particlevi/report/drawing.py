@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from particlevi import _html
+from particlevi.data import as_data
 from particlevi.diagnostics import convergence, temperatures
 from particlevi.diagnostics.predictive import predict
 from particlevi.diagnostics.summary import summary
@@ -141,9 +141,9 @@ def _predictions(draws: DrawSet, test_data: Any, thin: int) -> str:
     model = draws.model()
     if model.likelihood is None:
         return ""
-    given = plain_targets(test_data[-1], "The page of test_data")
-    inputs, targets = tuple(test_data[:-1]), torch.as_tensor(given).cpu()
-    asked = inputs if len(inputs) > 1 else inputs[0]
+    *inputs, given = as_data(test_data, model, complete=False, name="test_data").whole().data
+    targets = plain_targets(given, "The page of test_data").cpu()
+    asked = tuple(inputs) if len(inputs) > 1 else inputs[0]
     levels = tuple(np.linspace(0.05, 0.95, 19))
     ends = () if model.likelihood.classes or model.likelihood.binary else levels
     prediction = predict(draws, asked, quantiles=ends, thin=thin)

@@ -225,3 +225,11 @@ def test_a_run_without_a_draw_says_how_to_get_some(ask):
     draws = pvi.Draws.from_tensor(torch.empty(4, 0, model.num_params), model)
     with pytest.raises(ValueError, match="max_seconds"):
         ask(draws)
+
+
+def test_what_was_given_is_not_told_at_length():
+    weights = {f"layer{k}.weight": torch.randn(9, 9) for k in range(20)}
+    model = pvi.from_module(torch.nn.Linear(3, 1), pvi.Gaussian(1.0), pvi.Normal(1.0), 8)
+    with pytest.raises(TypeError, match="a list of the module's state_dicts") as caught:
+        pvi.Draws.from_state_dicts(model, weights)
+    assert len(str(caught.value)) < 400

@@ -238,3 +238,21 @@ print(*set(sys.modules) - before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_an_optimiser_of_another_module_is_refused():
+    other = torch.optim.SGD(nn.Linear(3, 1).parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="none of the trainable parameters of Linear"):
+        Recorder(nn.Linear(3, 1), other)
+
+
+def test_what_is_no_optimiser_is_named():
+    net = nn.Linear(3, 1)
+    with pytest.raises(TypeError, match="optimizer must be an optimiser"):
+        Recorder(net, net.parameters())
+
+
+def test_before_the_first_step_no_number_is_told():
+    net = nn.Linear(3, 1)
+    recorder = Recorder(net, torch.optim.SGD(net.parameters(), lr=0.1))
+    assert str(recorder) == "0 steps, 0 records; rate 0.1"

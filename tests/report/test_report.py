@@ -206,3 +206,12 @@ def test_the_module_runs():
     )
     assert done.returncode == 0
     assert "report" in done.stdout
+
+
+def test_held_out_data_may_come_from_a_loader(tmp_path):
+    x = torch.randn(30, 2)
+    model = pvi.from_module(torch.nn.Linear(2, 1), pvi.Gaussian(0.5), pvi.Normal(1.0), num_data=30)
+    draws = pvi.Draws.from_tensor(torch.randn(2, 8, 3), model)
+    held = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, x[:, :1]), batch_size=8)
+    html = draws.report(tmp_path / "a.html", test_data=held).read_text()
+    assert "root mean squared error" in html
