@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -146,11 +147,12 @@ def _from_matrix(noise: GradientNoise, top: int, centered: bool, seed: int, rank
     matrix = _matrix(noise, centered)
     n, d, like = noise.num_data, noise.num_params, noise.position
     found = top_of_matrix(matrix, top, seed)
-    values, residual = found.eigenvalues, found.error
-    rounding = torch.finfo(like.dtype).eps * float(values[0])
+    values, residual = found.eigenvalues.numpy(), found.error.numpy()
+    rounding = torch.finfo(like.dtype).eps * values[0]
     none = values <= 100 * rounding
     if n < d:
-        residual = torch.where(none, residual, residual * (values[0] / values).sqrt())
+        longer = np.divide(values[0], values, out=np.ones_like(values), where=~none)
+        residual = residual * np.sqrt(longer)
 
     def find() -> Tensor:
         inside = found.vectors
@@ -158,11 +160,12 @@ def _from_matrix(noise: GradientNoise, top: int, centered: bool, seed: int, rank
         if n >= d:
             return inside.to(like)
         weights = (inside - inside.mean(0) if centered else inside).to(like)
-        return _orthonormal(noise._combined(weights), (values * n).sqrt(), none, seed)
+        lengths = (found.eigenvalues * n).sqrt()
+        return _orthonormal(noise._combined(weights), lengths, torch.from_numpy(none), seed)
 
     return Spectrum(
-        eigenvalues=values,
-        error=residual.clamp(min=10 * rounding),
+        eigenvalues=found.eigenvalues,
+        error=torch.from_numpy(np.maximum(residual, 10 * rounding)),
         trace=found.trace,
         num_params=d,
         num_data=n,

@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from particlevi._shown import Shown
+from particlevi.noise.samples import Array
 
 __all__ = [
     "Spectrum",
@@ -122,7 +124,7 @@ def sum_of_squares(rows: Tensor) -> float:
 
 def spectrum_of_matrix(matrix: Tensor, num_params: int, num_data: int) -> Spectrum:
     """All eigenvalues of a matrix in float64, whose lower half is overwritten."""
-    found = _eigenvalues(matrix, len(matrix))
+    found = torch.from_numpy(_in_place(matrix.cpu().numpy(), driver="ev"))
     size = torch.finfo(torch.float64).eps * len(found) * found[0]
     return Spectrum(
         eigenvalues=found.clamp(min=0),
@@ -134,44 +136,43 @@ def spectrum_of_matrix(matrix: Tensor, num_params: int, num_data: int) -> Spectr
     )
 
 
-def _eigenvalues(matrix: Tensor, top: int) -> Tensor:
-    """The largest, by LAPACK in the lower half of the matrix; some cost less than all."""
+def _in_place(matrix: Array, **options: Any) -> Array:
+    """Eigenvalues, largest first, by LAPACK in the lower half of the matrix."""
     from scipy.linalg import eigvalsh
 
-    size = len(matrix)
-    some: dict[str, Any] = {"driver": "ev"}
-    if top < size and size > _TINY:
-        some = {"driver": "evr", "subset_by_index": [size - top, size - 1]}
-    # The transpose is column-major, so LAPACK works in place.
-    values = eigvalsh(
-        matrix.cpu().numpy().T, lower=False, overwrite_a=True, check_finite=False, **some
-    )
-    return torch.from_numpy(values[-top:].copy()).flip(0)
+    # The transpose is column-major, so that no copy is made.
+    values = eigvalsh(matrix.T, lower=False, overwrite_a=True, check_finite=False, **options)
+    found: Array = values[::-1].copy()
+    return found
 
 
 def top_of_matrix(matrix: Tensor, top: int, seed: int) -> Spectrum:
     """The largest eigenvalues of a positive matrix in float64, whose lower half is overwritten."""
-    size, trace = len(matrix), float(matrix.trace())
+    size = len(matrix)
     if least_columns(top) < most_columns(size):
         return top_spectrum(
-            matrix.__matmul__, top, trace, num_params=size, num_data=size, like=matrix, seed=seed,
-            tolerance=1e-4,
+            matrix.__matmul__, top, float(matrix.trace()), num_params=size, num_data=size,
+            like=matrix, seed=seed, tolerance=1e-4,
         )  # fmt: skip
-    diagonal = matrix.diagonal().clone()
-    values = _eigenvalues(matrix, top)
+    array = matrix.cpu().numpy()
+    diagonal = array.diagonal().copy()
+    which = [size - top, size - 1]
+    if size <= _TINY:
+        values = torch.linalg.eigvalsh(matrix).cpu().numpy()[: -top - 1 : -1].copy()
+    else:
+        values = _in_place(array, driver="evr", subset_by_index=which)
 
     def vectors() -> Tensor:
         from scipy.linalg import eigh
 
-        matrix.diagonal().copy_(diagonal)
-        upper = matrix.cpu().numpy().T
-        kept = eigh(upper, lower=True, subset_by_index=[size - top, size - 1])[1]
+        np.fill_diagonal(array, diagonal)
+        kept = eigh(array.T, lower=True, subset_by_index=which)[1]
         return torch.from_numpy(kept[:, ::-1].copy())
 
     return Spectrum(
-        eigenvalues=values.clamp(min=0),
-        error=torch.full_like(values, torch.finfo(torch.float64).eps * size * float(values[0])),
-        trace=trace,
+        eigenvalues=torch.from_numpy(np.maximum(values, 0)),
+        error=torch.full((top,), np.finfo(float).eps * size * values[0], dtype=torch.float64),
+        trace=float(diagonal.sum()),
         num_params=size,
         num_data=size,
         complete=top >= size,

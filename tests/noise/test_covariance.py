@@ -208,6 +208,14 @@ def test_eigenvectors_where_the_noise_has_fewer_directions():
     assert float((noise.dense() @ found.vectors[:, 1:]).norm()) < 1e-14
 
 
+def test_data_without_any_noise_have_eigenvalues_of_zero():
+    x, y = data()
+    same = x[:1].repeat(5, 1), y[:1].repeat(5)
+    found = pvi.noise.measure(net(), same, nn.functional.cross_entropy).spectrum(top=2)
+    assert found.eigenvalues.abs().max() < 1e-14
+    assert found.vectors.isfinite().all()
+
+
 def test_a_spectrum_travels_with_its_eigenvectors():
     found = wide().spectrum(top=3)
     there = pickle.loads(pickle.dumps(found))
