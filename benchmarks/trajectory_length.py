@@ -7,6 +7,9 @@ and of their squares around the mean. Gradients are those of the warm-up and of 
 whose largest R-hat is above 1.05 has no number.
 
     python benchmarks/trajectory_length.py FOLDER [--chains 16] [--seeds 2] [--steps 2000]
+
+With ``--fixed 1.5708 1.2`` mean lengths beside each other, with the metric of the automatic choice:
+the smallest ESS of the quantities, and that of their squares, for the gradients after the warm-up.
 """
 
 from __future__ import annotations
@@ -21,9 +24,9 @@ import torch
 
 import particlevi as pvi
 from particlevi.diagnostics import arviz
-from particlevi.tuning.automatic import prepare
+from particlevi.tuning.automatic import Setup, prepare
 from particlevi.tuning.windows import windows
-from tests.reference.models import Files, make
+from tests.reference.models import Files, Model, make
 
 MODELS = [
     "arK-arK",
@@ -38,18 +41,46 @@ VARIANTS = [
 ]
 
 
-def per_gradient(name: str, files: Files, options: argparse.Namespace, seed: int) -> list[float]:
-    """Effective draws per 1000 gradients of each variant."""
+def begun(name: str, files: Files, chains: int, seed: int) -> tuple[Model, Setup, windows]:
+    """A model, and what the automatic choice makes of it."""
     model = make(name, files)
     target = pvi.from_log_density(
         model.log_density, len(model.start), vectorized=True, dtype=torch.float64
     )
     generator = torch.Generator().manual_seed(seed)
-    points = torch.randn(options.chains, len(model.start), generator=generator).double()
+    points = torch.randn(chains, len(model.start), generator=generator).double()
     with torch.no_grad():
         setup = prepare(target, None, points, generator)
     chosen = setup.tuner.tuner
     assert isinstance(chosen, windows)
+    return model, setup, chosen
+
+
+def of_fixed(name: str, files: Files, options: argparse.Namespace, seed: int) -> list[str]:
+    """Effective draws per 1000 gradients, of means and of squares, at each fixed length."""
+    model, setup, chosen = begun(name, files, options.chains, seed)
+    found = []
+    for length in options.fixed:
+        draws = pvi.sample(
+            setup.sampler,
+            initial=setup.initial,
+            tuner=dataclasses.replace(chosen, trajectory_length=length),
+            num_warmup=setup.num_warmup,
+            num_draws=options.steps // 2,
+            thin=2,
+            seed=seed,
+            progress=False,
+        )
+        values = model.quantities(draws.particles).numpy()
+        parts = values, (values - values.mean((0, 1))) ** 2
+        unit = 1000 / (options.steps * options.chains)
+        found.append(", ".join(f"{unit * float(arviz.ess(part).min()):.0f}" for part in parts))
+    return found
+
+
+def per_gradient(name: str, files: Files, options: argparse.Namespace, seed: int) -> list[float]:
+    """Effective draws per 1000 gradients of each variant."""
+    model, setup, chosen = begun(name, files, options.chains, seed)
     assert chosen.start is not None
     scales = chosen.start if chosen.start.ndim == 1 else chosen.start.square().sum(1).sqrt()
     found = []
@@ -88,12 +119,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--models", nargs="*", default=MODELS)
+    parser.add_argument("--fixed", nargs="*", type=float)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     files = Files(options.folder)
-    print("| posterior |", " | ".join(f"{metric}, {length}" for metric, length in VARIANTS), "|")
-    print("|", " | ".join(["---"] * (1 + len(VARIANTS))), "|")
+    heads = [f"{metric}, {length}" for metric, length in VARIANTS]
+    if options.fixed:
+        heads = [f"{length:.3g}" for length in options.fixed]
+    print("| posterior |", " | ".join(heads), "|")
+    print("|", " | ".join(["---"] * (1 + len(heads))), "|")
     for name in options.models:
+        if options.fixed:
+            told = [of_fixed(name, files, options, seed) for seed in range(options.seeds)]
+            print(f"| {name} |", " | ".join(map(" / ".join, zip(*told, strict=True))), "|")
+            continue
         rows = [per_gradient(name, files, options, seed) for seed in range(options.seeds)]
         cells = [" / ".join(f"{value:.0f}" for value in each) for each in zip(*rows, strict=True)]
         print(f"| {name} |", " | ".join(cells), "|", flush=True)
