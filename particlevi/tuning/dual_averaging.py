@@ -18,7 +18,7 @@ grows by d, the share of chains whose trajectory ended, and d takes the place of
     H_t    = (1 - d / (t + t_0)) H_{t-d} + d (A - a_t) / (t + t_0)
     log hb = d max(t, 1)^-kappa log h + (1 - d max(t, 1)^-kappa) log hb
 
-There it ended at 0.78 to 0.88. While ``1 - a`` is below a tenth of ``1 - A`` in a running mean,
+There it ends at 0.84 to 0.95. While ``1 - a`` is below a tenth of ``1 - A`` in a running mean,
 d is 1: errors are small whenever they were made, and h is far too short.
 
 Reference: Hoffman and Gelman, "The No-U-Turn Sampler", 2014, section 3.2.
