@@ -170,4 +170,4 @@ def test_false_alarms_are_five_in_a_hundred(model, num_starts):
         )
         alarms += found.moved
     print(f"{model} {num_starts}: {alarms} of {runs}")
-    assert abs(alarms / runs - 0.05) <= 0.03
+    assert 4 <= alarms <= 16
