@@ -56,21 +56,27 @@ def begun(name: str, files: Files, chains: int, seed: int) -> tuple[Model, Setup
     return model, setup, chosen
 
 
+def sampled(setup: Setup, tuner: windows, steps: int, seed: int) -> pvi.Draws:
+    """Draws of so many steps after the warm-up."""
+    return pvi.sample(
+        setup.sampler,
+        initial=setup.initial,
+        tuner=tuner,
+        num_warmup=setup.num_warmup,
+        num_draws=steps // 2,
+        thin=2,
+        seed=seed,
+        progress=False,
+    )
+
+
 def of_fixed(name: str, files: Files, options: argparse.Namespace, seed: int) -> list[str]:
     """Effective draws per 1000 gradients, of means and of squares, at each fixed length."""
     model, setup, chosen = begun(name, files, options.chains, seed)
     found = []
     for length in options.fixed:
-        draws = pvi.sample(
-            setup.sampler,
-            initial=setup.initial,
-            tuner=dataclasses.replace(chosen, trajectory_length=length),
-            num_warmup=setup.num_warmup,
-            num_draws=options.steps // 2,
-            thin=2,
-            seed=seed,
-            progress=False,
-        )
+        tuner = dataclasses.replace(chosen, trajectory_length=length)
+        draws = sampled(setup, tuner, options.steps, seed)
         values = model.quantities(draws.particles).numpy()
         parts = values, (values - values.mean((0, 1))) ** 2
         unit = 1000 / (options.steps * options.chains)
@@ -94,16 +100,7 @@ def per_gradient(name: str, files: Files, options: argparse.Namespace, seed: int
             start=start,
             trajectory_length=chosen.trajectory_length if length == "pi/2" else "chees",
         )
-        draws = pvi.sample(
-            setup.sampler,
-            initial=setup.initial,
-            tuner=tuner,
-            num_warmup=setup.num_warmup,
-            num_draws=options.steps // 2,
-            thin=2,
-            seed=seed,
-            progress=False,
-        )
+        draws = sampled(setup, tuner, options.steps, seed)
         values = model.quantities(draws.particles).numpy()
         both = np.concatenate([values, (values - values.mean((0, 1))) ** 2], -1)
         converged = float(arviz.rhat(both).max()) < 1.05
